@@ -1,0 +1,102 @@
+"""What a pass is: a frozen dataclass whose fields are its options, with ``needs``, ``plan`` and ``apply``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from onnxsqueeze.calibration import Statistics
+    from onnxsqueeze.codec import Graph
+    from onnxsqueeze.view import View
+
+__all__ = ["Gram", "Mean", "Need", "Pass", "Range", "Site", "Skip"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Asks for the power-of-two histogram, minimum and maximum of the float tensor ``tensor``."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Asks for the mean of ``tensor`` per index of ``axis`` (its channels)."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Asks for ``n``, ``Σx`` and ``Σxxᵀ`` over the input rows ``x`` that a linear operator reads from ``tensor``.
+
+    ``axis`` is the contracted axis of a Gemm or MatMul (-1: the last). With ``kernel`` set the rows are the
+    im2col patches of a Conv, ordered channel-major like its weight: ``x[(c·kh + i)·kw + j]``.
+    """
+
+    tensor: str
+    axis: int = -1
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    group: int = 1
+
+
+Need = Range | Mean | Gram
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that a pass will rewrite.
+
+    ``key`` is the name of the first output of the node concerned, ``action`` says in words what happens, ``detail``
+    holds the figures for the report (JSON values), ``error`` the predicted relative output error
+    ``‖Δy‖² / ‖y‖²`` and ``work`` whatever ``apply`` needs and ``plan`` already has.
+    """
+
+    key: str
+    action: str
+    detail: dict[str, object] = field(default_factory=dict)
+    error: float | None = None
+    work: object = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One place that a pass looked at and left alone, and why, in words for the user."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A rewrite of the graph. The fields of the dataclass are its options: ``min_rank`` is written ``min-rank``.
+
+    The engine calls ``needs`` (what to measure), collects it in one sweep over the calibration feeds, calls ``plan``
+    (pure: it must not touch the graph) and then ``apply`` for each site, and checks the result.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    min_opset: ClassVar[int] = 1
+    """The engine raises the model's opset to this before ``plan`` if there is anything to do."""
+    cleans_first: ClassVar[bool] = True
+    """Whether ``clean`` runs before this pass when the pipeline does not say so itself."""
+
+    def needs(self, view: View) -> Iterable[Need]:
+        """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""
+        return ()
+
+    @abstractmethod
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+        """Yield what would be done at each candidate place, and why nothing is done at the others."""
+
+    @abstractmethod
+    def apply(self, site: Site, graph: Graph) -> None:
+        """Rewrite one site in place."""

@@ -1,0 +1,66 @@
+"""The one exception tree; the exit code of the command line lives on the class.
+
+* SqueezeError 1
+  x UsageError 2: the caller asked for something that cannot be done as asked
+    + SpecError: pipeline text that does not parse
+    + UnknownPassError: a name that no pass has
+    + FeedError: calibration data that does not fit the model
+  x ModelError 3: the model file cannot be read, checked or run
+  x PassError 4: a pass broke its promise; this is our bug
+  x ToleranceError 5: the result is further from the original than allowed; nothing is written
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "FeedError",
+    "ModelError",
+    "PassError",
+    "SpecError",
+    "SqueezeError",
+    "ToleranceError",
+    "UnknownPassError",
+    "UsageError",
+]
+
+
+class SqueezeError(Exception):
+    """Everything that onnxsqueeze raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(SqueezeError):
+    """The caller asked for something that cannot be done as asked."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """Pipeline text that does not parse; the message carries a caret under the first bad character."""
+
+
+class UnknownPassError(UsageError):
+    """A name that no pass has; the message suggests the nearest one."""
+
+
+class FeedError(UsageError):
+    """Calibration data that does not fit the model."""
+
+
+class ModelError(SqueezeError):
+    """The model cannot be read, checked or run."""
+
+    exit_code = 3
+
+
+class PassError(SqueezeError):
+    """A pass broke its promise; the original exception is its cause."""
+
+    exit_code = 4
+
+
+class ToleranceError(SqueezeError):
+    """The result is further from the original than allowed; nothing is written."""
+
+    exit_code = 5
