@@ -1,0 +1,88 @@
+"""A compression compiler for ONNX graphs: a float model goes in, a smaller one that gives the same answers comes out.
+
+>>> import onnxsqueeze
+>>> result = onnxsqueeze.squeeze("model.onnx", "lowrank,int8", calibration="images/")  # doctest: +SKIP
+>>> result.save("small.onnx")  # doctest: +SKIP
+
+Every name is imported when it is first used, so that ``import onnxsqueeze`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxsqueeze.codec import load, save
+    from onnxsqueeze.contract import Pass, Site, Skip
+    from onnxsqueeze.errors import (
+        FeedError,
+        ModelError,
+        PassError,
+        SpecError,
+        SqueezeError,
+        ToleranceError,
+        UnknownPassError,
+        UsageError,
+    )
+    from onnxsqueeze.passes.clean import Clean
+    from onnxsqueeze.passes.int8 import Int8
+    from onnxsqueeze.passes.lowrank import LowRank
+    from onnxsqueeze.pipeline import Result, squeeze
+    from onnxsqueeze.report import Report
+
+    __version__: str
+
+__all__ = [
+    "Clean",
+    "FeedError",
+    "Int8",
+    "LowRank",
+    "ModelError",
+    "Pass",
+    "PassError",
+    "Report",
+    "Result",
+    "Site",
+    "Skip",
+    "SpecError",
+    "SqueezeError",
+    "ToleranceError",
+    "UnknownPassError",
+    "UsageError",
+    "__version__",
+    "load",
+    "save",
+    "squeeze",
+]
+
+_HOMES = {
+    "Clean": "passes.clean",
+    "Int8": "passes.int8",
+    "LowRank": "passes.lowrank",
+    "Pass": "contract",
+    "Report": "report",
+    "Result": "pipeline",
+    "Site": "contract",
+    "Skip": "contract",
+    "load": "codec",
+    "save": "codec",
+    "squeeze": "pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("onnxsqueeze")
+    else:
+        value = getattr(import_module(f"onnxsqueeze.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

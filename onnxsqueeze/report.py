@@ -1,0 +1,116 @@
+"""What a run did, as data: costs before and after, deviations per output, every pass with its sites and its skips."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral, Real
+
+from onnxsqueeze.contract import Site, Skip
+
+__all__ = ["Cost", "Deviation", "Report", "StepReport"]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one output is from the original's, on feeds that no pass has seen.
+
+    ``sqnr_db`` is ``10 log10(‖y‖² / ‖Δy‖²)``, infinite where nothing differs; ``top1`` is the share of equal argmaxes
+    in [0, 1], None where the output does not look like scores.
+    """
+
+    output: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    top1: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model weighs: ``bytes`` of its file(s), stored parameters, multiply-accumulates, nodes."""
+
+    bytes: int
+    parameters: int
+    macs: int | None
+    nodes: int
+    opset: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one pass did, or why it was rolled back; ``nodes`` and ``bytes`` are (before, after).
+
+    ``implicit`` marks a pass that the pipeline did not name. ``sqnr_db`` is this pass's own error, its result against
+    what it was given; None where it was not measured.
+    """
+
+    spec: str
+    implicit: bool
+    done: tuple[Site, ...]
+    skipped: tuple[Skip, ...]
+    kept: bool
+    reason: str | None
+    sqnr_db: float | None
+    nodes: tuple[int, int]
+    bytes: tuple[int, int]
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole run. ``latency_ms`` holds the medians (original, squeezed), ``latency_ratio`` their paired ratio."""
+
+    model: str
+    output: str | None
+    pipeline: str
+    calibration: str
+    held_out: str
+    before: Cost
+    after: Cost
+    latency_ms: tuple[float, float] | None
+    latency_ratio: float | None
+    deviations: tuple[Deviation, ...]
+    steps: tuple[StepReport, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    dry_run: bool = False
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The SQNR of the worst output in dB, None where nothing was compared; NaN counts as −∞."""
+        return min((-math.inf if math.isnan(each.sqnr_db) else each.sqnr_db for each in self.deviations), default=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as JSON values; infinities become "inf" and "-inf", NaN becomes null."""
+        return {"sqnr_db": _json(self.sqnr_db), **_fields(self)}
+
+    def to_json(self) -> str:
+        """Return the report as indented JSON text that ends with a newline."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _fields(value: object) -> dict[str, object]:
+    """Return the fields of a dataclass that take part in its equality; a site's ``work`` is not for the reader."""
+    return {each.name: _json(getattr(value, each.name)) for each in fields(value) if each.compare}  # type: ignore[arg-type]
+
+
+def _json(value: object) -> object:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        number = float(value)
+        return number if math.isfinite(number) else None if math.isnan(number) else str(number)
+    if isinstance(value, Mapping):
+        return {str(key): _json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_json(each) for each in value]
+    if is_dataclass(value):
+        return _fields(value)
+    return str(value)
