@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
+from itertools import pairwise
 
 from onnxsqueeze.contract import Pass
 from onnxsqueeze.errors import PassError, SpecError, UsageError
@@ -18,11 +22,15 @@ EXPECTS = {int: "an integer", float: "a number", bool: "true or false", str: "te
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a pass as it stands in pipeline text; ``default`` is its text, None if it must be given."""
+    """One option of a pass as it stands in pipeline text.
+
+    ``default`` is its text, None if the option has to be given; ``meaning`` is the docstring under the field.
+    """
 
     key: str
     expects: str
     default: str | None
+    meaning: str
 
 
 def make(pass_: type[Pass], step: Step) -> Pass:
@@ -64,16 +72,34 @@ def spec(pass_: Pass) -> Step:
 
 def options(pass_: type[Pass]) -> tuple[Option, ...]:
     """Return the options of a pass in the order of its fields."""
-    types_ = _types(pass_)
+    types_, meanings = _types(pass_), _meanings(pass_)
     return tuple(
         Option(
             each.name.replace("_", "-"),
             _expects(types_[each.name]),
             None if _default(each) is MISSING else format_value(_default(each)),
+            meanings.get(each.name, ""),
         )
         for each in fields(pass_)
         if each.init
     )
+
+
+def _meanings(pass_: type[Pass]) -> dict[str, str]:
+    """Return the strings that stand under the fields in the source; none where there is no source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(pass_))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in pairwise(tree.body if isinstance(tree, ast.ClassDef) else [])
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
 
 
 class _Mismatch(Exception):

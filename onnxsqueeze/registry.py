@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module, metadata, util
 from pkgutil import iter_modules
 
 from onnxsqueeze.contract import Pass
-from onnxsqueeze.errors import PassError, UnknownPassError, UsageError
-from onnxsqueeze.options import make, spec
+from onnxsqueeze.errors import PassError, SqueezeError, UnknownPassError, UsageError
+from onnxsqueeze.options import Option, make, options, spec
 from onnxsqueeze.spec import parse
 
-__all__ = ["GROUP", "build", "find", "names", "origin", "spec"]
+__all__ = ["GROUP", "Listing", "build", "find", "listing", "names", "origin", "spec"]
 
 GROUP = "onnxsqueeze.passes"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a user sees of a pass; ``error`` says why it cannot be used, None if it can."""
+
+    name: str
+    origin: str
+    summary: str
+    options: tuple[Option, ...]
+    error: str | None = None
 
 
 def names() -> tuple[str, ...]:
@@ -39,6 +51,18 @@ def origin(name: str) -> str:
         raise _unknown(name, sources)
     source = sources[name]
     return _distribution(source) if isinstance(source, metadata.EntryPoint) else "built-in"
+
+
+def listing() -> tuple[Listing, ...]:
+    """Import every pass and return what a user sees of it; a broken plug-in does not hide the others."""
+    rows = []
+    for name in names():
+        try:
+            pass_ = find(name)
+            rows.append(Listing(name, origin(name), pass_.summary, options(pass_)))
+        except SqueezeError as error:
+            rows.append(Listing(name, origin(name), "", (), str(error)))
+    return tuple(rows)
 
 
 def build(pipeline: str | Pass | Sequence[str | Pass]) -> tuple[Pass, ...]:

@@ -1,0 +1,215 @@
+"""The command line: ``onnxsqueeze MODEL -p PIPELINE`` squeezes a model, ``onnxsqueeze COMMAND`` does the rest."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from onnxsqueeze.errors import PassError, SpecError, SqueezeError, UsageError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "passes": ("onnxsqueeze.cli:passes", "List the passes and their options."),
+}
+"""Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""
+
+EXAMPLE = "onnxsqueeze model.onnx -p lowrank,int8"
+DEBUG = "ONNXSQUEEZE_DEBUG"
+
+
+class CommandLine(click.Command):
+    """The main job as a command that hands over to a sub-command when the first argument names one."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _failures():
+            if not args or args[0] not in COMMANDS:
+                return super().make_context(info_name, args or ["--help"], parent, **extra)
+            module, _, attribute = COMMANDS[args[0]][0].partition(":")
+            command: click.Command = getattr(import_module(module), attribute)
+            return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if isinstance(error, click.NoSuchOption) or not any(_is_torn(each) for each in given):
+                raise
+            hint = "has the shell torn the pipeline apart? Put quotes around it: -p 'lowrank{energy=0.98},int8'"
+            raise UsageError(f"{error.format_message()}; {hint}") from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _failures(ctx):
+            return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] MODEL -p PIPELINE")
+        formatter.write_usage(ctx.command_path, "COMMAND [OPTIONS] ...", prefix=" " * len("Usage: "))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise click.BadParameter(f"{text!r} is not a number")
+    return number
+
+
+def _numbers(text: str) -> float | list[float]:
+    """One number for all channels, or one for each with commas between them."""
+    values = [_number(each) for each in text.split(",")]
+    return values if len(values) > 1 else values[0]
+
+
+@click.command(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model")
+@click.option("-p", "--pipeline", metavar="PIPELINE", help="Passes in order, like 'lowrank{energy=0.98},int8'.")
+@click.option("--calib", metavar="PATH", help="Calibration data: a folder or file of .npz, .npy or images; or random.")
+@click.option("-o", "--output", metavar="FILE", help="The squeezed model.  [default: MODEL.squeezed.onnx]")
+@click.option("--report", metavar="FILE", help="Also write the report, as JSON.")
+@click.option("--min-sqnr", type=_number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
+@click.option("--validate", type=click.Choice(["full", "none"]), default="full", help="none: neither compare nor time.")
+@click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of everything random.")
+@click.option("--mean", type=_numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
+@click.option("--std", type=_numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
+@click.option("--scale", type=_number, metavar="X", help="Images: multiplies the pixels 0..255.")
+@click.version_option(package_name="onnxsqueeze", prog_name="onnxsqueeze")
+@click.pass_context
+def main(
+    ctx: click.Context,
+    /,
+    model: str,
+    pipeline: str | None,
+    calib: str | None,
+    output: str | None,
+    report: str | None,
+    dry_run: bool,
+    **settings: Any,
+) -> None:
+    """Make an ONNX model smaller and faster, and say how far its answers moved."""
+    if pipeline is None:
+        raise UsageError(f"no pipeline: say what to do with -p, for example {EXAMPLE}")
+    source = Path(model)
+    target = Path(output) if output is not None else source.with_name(f"{source.stem}.squeezed.onnx")
+    _refuse_to_overwrite("--output", target, {"the model": source})
+    if report is not None:
+        _refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
+
+    from rich.console import Console
+
+    from onnxsqueeze import render
+    from onnxsqueeze.pipeline import squeeze
+
+    with render.progress(Console(stderr=True)) as progress:
+        result = squeeze(
+            source, pipeline, calib, output=None if dry_run else target, dry_run=dry_run, progress=progress, **settings
+        )
+    if not dry_run:
+        ctx.obj = f"{target} was written"
+    if report is not None:
+        _write(Path(report), result.report.to_json())
+    render.show(result.report, Console())
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+def passes(as_json: bool) -> None:
+    """List the passes and their options."""
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        from onnxsqueeze.registry import listing
+
+        click.echo(json.dumps([asdict(each) for each in listing()], indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from onnxsqueeze import render
+
+        render.show_passes(Console())
+
+
+@contextmanager
+def _failures(ctx: click.Context | None = None) -> Iterator[None]:
+    """Turn every exception into one sentence on stderr and an exit code."""
+    try:
+        yield
+    except (click.exceptions.Exit, click.Abort):
+        raise
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except SpecError as error:
+        _fail(str(error), error.exit_code, one_line=False)
+    except PassError as error:
+        _fail(f"{error}; this is a bug, run again with {DEBUG}=1 for the traceback", error.exit_code)
+    except SqueezeError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; {(ctx and ctx.obj) or 'nothing was written'}", 130)
+    except MemoryError:
+        _fail("out of memory: close other programs, or give less calibration data", SqueezeError.exit_code)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", SqueezeError.exit_code)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        _fail(
+            f"this is a bug in onnxsqueeze: {problem}; run again with {DEBUG}=1 for the traceback", PassError.exit_code
+        )
+
+
+def _fail(message: str, code: int, one_line: bool = True) -> NoReturn:
+    from onnxsqueeze.render import printable
+
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exc()
+    click.echo(f"onnxsqueeze: error: {printable(' '.join(message.split()) if one_line else message)}", err=True)
+    raise click.exceptions.Exit(code)
+
+
+def _is_torn(argument: str) -> bool:
+    """Whether this looks like a part of a pipeline that bash has expanded: ``a{x=1,y=2}`` becomes ``ax=1 ay=2``."""
+    return "=" in argument and not argument.startswith("-") and argument.count("{") == argument.count("}") == 0
+
+
+def _refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> None:
+    """Refuse a target that cannot be written or that is one of ``others`` before any work is done."""
+    if target.is_dir():
+        raise UsageError(f"{option} {target} is a folder: name a file")
+    if not target.parent.is_dir():
+        raise UsageError(f"{option} {target}: there is no folder {target.parent}")
+    for what, other in others.items():
+        if target.resolve() == other.resolve() or (target.exists() and other.exists() and target.samefile(other)):
+            raise UsageError(f"{option} {target} would overwrite {what}: name another file")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,238 @@
+"""A report, the progress of a run and the list of passes as text for a terminal or a pipe."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from onnxsqueeze.report import Deviation, Report, StepReport
+
+__all__ = ["printable", "progress", "show", "show_passes"]
+
+MAX_OUTPUTS = 8
+MAX_REASONS = 5
+VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)-?\d\w*(?:[.,]\d\w*)*")
+"""What differs between reasons of one kind: names in quotes and numbers."""
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report: what it cost and costs now, how far the outputs moved, what each pass did and left alone."""
+    _line(console, f"{report.model} → {report.output}" if report.output else report.model, style="bold")
+    feeds = [("calibration", report.calibration or "none"), ("compared on", report.held_out)]
+    _line(console, "; ".join(f"{what}: {where}" for what, where in feeds if where), style="dim")
+    console.print()
+    console.print(_costs(report))
+    console.print()
+    _deviations(report.deviations, console)
+    for step in report.steps:
+        _step(step, console)
+    console.print()
+    for note in report.notes:
+        _line(console, f"note: {note}", style="yellow")
+    if report.dry_run:
+        _line(console, f"dry run, {report.seconds:.1f} s: nothing was written", style="bold")
+    elif report.output is not None:
+        _line(console, f"wrote {report.output} in {report.seconds:.1f} s", style="bold")
+
+
+def show_passes(console: Console) -> None:
+    """Print every pass with its options at their defaults; a broken plug-in is shown with its error."""
+    from rich.text import Text
+
+    from onnxsqueeze.registry import listing
+
+    table = _grid("left", "left")
+    for each in listing():
+        summary = each.error or each.summary
+        where = "" if each.origin == "built-in" else f" [{each.origin}]"
+        table.add_row(Text(printable(each.name), "bold"), Text(printable(summary + where), "red" if each.error else ""))
+        for option in each.options:
+            default = option.key if option.default is None else f"{option.key}={option.default}"
+            meaning = f": {option.meaning}" if option.meaning else ""
+            table.add_row("", Text(printable(f"{default}  ({option.expects}){meaning}"), "dim"))
+    console.print(table)
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback (stage, done, total) that draws a bar on a terminal and does nothing on anything else."""
+    if not console.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks = {"": bar.add_task("starting", total=None)}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                bar.remove_task(tasks.popitem()[1])
+                tasks[stage] = bar.add_task(printable(stage), total=None)
+            bar.update(tasks[stage], completed=done, total=total or None)
+
+        yield update
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters, which a model's names may hold, written as escapes; newlines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+# Parts of the report
+
+
+def _costs(report: Report) -> Table:
+    before, after = report.before, report.after
+    table = _grid("left", "right", "right", "left")
+    table.add_row("", "before", "after", "", style="dim")
+    table.add_row(
+        "file size",
+        _amount(before.bytes, "B"),
+        _amount(after.bytes, "B"),
+        _change(before.bytes, after.bytes, "smaller"),
+    )
+    counts = (("parameters", before.parameters, after.parameters), ("MACs", before.macs, after.macs))
+    for name, old, new in (*counts, ("nodes", before.nodes, after.nodes)):
+        if old is not None and new is not None:
+            table.add_row(name, _amount(old), _amount(new), _change(old, new, "fewer"))
+    if before.opset != after.opset:
+        table.add_row("opset", str(before.opset), str(after.opset), "")
+    if report.latency_ms is not None:
+        old_ms, new_ms = report.latency_ms
+        ratio = report.latency_ratio if report.latency_ratio is not None else new_ms / old_ms
+        table.add_row("latency", _time(old_ms), _time(new_ms), _change(1.0, ratio, "faster"))
+    return table
+
+
+def _deviations(deviations: tuple[Deviation, ...], console: Console) -> None:
+    if not deviations:
+        _line(console, "The answers were not compared with the original.")
+        console.print()
+        return
+    from rich.text import Text
+
+    scores = any(each.top1 is not None for each in deviations)
+    table = _grid("left", "right", "right", "right", *(["right"] if scores else []))
+    table.add_row("output", "SQNR dB", "cosine", "max abs", *(["top-1"] if scores else []), style="dim")
+    for each in deviations[:MAX_OUTPUTS]:
+        top1 = "" if each.top1 is None else f"{100 * each.top1:.1f} %"
+        name = Text(printable(each.output), overflow="ellipsis", no_wrap=True)
+        table.add_row(name, _db(each.sqnr_db), f"{each.cosine:.6f}", f"{each.max_abs:.3g}", *([top1] if scores else []))
+    console.print(table)
+    rest = deviations[MAX_OUTPUTS:]
+    if rest:
+        worst = min(rest, key=lambda each: (not math.isnan(each.sqnr_db), each.sqnr_db))
+        _line(console, f"and {len(rest)} more, worst {worst.output} at {_db(worst.sqnr_db)} dB")
+    named = defaultdict(list)
+    for each in deviations:
+        if each.note:
+            named[each.note].append(each.output)
+    for note, outputs in named.items():
+        more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
+        _line(console, f"{', '.join(outputs[:3])}{more}: {note}", style="dim")
+    console.print()
+
+
+def _step(step: StepReport, console: Console) -> None:
+    facts = [f"{len(step.done)} done"]
+    if not step.kept:
+        facts = ["rolled back"]
+    elif step.done:
+        facts += [f"own SQNR {_db(step.sqnr_db)} dB"] if step.sqnr_db not in (None, math.inf) else []
+        facts += ["exact"] if step.sqnr_db == math.inf else []
+        facts += [f"nodes {step.nodes[0]} → {step.nodes[1]}"] if step.nodes[0] != step.nodes[1] else []
+        if step.bytes[0] != step.bytes[1]:
+            facts.append(f"{_amount(step.bytes[0], 'B')} → {_amount(step.bytes[1], 'B')}")
+    name = f"{step.spec} (implied)" if step.implicit else step.spec
+    _line(console, f"{name}: {', '.join(facts)}, {step.seconds:.1f} s", style="bold" if step.kept else "bold yellow")
+    if step.reason is not None:
+        _line(console, step.reason, style="yellow", indent=4)
+    if step.done:
+        _line(console, _grouped(site.action for site in step.done), indent=4)
+    if step.skipped:
+        reasons = _grouped(skip.reason for skip in step.skipped)
+        _line(console, f"{len(step.skipped)} skipped: {reasons}", style="dim", indent=4)
+    for note in step.notes:
+        _line(console, note, style="dim", indent=4)
+
+
+def _grouped(reasons: Iterable[str]) -> str:
+    """Count equal reasons, the most frequent first; reasons that differ in names or numbers alone are one kind."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for reason in reasons:
+        kinds[VARIES.sub("…", reason)].append(reason)
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    parts = [f"{len(kind)} × {_common(kind)}" for kind in ordered[:MAX_REASONS]]
+    rest = sum(len(kind) for kind in ordered[MAX_REASONS:])
+    return "; ".join([*parts, *([f"{rest} × other"] if rest else [])])
+
+
+def _common(kind: list[str]) -> str:
+    """Return one text for reasons of one kind: a range for numbers that differ, "…" for anything else that does."""
+    slots = iter([_span(each) for each in zip(*map(VARIES.findall, kind), strict=True)])
+    return VARIES.sub(lambda _: next(slots), kind[0])
+
+
+def _span(values: tuple[str, ...]) -> str:
+    if len(set(values)) == 1:
+        return values[0]
+    try:
+        ordered = sorted(values, key=float)
+    except ValueError:
+        return "…"
+    return f"{ordered[0]}–{ordered[-1]}"
+
+
+# Words and figures
+
+
+def _line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    content = Text(printable(text), style=style, overflow="fold")
+    console.print(Padding(content, (0, 0, 0, indent), expand=False) if indent else content)
+
+
+def _grid(*justify: str) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for i, each in enumerate(justify):
+        table.add_column(justify="right" if each == "right" else "left", no_wrap=i > 0 and each == "right")
+    return table
+
+
+def _amount(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix: 25.6 M, 97.8 MB."""
+    prefixes = ["", "k", "M", "G", "T"]
+    while abs(value) >= 999.5 and len(prefixes) > 1:
+        value /= 1000
+        del prefixes[0]
+    return f"{value:.3g} {prefixes[0]}{unit}".rstrip()
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds < 999.5 else f"{milliseconds / 1000:.3g} s"
+
+
+def _db(value: float | None) -> str:
+    return "?" if value is None or math.isnan(value) else "exact" if value == math.inf else f"{value:.1f}"
+
+
+def _change(before: float, after: float, better: str) -> str:
+    """Say how many times ``better`` it is now: 3.93× smaller."""
+    worse = {"smaller": "larger", "fewer": "more", "faster": "slower"}[better]
+    if not before or not after or abs(before / after - 1) < 0.005:
+        return ""
+    ratio = max(before / after, after / before)
+    return f"{ratio:.{2 if ratio < 10 else 1}f}× {better if after < before else worse}"
