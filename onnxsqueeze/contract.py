@@ -35,7 +35,8 @@ class Gram:
     """Asks for ``n``, ``Σx`` and ``Σxxᵀ`` over the input rows ``x`` that a linear operator reads from ``tensor``.
 
     ``axis`` is the contracted axis of a Gemm or MatMul (-1: the last). With ``kernel`` set the rows are the
-    im2col patches of a Conv, ordered channel-major like its weight: ``x[(c·kh + i)·kw + j]``.
+    im2col patches of a Conv of one group, ordered channel-major like its weight: ``x[(c·kh + i)·kw + j]``; ``pads``
+    are all the beginnings, then all the ends, unless ``auto_pad`` is SAME_UPPER or SAME_LOWER.
     """
 
     tensor: str
@@ -44,7 +45,7 @@ class Gram:
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
-    group: int = 1
+    auto_pad: str = ""
 
 
 Need = Range | Mean | Gram
@@ -88,6 +89,11 @@ class Pass(ABC):
     """The engine raises the model's opset to this before ``plan`` if there is anything to do."""
     cleans_first: ClassVar[bool] = True
     """Whether ``clean`` runs before this pass when the pipeline does not say so itself."""
+
+    float_only: ClassVar[bool] = True
+    """Whether the pass makes no sense on a graph that is already quantized; the engine then refuses."""
+    repeats: ClassVar[bool] = False
+    """Whether one rewrite may make another possible, so that the engine plans again until nothing is left."""
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""

@@ -1,0 +1,364 @@
+"""Statistics of activations: what they are, how they merge, and the one sweep over the feeds that gathers them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxsqueeze import codec
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Gram, Mean, Need, Range
+from onnxsqueeze.errors import ModelError, UsageError
+from onnxsqueeze.runtime import Session
+
+__all__ = ["Histogram", "Moments", "Statistics", "as_gram", "collect", "load_statistics", "save_statistics"]
+
+BINS = 4096
+MASK = 1e30
+"""Values at least this large are masks or infinities, not signal: they enter no statistic."""
+SAMPLE = 1 << 16
+"""At most this many elements of one tensor of one feed enter its histogram, evenly strided; minima are exact."""
+FETCH_LIMIT = 1 << 29
+"""Activations fetched in one run, in bytes; a model with more is run several times per feed."""
+
+Array = NDArray[np.generic]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Histogram:
+    """Counts of the non-zero values of a tensor in 4096 bins over ``[−T, T)``, T a power of two.
+
+    When a value outside arrives, T doubles and neighbouring bins are added, so merging is exact and the order of
+    the feeds does not matter.
+    """
+
+    exponent: int = -126
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    zeros: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    samples: int = 0
+    low_sum: float = 0.0
+    high_sum: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """T: half the width of the histogram."""
+        return float(2.0**self.exponent)
+
+    def update(self, values: Array) -> None:
+        """Add one feed's values; infinite, NaN and mask-like ones are left out."""
+        flat = np.asarray(values, dtype=np.float32).reshape(-1)
+        if flat.size == 0:
+            return
+        low, high = float(flat.min()), float(flat.max())
+        if not (-MASK < low and high < MASK):
+            flat = flat[np.abs(flat) < MASK]
+            if flat.size == 0:
+                return
+            low, high = float(flat.min()), float(flat.max())
+        first = self.samples == 0
+        self.low, self.high = (low, high) if first else (min(self.low, low), max(self.high, high))
+        self.samples += 1
+        self.low_sum += low
+        self.high_sum += high
+        self._grow(max(abs(low), abs(high)))
+        if flat.size > SAMPLE:
+            flat = flat[:: -(-flat.size // SAMPLE) | 1]
+        flat_nonzero = flat[flat != 0]
+        self.zeros += flat.size - flat_nonzero.size
+        index = ((flat_nonzero + np.float32(self.limit)) * np.float32(BINS / (2 * self.limit))).astype(np.int32)
+        self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+
+    def _grow(self, reach: float) -> None:
+        if reach <= 0:
+            return
+        needed = int(np.frexp(reach)[1])
+        if self.counts.any():
+            while self.exponent < needed:
+                middle = self.counts.reshape(-1, 2).sum(1)
+                self.counts = np.zeros(BINS, np.int64)
+                self.counts[BINS // 4 : 3 * BINS // 4] = middle
+                self.exponent += 1
+        else:
+            self.exponent = max(self.exponent, needed)
+
+    def merge(self, other: Histogram) -> Histogram:
+        """Return the histogram of both; exact and commutative."""
+        if not other.samples or not self.samples:
+            return self if self.samples else other
+        one, two = (Histogram(h.exponent, h.counts.copy()) for h in (self, other))
+        for histogram in (one, two):
+            histogram._grow(np.ldexp(0.5, max(self.exponent, other.exponent)))
+        return Histogram(
+            max(self.exponent, other.exponent),
+            one.counts + two.counts,
+            self.zeros + other.zeros,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.samples + other.samples,
+            self.low_sum + other.low_sum,
+            self.high_sum + other.high_sum,
+        )
+
+
+@dataclass
+class Moments:
+    """``n``, ``Σx`` (K) and, for a Gram matrix, ``Σxxᵀ`` (K×K) over rows x, in float64."""
+
+    n: int
+    total: NDArray[np.float64]
+    gram: NDArray[np.float64] | None = None
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """μ = Σx / n."""
+        return self.total / max(self.n, 1)
+
+    @property
+    def second(self) -> NDArray[np.float64]:
+        """Σxxᵀ / n, uncentred."""
+        assert self.gram is not None
+        return self.gram / max(self.n, 1)
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both sets of rows."""
+        gram = None if self.gram is None or other.gram is None else self.gram + other.gram
+        return Moments(self.n + other.n, self.total + other.total, gram)
+
+
+@dataclass
+class Statistics:
+    """What one sweep has measured, by the need that asked for it. Empty when there are no feeds."""
+
+    ranges: dict[Range, Histogram] = field(default_factory=dict)
+    moments: dict[Mean | Gram, Moments] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges or self.moments)
+
+    def range(self, tensor: str) -> Histogram | None:
+        """Return the histogram of a tensor, None if it was not measured or held no ordinary value."""
+        found = self.ranges.get(Range(tensor))
+        return found if found is not None and found.samples else None
+
+    def of(self, need: Mean | Gram) -> Moments | None:
+        """Return the moments that answer a need, None if there are none."""
+        found = self.moments.get(need)
+        return found if found is not None and found.n else None
+
+    def missing(self, needs: Iterable[Need]) -> list[Need]:
+        """Return the needs that nothing here answers."""
+        return [n for n in needs if n not in (self.ranges if isinstance(n, Range) else self.moments)]
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Return the statistics of both sweeps."""
+        merged = Statistics(dict(self.ranges), dict(self.moments))
+        for wanted, histogram in other.ranges.items():
+            merged.ranges[wanted] = merged.ranges[wanted].merge(histogram) if wanted in merged.ranges else histogram
+        for need, moments in other.moments.items():
+            merged.moments[need] = merged.moments[need].merge(moments) if need in merged.moments else moments
+        return merged
+
+
+def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistics]) -> None:
+    """Write statistics by stage (the pipeline text that ran before the sweep) to an ``.npz`` file, atomically."""
+    arrays: dict[str, Array] = {}
+    index: list[dict[str, object]] = []
+    for stage, statistics in stages.items():
+        for wanted, h in statistics.ranges.items():
+            key = f"s{len(index)}"
+            index.append({"stage": stage, "kind": "Range", "need": asdict(wanted), "key": key})
+            arrays[f"{key}.counts"] = h.counts
+            rest = [h.exponent, h.zeros, h.low, h.high, h.samples, h.low_sum, h.high_sum]
+            arrays[f"{key}.rest"] = np.array(rest, np.float64)
+        for need, m in statistics.moments.items():
+            key = f"s{len(index)}"
+            index.append({"stage": stage, "kind": type(need).__name__, "need": asdict(need), "key": key})
+            arrays[f"{key}.n"] = np.array(m.n)
+            arrays[f"{key}.total"] = m.total
+            if m.gram is not None:
+                arrays[f"{key}.gram"] = m.gram
+    arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(target)
+    except OSError as error:
+        raise UsageError(f"the statistics cannot be written to '{path}': {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statistics]:
+    """Read files that ``save`` wrote and merge them. Raises UsageError if one is something else."""
+    stages: dict[str, Statistics] = {}
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for entry in json.loads(arrays["index"].tobytes()):
+                    one = _read(entry, arrays)
+                    stage = entry["stage"]
+                    stages[stage] = stages[stage].merge(one) if stage in stages else one
+        except Exception as error:
+            raise UsageError(f"'{path}' is not a statistics file that --stats wrote ({error})") from error
+    return stages
+
+
+def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
+    key = entry["key"]
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["need"].items()}
+    if entry["kind"] == "Range":
+        exponent, zeros, low, high, samples, low_sum, high_sum = arrays[f"{key}.rest"].tolist()
+        counts = arrays[f"{key}.counts"].astype(np.int64)
+        if counts.shape != (BINS,):
+            raise ValueError(f"{counts.size} bins instead of {BINS}")
+        histogram = Histogram(int(exponent), counts, int(zeros), low, high, int(samples), low_sum, high_sum)
+        return Statistics({Range(**fields): histogram}, {})
+    need = {"Mean": Mean, "Gram": Gram}[entry["kind"]](**fields)
+    gram = arrays[f"{key}.gram"].astype(np.float64) if f"{key}.gram" in arrays else None
+    return Statistics({}, {need: Moments(int(arrays[f"{key}.n"]), arrays[f"{key}.total"].astype(np.float64), gram)})
+
+
+def collect(
+    graph: Graph,
+    needs: Iterable[Need],
+    feeds: Sequence[dict[str, Array]],
+    *,
+    rows: int = 16384,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Run the graph once over the feeds and gather every need.
+
+    ``rows`` bounds the rows that enter one Gram matrix over all feeds, spread evenly over them. Tensors that the
+    main graph does not make (those inside bodies) are left out. Memory holds one feed's activations at most.
+    """
+    made = {t.name for node in graph.nodes for t in node.outputs if t.name} | {t.name for t in graph.inputs}
+    wanted = [need for need in dict.fromkeys(needs) if need.tensor in made]
+    statistics = Statistics()
+    if not wanted or not len(feeds):
+        return statistics
+    inputs = {t.name for t in graph.inputs}
+    fetch = list(dict.fromkeys(need.tensor for need in wanted if need.tensor not in inputs))
+    session = Session(_exposing(graph, fetch), graph.folder)
+    groups = [fetch]
+    by_tensor: dict[str, list[Need]] = {}
+    for need in wanted:
+        by_tensor.setdefault(need.tensor, []).append(need)
+    per_feed = max(64, rows // len(feeds))
+    for i, feed in enumerate(feeds):
+        if progress:
+            progress("calibrating", i, len(feeds))
+        sizes: dict[str, int] = {}
+        for group in groups:
+            values = {**{k: v for k, v in feed.items() if group is groups[0]}, **session.run(feed, group)}
+            for tensor, value in values.items():
+                if isinstance(value, np.ndarray) and tensor in by_tensor and value.dtype.kind in "fiu":
+                    sizes[tensor] = value.nbytes
+                    for need in by_tensor[tensor]:
+                        _add(statistics, need, value, per_feed, np.random.default_rng([seed, i]))
+        if i == 0:
+            groups = _grouped(fetch, sizes)
+    if progress:
+        progress("calibrating", len(feeds), len(feeds))
+    return statistics
+
+
+def _exposing(graph: Graph, tensors: Sequence[str]) -> onnx.ModelProto:
+    """Return the model with the tensors as further outputs."""
+    model = codec.encode(graph)
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
+    return model
+
+
+def _grouped(tensors: Sequence[str], sizes: dict[str, int]) -> list[list[str]]:
+    """Split the tensors into runs that each fetch at most FETCH_LIMIT bytes."""
+    groups: list[list[str]] = [[]]
+    total = 0
+    for tensor in tensors:
+        size = sizes.get(tensor, 0)
+        if groups[-1] and total + size > FETCH_LIMIT:
+            groups.append([])
+            total = 0
+        groups[-1].append(tensor)
+        total += size
+    return groups
+
+
+def _add(statistics: Statistics, need: Need, value: Array, rows: int, rng: np.random.Generator) -> None:
+    if isinstance(need, Range):
+        statistics.ranges.setdefault(need, Histogram()).update(value)
+        return
+    if isinstance(need, Mean):
+        other = tuple(a for a in range(value.ndim) if a != need.axis % value.ndim)
+        count = value.size // max(value.shape[need.axis], 1)
+        found = Moments(count, value.sum(axis=other, dtype=np.float64))
+    else:
+        x = patches(value, need, rows, rng) if need.kernel else _rows(value, need.axis, rows, rng)
+        x = np.where(np.abs(x) < MASK, x, 0).astype(np.float32)
+        found = Moments(len(x), x.sum(0, dtype=np.float64), (x.T @ x).astype(np.float64))
+    if not np.isfinite(found.total).all():
+        raise ModelError(f"tensor '{need.tensor}' holds NaN or infinity on a calibration feed; check the feeds")
+    old = statistics.moments.get(need)
+    statistics.moments[need] = found if old is None else old.merge(found)
+
+
+def _rows(value: Array, axis: int, rows: int, rng: np.random.Generator) -> Array:
+    flat = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+    return flat if len(flat) <= rows else flat[np.sort(rng.choice(len(flat), rows, replace=False))]
+
+
+def patches(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Array:
+    """Return up to ``rows`` im2col patches of ``value`` (N, C, *spatial) as an array (rows, C·Πkernel)."""
+    dims = len(need.kernel)
+    strides, dilations = need.strides or (1,) * dims, need.dilations or (1,) * dims
+    size = value.shape[2:]
+    extent = [(k - 1) * d + 1 for k, d in zip(need.kernel, dilations, strict=True)]
+    if need.auto_pad.startswith("SAME"):
+        total = [max((-(-n // s) - 1) * s + e - n, 0) for n, s, e in zip(size, strides, extent, strict=True)]
+        small, big = [t // 2 for t in total], [t - t // 2 for t in total]
+        begin, end = (small, big) if need.auto_pad == "SAME_UPPER" else (big, small)
+    else:
+        pads = need.pads or (0,) * 2 * dims
+        begin, end = list(pads[:dims]), list(pads[dims:])
+    padded = np.pad(value, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
+    out = [(n + b + e - x) // s + 1 for n, b, e, x, s in zip(size, begin, end, extent, strides, strict=True)]
+    count = len(value) * int(np.prod(out))
+    chosen = np.arange(count) if count <= rows else np.sort(rng.choice(count, rows, replace=False))
+    batch, *where = np.unravel_index(chosen, (len(value), *out))
+    index: list[Array] = []
+    for axis in range(dims):
+        taps = np.arange(need.kernel[axis]) * dilations[axis]
+        shape = [1] * (dims + 2)
+        shape[axis + 2] = -1
+        index.append(where[axis].reshape(-1, *[1] * (dims + 1)) * strides[axis] + taps.reshape(shape))
+    channels = np.arange(value.shape[1]).reshape(1, -1, *[1] * dims)
+    taken: Array = padded[(batch.reshape(-1, *[1] * (dims + 1)), channels, *index)]
+    return taken.reshape(len(chosen), -1)
+
+
+def as_gram(node: gs.Node, weight_shape: Sequence[int]) -> Gram:
+    """Return the Gram need of a Conv node of one group."""
+    attrs = node.attrs
+    return Gram(
+        node.inputs[0].name,
+        kernel=tuple(int(k) for k in weight_shape[2:]),
+        strides=tuple(attrs.get("strides") or ()),
+        dilations=tuple(attrs.get("dilations") or ()),
+        pads=tuple(attrs.get("pads") or ()),
+        auto_pad=str(attrs.get("auto_pad") or "").replace("NOTSET", "").replace("VALID", ""),
+    )

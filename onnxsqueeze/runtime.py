@@ -1,0 +1,110 @@
+"""The only door to ONNX Runtime: opening sessions, running feeds, timing, and words for what goes wrong."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxsqueeze.errors import FeedError, ModelError
+
+__all__ = ["Session", "latency"]
+
+_LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_INLINE_LIMIT = 2_000_000_000
+
+
+class Session:
+    """An ONNX Runtime session on the CPU provider.
+
+    ``folder`` is where external weights lie. ``optimize`` is ``all`` (as users run it), ``basic`` or ``none``.
+    ``threads`` is the number of intra-op threads, 0 for all cores. ``optimized`` names a file that receives the
+    graph as ONNX Runtime has rewritten it. Raises ModelError with ONNX Runtime's reason in one sentence.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto | bytes | Path,
+        folder: Path | None = None,
+        *,
+        optimize: str = "all",
+        threads: int = 0,
+        optimized: Path | None = None,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = _LEVELS[optimize]
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        if isinstance(model, onnx.ModelProto):
+            if model.ByteSize() > _INLINE_LIMIT:
+                raise ModelError("the model is over 2 GB and cannot be run from memory; save it and run the file")
+            model = model.SerializeToString()
+        try:
+            self._session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime {ort.__version__} does not load the model: {explain(error)}") from error
+        self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
+        self.inputs: tuple[str, ...] = tuple(value.name for value in self._session.get_inputs())
+
+    def run(self, feed: Mapping[str, NDArray[np.generic]], outputs: Sequence[str] | None = None) -> dict[str, object]:
+        """Return the named outputs (all if None) for one feed; values are arrays, or lists for sequences."""
+        names = list(self.outputs if outputs is None else outputs)
+        if not names:  # ONNX Runtime takes no names for all names
+            return {}
+        try:
+            values = self._session.run(names, dict(feed))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
+            raise FeedError(f"the model does not run on the feed ({shapes}): {explain(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+
+def explain(error: Exception) -> str:
+    """Return what ONNX Runtime said, without its codes and C++ source lines, in at most 240 characters."""
+    text = str(error).strip().split("\n")[0]
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"\S*/onnxruntime/\S+:\d+ \S+( \[\w+\])? ?", "", text)
+    text = re.sub(r"(Load model from .* failed:|Exception during initialization: )", "", text).strip()
+    text = text or type(error).__name__
+    return text if len(text) <= 240 else text[:239] + "…"
+
+
+def latency(
+    sessions: Sequence[Session], feeds: Sequence[Mapping[str, NDArray[np.generic]]], seconds: float = 1.0
+) -> tuple[list[float], float]:
+    """Time the sessions in turn on the same feeds; return the median milliseconds of each, and last over first.
+
+    Each round times every session on one feed, best of three (once, if a run takes over 20 ms), and the ratio is the
+    median over rounds, so that a machine whose speed drifts does not favour either. At least three rounds are made.
+    """
+    rounds: list[list[float]] = []
+    repeat = 3 if max(_milliseconds(session, feeds[0]) for session in sessions) < 20 else 1
+    end = time.perf_counter() + seconds
+    while (time.perf_counter() < end and len(rounds) < 500) or len(rounds) < 3:
+        feed = feeds[len(rounds) % len(feeds)]
+        rounds.append([min(_milliseconds(session, feed) for _ in range(repeat)) for session in sessions])
+    ratio = median(times[-1] / times[0] for times in rounds)
+    return [median(times[i] for times in rounds) for i in range(len(sessions))], ratio
+
+
+def _milliseconds(session: Session, feed: Mapping[str, NDArray[np.generic]]) -> float:
+    start = time.perf_counter()
+    session.run(feed)
+    return (time.perf_counter() - start) * 1000
