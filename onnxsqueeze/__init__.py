@@ -75,9 +75,12 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        value: object = version("onnxsqueeze")
+        try:
+            value: object = version("onnxsqueeze")
+        except PackageNotFoundError:  # run from a checkout
+            value = "0+unknown"
     else:
         value = getattr(import_module(f"onnxsqueeze.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value

@@ -79,6 +79,14 @@ def _numbers(text: str) -> float | list[float]:
     return values if len(values) > 1 else values[0]
 
 
+def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from onnxsqueeze import __version__
+
+        click.echo(f"onnxsqueeze {__version__}")
+        ctx.exit()
+
+
 @click.command(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
 @click.option("-p", "--pipeline", metavar="PIPELINE", help="Passes in order, like 'lowrank{energy=0.98},int8'.")
@@ -93,7 +101,7 @@ def _numbers(text: str) -> float | list[float]:
 @click.option("--mean", type=_numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=_numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=_number, metavar="X", help="Images: multiplies the pixels 0..255.")
-@click.version_option(package_name="onnxsqueeze", prog_name="onnxsqueeze")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def main(
     ctx: click.Context,

@@ -136,7 +136,7 @@ def _expects(expected: object) -> str:
     """Say in words what a type takes."""
     arguments = typing.get_args(expected)
     if typing.get_origin(expected) is tuple:
-        return f"a list of {_expects(arguments[0]).removeprefix('an ').removeprefix('a ')}"
+        return {int: "integers", float: "numbers", bool: "true and false", str: "text"}[arguments[0]] + ", with commas"
     if typing.get_origin(expected) is typing.Literal:
         return " or ".join(format_value(each) for each in arguments)
     if arguments:

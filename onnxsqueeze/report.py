@@ -91,7 +91,9 @@ class Report:
 
     def to_json(self) -> str:
         """Return the report as indented JSON text that ends with a newline."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # A path may hold bytes that are no text; as \udc.. they are valid JSON, and the file valid UTF-8.
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _fields(value: object) -> dict[str, object]:
@@ -102,6 +104,8 @@ def _fields(value: object) -> dict[str, object]:
 def _json(value: object) -> object:
     if value is None or isinstance(value, (bool, str)):
         return value
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays
+        return _json(value.tolist())
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):

@@ -22,7 +22,7 @@ __all__ = ["Step", "format", "format_value", "parse"]
 
 ANY = re.compile(".", re.DOTALL)
 BLANKS = re.compile(r"\s+")
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 WORD = re.compile(r"[^\s,={}()\"'\\]+")
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.:-]*")
 INTEGER = re.compile(r"[+-]?[0-9]+")
