@@ -5,91 +5,164 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 
+from onnxsqueeze import wire
 from onnxsqueeze.decode import decode
-from onnxsqueeze.encode import SMALL, Inline, encode, encode_with
+from onnxsqueeze.encode import encode, encode_with, tensor_proto
 from onnxsqueeze.errors import ModelError, UsageError
-from onnxsqueeze.graph import Function, Graph, Node
+from onnxsqueeze.external import map_file
+from onnxsqueeze.graph import Function, Graph, Node, SourceFile
+from onnxsqueeze.placement import Spliced, Streamed
 from onnxsqueeze.weights import Stored, Weight
 
-__all__ = ["Function", "Graph", "Node", "decode", "encode", "load", "save"]
+__all__ = ["Function", "Graph", "Node", "decode", "encode", "load", "save", "tensor_proto"]
+
+_LIMIT = 2**31 - 1  # protobuf reads no more
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Graph:
-    """Return the graph of a model file or of a copy of a ModelProto; weights are read when they are looked at."""
+    """Return the graph of a model file, or of a copy of a ModelProto.
+
+    A file is mapped into memory and its weights are read when somebody looks at them, so it must not be written to.
+    Raises ModelError for what is not a whole ONNX model, or keeps data outside of its folder, or lacks some of it.
+    """
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
         return decode(model)
     path = Path(source)
     try:
-        data = path.read_bytes()
+        data = map_file(path)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    model = onnx.ModelProto()
+        raise ModelError(f"{path} cannot be read: {os.strerror(error.errno or 0)}") from None
+    model, payloads = _parse(path, data)
     try:
-        model.ParseFromString(data)
-    except DecodeError:
-        raise ModelError(f"{path} is not an ONNX model") from None
-    if not model.HasField("graph"):
-        raise ModelError(f"{path} is not an ONNX model")
-    graph = decode(model, path.parent)
-    graph.path = path
+        graph = decode(model, path.parent, payloads=payloads)
+        others = {weight.find() for weight in graph.external}
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    graph.file = SourceFile(path, data, payloads, tuple(sorted(others)))
     return graph
 
 
-class _Streamed(Inline):
-    """Lays big weights out one after the other in a data file."""
-
-    def __init__(self, location: str) -> None:
-        self.location = location
-        self.end = 0
-        self.layout: list[tuple[int, Weight]] = []
-
-    def keeps(self, weight: Stored) -> bool:
-        return not weight.external and weight.raw is None and weight.nbytes < SMALL
-
-    def place(self, tensor: onnx.TensorProto, weight: Weight, index: int | None) -> None:
-        if weight.nbytes < SMALL:
-            return super().place(tensor, weight, index)
-        offset = -(-self.end // 4096) * 4096
-        self.layout.append((offset, weight))
-        self.end = offset + weight.nbytes
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self.location), ("offset", offset), ("length", weight.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        return None
-
-
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write ``graph`` to ``path``, all or nothing; weights go to ``<path>.data`` if it had or needs external data."""
+    """Write ``graph`` to the file ``path``, all of it or nothing.
+
+    Weights of 1 KiB and more go to ``<path>.data`` if the source had external data or the file would pass 2 GB; one
+    weight at a time is in memory. An unchanged model without external data is written byte by byte as it was.
+    Raises UsageError if that would overwrite the input, or cannot be written.
+    """
     path = Path(path)
-    if graph.path is not None and path.exists() and path.samefile(graph.path):
-        raise UsageError(f"{path} is the input; give another output file")
-    tag = uuid.uuid4().hex[:8]
-    temporary = path.with_name(f".{path.name}.{tag}")
-    data = path.with_name(f".{path.name}.{tag}.data")
-    try:
-        if graph.external:
-            placement = _Streamed(path.name + ".data")
-            model = encode_with(graph, placement)
-            with data.open("xb") as file:
-                for offset, weight in placement.layout:
+    with _Files(path, graph.file) as files:
+        parts = None if graph.external else _one_file(graph)
+        if parts is None:
+            data = path.with_name(path.name + ".data")
+            streamed = Streamed(data.name)
+            parts = iter([_serialized(encode_with(graph, streamed))])
+            with files.create(data) as file:
+                for offset, weight in streamed.layout.items():
                     file.seek(offset)
                     file.write(weight.data())
-        else:
-            model = encode(graph)
-        temporary.write_bytes(model.SerializeToString())
-        if data.exists():
-            data.replace(path.with_name(path.name + ".data"))
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        for leftover in (temporary, data):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
+        with files.create(path) as file:
+            for part in parts:
+                file.write(part)
+
+
+def _parse(path: Path, data: memoryview) -> tuple[onnx.ModelProto, dict[int, memoryview]]:
+    """Return the model in ``data`` without the raw data of its big initializers, and those; ModelError if none."""
+    if not data:
+        raise ModelError(f"{path} is empty")
+    if bytes(data[:42]) == b"version https://git-lfs.github.com/spec/v1":
+        raise ModelError(f"{path} is a pointer of Git LFS, not the model; run 'git lfs pull'")
+    try:
+        skeleton, payloads = wire.cut(data)
+        model = onnx.ModelProto.FromString(skeleton)
+    except wire.Truncated as error:
+        raise ModelError(f"{path} is cut short: at least {error} bytes of the model are missing") from None
+    except (wire.Malformed, DecodeError):
+        raise ModelError(f"{path} is not an ONNX model") from None
+    if not model.HasField("graph") or not (model.ir_version or model.opset_import):
+        raise ModelError(f"{path} is not an ONNX model")
+    return model, payloads
+
+
+def _one_file(graph: Graph) -> Iterator[bytes | memoryview] | None:
+    """Return the pieces of a file with the weights in it; the source's own bytes if they say the same.
+
+    None if the file would be too big.
+    """
+    spliced = Spliced()
+    try:
+        skeleton = _serialized(encode_with(graph, spliced))
+    except _TooBig:
+        return None
+    weights = spliced.payloads
+    if graph.file is not None and _is_source(graph.file, skeleton, weights):
+        return iter([graph.file.data])
+    if len(skeleton) + sum(weight.nbytes + 16 for weight in weights.values()) > _LIMIT:
+        return None
+    pieces = wire.splice(skeleton, {index: weight.nbytes for index, weight in weights.items()})
+    return (weights[piece].data() if isinstance(piece, int) else piece for piece in pieces)
+
+
+def _is_source(file: SourceFile, skeleton: bytes, weights: dict[int, Weight]) -> bool:
+    """Whether the file has just this skeleton and these weights; its serialization may still be another."""
+    same = weights.keys() == file.payloads.keys() and all(
+        isinstance(weight, Stored) and weight.raw is file.payloads[index] for index, weight in weights.items()
+    )
+    return same and _serialized(_parse(file.path, file.data)[0]) == skeleton
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    try:
+        return bytes(model.SerializeToString())
+    except (EncodeError, ValueError):
+        raise _TooBig("the model is beyond 2 GB, even without its weights") from None
+
+
+class _TooBig(ModelError):
+    """More than protobuf can write."""
+
+
+class _Files:
+    """Files that appear under their names together at the end, or not at all."""
+
+    def __init__(self, path: Path, source: SourceFile | None) -> None:
+        self.path = path
+        self.source = source
+        self.pending: dict[Path, Path] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    @contextlib.contextmanager
+    def create(self, path: Path) -> Iterator[BinaryIO]:
+        """Open a temporary file that will become ``path``."""
+        for own in (self.source.path, *self.source.others) if self.source else ():
+            if path.exists() and own.exists() and path.samefile(own):
+                raise UsageError(f"{path} belongs to the input model; give another name for the output")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file that can be replaced")
+        temporary = path.with_name(f".onnxsqueeze-{uuid.uuid4().hex}.tmp")
+        self.pending[temporary] = path
+        with temporary.open("xb") as file:
+            yield file
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                for temporary, path in self.pending.items():
+                    temporary.replace(path)
+        except OSError as problem:
+            kind, error = OSError, problem
+        finally:
+            for temporary in self.pending:
+                temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UsageError(f"{self.path} cannot be written: {os.strerror(error.errno or 0)}") from error

@@ -10,10 +10,11 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxsqueeze.attributes import field_of, plain
 from onnxsqueeze.external import DataFolder
 from onnxsqueeze.graph import Function, Graph, Node
-from onnxsqueeze.protos import attribute_field, describe, entries, kind, plain, shell, standard
-from onnxsqueeze.weights import Sparse, Stored, Weight
+from onnxsqueeze.protos import describe, entries, shell, standard
+from onnxsqueeze.weights import Sparse, Stored
 
 __all__ = ["decode"]
 
@@ -36,7 +37,7 @@ class _Decoder:
         self.folder = None if folder is None else DataFolder(folder)
         self.used: set[int] = set()
         self.graphs: list[Graph] = []
-        self.external = False
+        self.external: list[Stored] = []
 
     def model(self, model: onnx.ModelProto, payloads: Mapping[int, memoryview]) -> Graph:
         graph = Graph(
@@ -52,7 +53,7 @@ class _Decoder:
             graph.functions.append(self.function(function, graph))
         self.graph(graph, model.graph, ChainMap(), payloads)
         graph.metadata = entries(model.metadata_props)
-        graph.external = self.external
+        graph.external = tuple(self.external)
         for each in self.graphs:
             each.spare = tuple(item for item in each.source.initializers if id(item) not in self.used)
         return graph
@@ -117,7 +118,7 @@ class _Decoder:
         for info in (*proto.output, *proto.input):  # the last word on a type is the interface's
             _set_type(local.get(info.name), info)
         for annotation in proto.quantization_annotation:
-            source.quantized.append((local.get(annotation.tensor_name), annotation))
+            source.annotations.append((local.get(annotation.tensor_name), annotation))
 
     def body(self, graph: Graph, proto: onnx.GraphProto | onnx.FunctionProto, scope: Scope) -> None:
         """Decode the nodes of ``proto`` and the types that it gives to what they compute."""
@@ -147,8 +148,8 @@ class _Decoder:
         return node
 
     def attribute(self, proto: onnx.AttributeProto, graph: Graph, scope: Scope) -> Any:
-        field = attribute_field(proto)
-        if proto.ref_attr_name or field not in ("t", "tensors", "g", "graphs"):
+        field = field_of(proto)
+        if field not in ("t", "tensors", "g", "graphs"):
             return plain(proto)
         value = getattr(proto, field)
         if field == "t":
@@ -167,13 +168,13 @@ class _Decoder:
 
     def constant(self, proto: onnx.TensorProto | onnx.SparseTensorProto, raw: memoryview | None = None) -> gs.Constant:
         if isinstance(proto, onnx.SparseTensorProto):
-            weight: Weight = Sparse(proto)
-            name = proto.values.name
+            constant = gs.Constant(proto.values.name, Sparse(proto))
         else:
-            weight, name = Stored(proto, self.folder, raw), proto.name
-            self.external |= weight.external
-        constant = gs.Constant(name, weight)
-        constant.origin = weight
+            stored = Stored(proto, self.folder, raw)
+            if stored.external:
+                self.external.append(stored)
+            constant = gs.Constant(proto.name, stored)
+        constant.origin = constant._values
         return constant
 
 
@@ -193,7 +194,7 @@ def _find(name: str, scope: Scope, local: bool = False) -> gs.Tensor:
 
 
 def _set_type(tensor: gs.Tensor | None, info: onnx.ValueInfoProto) -> None:
-    if isinstance(tensor, gs.Variable) and kind(info.type):
+    if isinstance(tensor, gs.Variable) and info.type.WhichOneof("value"):
         tensor.dtype, shape, tensor.type = describe(info)
         tensor.shape = None if shape is None else list(shape)
         tensor.origin = info
