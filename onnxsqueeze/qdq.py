@@ -70,7 +70,8 @@ def scales_of(values: FloatArray, axes: Sequence[int], floor: FloatArray | float
 
 
 def _integers(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
-    return np.clip(np.round(values / scales.astype(values.dtype)), -127, 127).astype(np.int8)
+    q = values / scales.astype(values.dtype)
+    return np.clip(np.rint(q, out=q), -127, 127, out=q).astype(np.int8)
 
 
 def integers(graph: Graph, hint: str, constant: gs.Constant | None, values: FloatArray, scales: FloatArray) -> gs.Constant:

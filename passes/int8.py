@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import edit, qdq
 from onnxsqueeze.affine import Affine, activation, fixed
-from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.calibration import Moments, Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Mean, Need, Pass, Range, Site, Skip
 from onnxsqueeze.view import View, is_standard, key_of
@@ -62,22 +62,27 @@ class Int8(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the range of every float tensor of the main graph and the channel means of the layers' inputs."""
-        for tensor in view.graph.inputs:
-            yield Range(tensor.name)
+        layers = _layout(view, lambda tensor: fixed(0.0, 1.0), lambda node: None)
         for node in view.nodes:
-            if view.in_body(node) or node.op == "Constant":
+            layer = layers.get(id(node))
+            if layer is None or layer.form not in ("static", "integer"):
                 continue
-            if _is_layer(view, node) and not _on_tokens(view, node):
-                yield Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1)
-                yield Range(node.inputs[0].name)
-                for tensor in _tail(view, node).outputs:
-                    yield Range(tensor.name)
-            elif node.op in OWN_SCALE and is_standard(node):
-                yield Range(node.outputs[0].name)
+            yield from (Range(t.name) for t in node.inputs[: 1 if layer.form == "static" else None] if t.name)
+            yield from (Range(t.name) for t in (_tail(view, node) if layer.form == "static" else node).outputs)
+            if layer.form == "static":
+                yield _mean(node)
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Decide the form of every layer, then which operators between them stay in integers."""
-        layers = _layout(view, stats)
+        affines: dict[str, Affine | None] = {}
+
+        def measured(tensor: gs.Tensor) -> Affine | None:
+            if tensor.name not in affines:
+                histogram = stats.range(tensor.name)
+                affines[tensor.name] = None if histogram is None else activation(histogram)[0]
+            return affines[tensor.name]
+
+        layers = _layout(view, measured, lambda node: stats.of(_mean(node)))
         for node in view.nodes:
             layer, key = layers.get(id(node)), key_of(node)
             if layer is not None:
@@ -106,18 +111,14 @@ class Int8(Pass):
 # ------------------------------------------------------------------------------------------------ deciding
 
 
-def _layout(view: View, stats: Statistics) -> dict[int, _Layer]:
-    """Return the form of every node that is quantized."""
+def _layout(
+    view: View,
+    measured: Callable[[gs.Tensor], Affine | None],
+    moments: Callable[[gs.Node], Moments | None],
+) -> dict[int, _Layer]:
+    """Return the form of every node that is quantized, given the measured parameters of tensors and input means."""
     layers: dict[int, _Layer] = {}
     quantized: dict[int, Affine] = {}
-    affines: dict[str, Affine | None] = {}
-
-    def measured(tensor: gs.Tensor) -> Affine | None:
-        if tensor.name not in affines:
-            histogram = stats.range(tensor.name)
-            affines[tensor.name] = None if histogram is None else activation(histogram)[0]
-        return affines[tensor.name]
-
     for node in view.nodes:
         if not is_standard(node):
             continue
@@ -127,9 +128,9 @@ def _layout(view: View, stats: Statistics) -> dict[int, _Layer]:
             tail = _tail(view, node)
             target = measured(tail.outputs[0])
             if source is not None and target is not None and _small_bias(view, node):
-                moments = stats.of(Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1))
+                found_mean = moments(node)
                 target = _within_clip(view, tail, target)
-                layers[id(node)] = _Layer("static", source, target, None if moments is None else moments.mean)
+                layers[id(node)] = _Layer("static", source, target, None if found_mean is None else found_mean.mean)
                 quantized[id(tail.outputs[0])] = target
             elif node.op != "Conv":
                 layers[id(node)] = _Layer("dynamic")
@@ -168,6 +169,11 @@ def _useful(view: View, layers: dict[int, _Layer]) -> dict[int, _Layer]:
         elif node.op != "Conv" and tail.op not in ("Relu", "Clip"):
             kept[id(node)] = _Layer("static", layer.input, None, layer.mean)
     return kept
+
+
+def _mean(node: gs.Node) -> Mean:
+    """The channel means of a layer's input."""
+    return Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1)
 
 
 def _is_layer(view: View, node: gs.Node) -> bool:
