@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 from onnxsqueeze.errors import PassError, SpecError, SqueezeError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["main"]
 
@@ -123,12 +128,10 @@ def main(
     if report is not None:
         _refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
 
-    from rich.console import Console
-
     from onnxsqueeze import render
     from onnxsqueeze.pipeline import squeeze
 
-    with render.progress(Console(stderr=True)) as progress:
+    with render.progress(_console(sys.stderr)) as progress:
         result = squeeze(
             source, pipeline, calib, output=None if dry_run else target, dry_run=dry_run, progress=progress, **settings
         )
@@ -136,7 +139,7 @@ def main(
         ctx.obj = f"{target} was written"
     if report is not None:
         _write(Path(report), result.report.to_json())
-    render.show(result.report, Console())
+    render.show(result.report, _console(sys.stdout))
 
 
 @click.command()
@@ -151,11 +154,18 @@ def passes(as_json: bool) -> None:
 
         click.echo(json.dumps([asdict(each) for each in listing()], indent=2, ensure_ascii=False))
     else:
-        from rich.console import Console
-
         from onnxsqueeze import render
 
-        render.show_passes(Console())
+        render.show_passes(_console(sys.stdout))
+
+
+def _console(stream: TextIO) -> Console:
+    """Return a console on ``stream`` that writes "?" for what the encoding of the stream does not have."""
+    from rich.console import Console
+
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return Console(file=stream)
 
 
 @contextmanager
@@ -180,7 +190,8 @@ def _failures(ctx: click.Context | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", SqueezeError.exit_code)
+        reason = error.strerror or str(error)
+        _fail(f"{error.filename}: {reason}" if error.filename else reason, SqueezeError.exit_code)
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
         _fail(

@@ -177,19 +177,18 @@ def _grouped(reasons: Iterable[str]) -> str:
 
 
 def _common(kind: list[str]) -> str:
-    """Return one text for reasons of one kind: a range for numbers that differ, "…" for anything else that does."""
+    """Return one text for reasons of one kind: the range of numbers that differ, up to three names that do."""
     slots = iter([_span(each) for each in zip(*map(VARIES.findall, kind), strict=True)])
     return VARIES.sub(lambda _: next(slots), kind[0])
 
 
 def _span(values: tuple[str, ...]) -> str:
-    if len(set(values)) == 1:
-        return values[0]
+    different = sorted(set(values))
     try:
-        ordered = sorted(values, key=float)
+        different.sort(key=float)
     except ValueError:
-        return "…"
-    return f"{ordered[0]}–{ordered[-1]}"
+        return "/".join(different) if len(different) <= 3 else "…"
+    return different[0] if len(different) == 1 else f"{different[0]}–{different[-1]}"
 
 
 # Words and figures
@@ -218,7 +217,8 @@ def _amount(value: float, unit: str = "") -> str:
     while abs(value) >= 999.5 and len(prefixes) > 1:
         value /= 1000
         del prefixes[0]
-    return f"{value:.3g} {prefixes[0]}{unit}".rstrip()
+    digits = f"{value:#.3g}".rstrip(".") if prefixes[0] else f"{value:g}"
+    return f"{digits} {prefixes[0]}{unit}".rstrip()
 
 
 def _time(milliseconds: float) -> str:

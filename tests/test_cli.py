@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -8,13 +9,13 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from onnxsqueeze import cli
 from onnxsqueeze.errors import (
@@ -76,11 +77,20 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return fake
 
 
+class Result(NamedTuple):
+    exit_code: object
+    stdout: str
+    stderr: str
+
+
 def run(*args: str) -> Result:
-    return CliRunner().invoke(cli.main, args, prog_name="onnxsqueeze")
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr), pytest.raises(SystemExit) as exit_:
+        cli.main(args, prog_name="onnxsqueeze")
+    return Result(exit_.value.code, stdout.getvalue(), stderr.getvalue())
 
 
-def failure(*args: str) -> tuple[int, str]:
+def failure(*args: str) -> tuple[object, str]:
     """Return the exit code and what stands on stderr behind the prefix."""
     result = run(*args)
 
@@ -93,7 +103,7 @@ def failure(*args: str) -> tuple[int, str]:
 def test_a_model_and_a_pipeline_are_enough(engine: Engine) -> None:
     result = run("model.onnx", "-p", "int8")
 
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result
     assert "wrote model.squeezed.onnx" in result.stdout
     assert result.stderr == ""
     assert engine.calls == [
@@ -401,6 +411,16 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert result.stderr == "\n"
+
+
+def test_a_terminal_without_our_characters_is_no_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["model.onnx", "-p", "int8"], prog_name="onnxsqueeze")
+    stdout.seek(0)
+    assert stdout.read().startswith("model.onnx ? model.squeezed.onnx\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")

@@ -81,7 +81,7 @@ calibration: images/; compared on: 26 feeds
              before    after
 file size   97.8 MB  80.1 MB  1.22× smaller
 parameters   25.6 M   20.1 M  1.27× fewer
-MACs         4.09 G    3.1 G  1.32× fewer
+MACs         4.09 G   3.10 G  1.32× fewer
 nodes           222      181  1.23× fewer
 opset            11       13
 latency     12.3 ms   6.1 ms  2.00× faster
@@ -92,7 +92,7 @@ mask      exact  1.000000        0
 mask: as is
 
 clean (implied): 3 done, exact, nodes 222 → 180, 97.8 MB → 97.7 MB, 0.3 s
-    2 × folded into …; 1 × made an initializer
+    2 × folded into 'Conv_1'/'Conv_2'; 1 × made an initializer
 lowrank{energy=0.98}: 1 done, own SQNR 41.2 dB, nodes 180 → 181, 97.7 MB → 80.1 MB, 4.2 s
     1 × 64x64 at rank 4
     4 skipped: 3 × rank 8–10 of 10 would not be smaller; 1 × its weight is shared
@@ -183,11 +183,21 @@ def test_many_kinds_of_reasons_are_cut() -> None:
     assert "36 skipped: 8 × reason a; 7 × reason b; 6 × reason c; 5 × reason d; 4 × reason e; 6 × other" in text
 
 
+def test_reasons_that_differ_in_names_or_figures_are_one_kind() -> None:
+    def grouped(*reasons: str) -> str:
+        return render._grouped(reasons)
+
+    assert grouped("rank 8 of 10", "rank 10 of 10", "rank 9.5 of 10") == "3 × rank 8–10 of 10"
+    assert grouped("kernel 3x3", "kernel 1x7", "kernel 3x3") == "3 × kernel 1x7/3x3"
+    assert grouped(*(f"reads '{name}'" for name in "abcd")) == "4 × reads …"
+    assert grouped("int8 is off", "int4 is off") == "1 × int8 is off; 1 × int4 is off"
+
+
 def test_figures_have_three_digits_and_a_prefix() -> None:
     values = [0, 7, 999, 999.6, 1234, 25_560_000, 999_600_000, 2.7e9, 3e15]
 
     found = [render._amount(each, "B") for each in values]
-    assert found == ["0 B", "7 B", "999 B", "1 kB", "1.23 kB", "25.6 MB", "1 GB", "2.7 GB", "3e+03 TB"]
+    assert found == ["0 B", "7 B", "999 B", "1.00 kB", "1.23 kB", "25.6 MB", "1.00 GB", "2.70 GB", "3.00e+03 TB"]
 
 
 def test_progress_is_silent_in_a_pipe() -> None:
