@@ -40,7 +40,7 @@ def raise_opset(graph: Graph, target: int) -> Graph:
             entry.version = target
     full.ir_version = max(before.ir_version, after.ir_version)
     raised = codec.decode(full, graph.folder)
-    raised.path, raised.external = graph.path, graph.external
+    raised.file = graph.file
     return raised
 
 

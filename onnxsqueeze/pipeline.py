@@ -158,7 +158,7 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
     """View, collect, plan, apply, check, compare; keep the result or roll it back."""
     start = time.perf_counter()
     snapshot = codec.encode(graph) if run.check else None
-    folder = graph.folder
+    given = graph
     nodes, size, notes = _count(graph), file_size(graph), []
     done: list[Site] = []
     skipped: list[Skip] = []
@@ -185,7 +185,9 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
     except SqueezeError as error:
         if snapshot is None or isinstance(error, UsageError):
             raise
-        graph, reason, done = codec.decode(snapshot, folder), str(error), []
+        graph, reason, done = _restored(snapshot, given), str(error), []
+    except (MemoryError, OSError):
+        raise
     except Exception as error:
         raise PassError(f"the pass '{pass_.name}' failed on this model: {type(error).__name__}: {error}") from error
     else:
@@ -194,13 +196,20 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
     if done and snapshot is not None:
         reason, own = _judge(graph, run)
         if reason is not None:
-            graph, done = codec.decode(snapshot, folder), []
+            graph, done = _restored(snapshot, given), []
     spec = str(registry.spec(pass_))
     counts, sizes = (nodes, _count(graph)), (size, file_size(graph))
     seconds = time.perf_counter() - start
     return graph, StepReport(
         spec, implicit, tuple(done), tuple(skipped), reason is None, reason, own, counts, sizes, seconds, tuple(notes)
     )
+
+
+def _restored(snapshot: onnx.ModelProto, given: Graph) -> Graph:
+    """Decode the graph as it was before the pass; it still knows its file."""
+    graph = codec.decode(snapshot, given.folder)
+    graph.file = given.file
+    return graph
 
 
 def _judge(graph: Graph, run: _Run) -> tuple[str | None, float | None]:

@@ -36,7 +36,7 @@ class LowRank(Pass):
     name: ClassVar[str] = "lowrank"
     summary: ClassVar[str] = "factor the weights of linear layers, fitted to the calibration inputs"
 
-    energy: float = 0.99
+    energy: float = 0.999
     ratio: float | None = None
     rank: int | None = None
 
