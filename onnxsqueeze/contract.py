@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from onnxsqueeze.bench import Bench
     from onnxsqueeze.calibration import Statistics
     from onnxsqueeze.codec import Graph
     from onnxsqueeze.view import View
@@ -102,6 +103,20 @@ class Pass(ABC):
     @abstractmethod
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield what would be done at each candidate place, and why nothing is done at the others."""
+
+    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+        """Return the plan without the sites that do not pay, each replaced by a Skip that says why.
+
+        Called between ``plan`` and the first ``apply`` when there are feeds and results are checked.
+        """
+        return plan
+
+    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+        """Improve the rewritten graph in place by measuring it, and yield what was gained, in words for the report.
+
+        Called after the last ``apply`` when there are feeds and results are checked.
+        """
+        return ()
 
     @abstractmethod
     def apply(self, site: Site, graph: Graph) -> None:

@@ -15,7 +15,7 @@ from onnxsqueeze.errors import PassError
 from onnxsqueeze.view import key_of, walk
 from onnxsqueeze.weights import Weight
 
-__all__ = ["bodies", "constant", "find", "insert", "mint", "redirect", "remove", "replace", "sort", "tidy", "variable"]
+__all__ = ["bodies", "constant", "duplicate", "find", "insert", "mint", "redirect", "remove", "replace", "sort", "tidy", "variable"]
 
 
 def bodies(node: gs.Node) -> Iterator[Graph]:
@@ -24,6 +24,15 @@ def bodies(node: gs.Node) -> Iterator[Graph]:
         for body in value if isinstance(value, list) else (value,):
             if isinstance(body, gs.Graph):
                 yield body
+
+
+def duplicate(graph: Graph) -> Graph:
+    """Return a copy that can be edited without touching the graph."""
+    copy = graph.copy()
+    for scope in {id(s): s for s in (copy, *(s for _, s in walk(copy)))}.values():
+        for cache in ("_names", "_by_key", "_last"):
+            scope.__dict__.pop(cache, None)
+    return copy
 
 
 def mint(graph: Graph, hint: str) -> str:

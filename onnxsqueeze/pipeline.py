@@ -14,11 +14,12 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsqueeze import codec, feeds, registry, runtime
+from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics, collect, load_statistics, save_statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
 from onnxsqueeze.cost import cost, file_size
-from onnxsqueeze.edit import tidy
+from onnxsqueeze.edit import duplicate, tidy
 from onnxsqueeze.errors import FeedError, ModelError, PassError, SqueezeError, ToleranceError, UsageError
 from onnxsqueeze.feeds import Feeds
 from onnxsqueeze.opset import raise_opset
@@ -168,11 +169,14 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
             before = graph.opset
             graph = raise_opset(graph, pass_.min_opset)
             notes.append(f"opset raised from {before} to {graph.opset}")
+        bench = _bench(pass_, graph, run)
         for _ in range(ROUNDS if pass_.repeats else 1):
             view = View(graph)
             stats = _collect(pass_, view, run, ", ".join(stage))
             run.progress(pass_.name, len(done), 0)
             plan = list(pass_.plan(view, stats))
+            if bench is not None and any(isinstance(entry, Site) for entry in plan):
+                plan = pass_.select(plan, bench)
             sites = [entry for entry in plan if isinstance(entry, Site)]
             skipped = [entry for entry in plan if isinstance(entry, Skip)]
             for i, site in enumerate(sites):
@@ -181,6 +185,9 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
             done += [replace(site, work=None) for site in sites]
             if not sites:
                 break
+            tidy(graph)
+        if bench is not None and done:
+            notes += pass_.tune(graph, bench)
             tidy(graph)
     except SqueezeError as error:
         if snapshot is None or isinstance(error, UsageError):
@@ -203,6 +210,14 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
     return graph, StepReport(
         spec, implicit, tuple(done), tuple(skipped), reason is None, reason, own, counts, sizes, seconds, tuple(notes)
     )
+
+
+def _bench(pass_: Pass, graph: Graph, run: _Run) -> Bench | None:
+    """Return the bench for a pass that experiments, if there are feeds to experiment on."""
+    own = type(pass_)
+    if not run.check or not len(run.calib) or (own.select is Pass.select and own.tune is Pass.tune):
+        return None
+    return Bench(duplicate(graph), run.calib, run.seed, run.progress)
 
 
 def _restored(snapshot: onnx.ModelProto, given: Graph) -> Graph:

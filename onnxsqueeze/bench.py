@@ -1,0 +1,75 @@
+"""A pass's own experiments: try a choice of sites, and measure its error and its speed on calibration feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsqueeze import codec
+from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Need, Pass, Site
+from onnxsqueeze.edit import duplicate, tidy
+from onnxsqueeze.report import Deviation
+from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze.validate import Answers, answer, compare, worst
+
+__all__ = ["Bench"]
+
+Array = NDArray[np.generic]
+TRIAL_FEEDS = 8
+
+
+class Bench:
+    """What a pass may use in ``select`` and ``tune``: the graph as it came, and feeds to run it on.
+
+    ``original`` is never edited. Errors are taken on up to 8 calibration feeds, evenly spread, against the answers of
+    ``original``; the held-out feeds stay out of every decision, so that the report's figures do not flatter.
+    """
+
+    def __init__(
+        self, original: Graph, calib: Sequence[dict[str, Array]], seed: int, progress: Callable[[str, int, int], None]
+    ) -> None:
+        self.original = original
+        self.calib = calib
+        self.seed = seed
+        self.progress = progress
+
+    @cached_property
+    def feeds(self) -> list[dict[str, Array]]:
+        """The feeds that trials run on."""
+        count = min(TRIAL_FEEDS, len(self.calib))
+        return [self.calib[i * len(self.calib) // count] for i in range(count)]
+
+    @cached_property
+    def expected(self) -> Answers:
+        """The original's answers on ``feeds``."""
+        return answer(codec.encode(self.original), self.original.folder, self.feeds)
+
+    def variant(self, pass_: Pass, sites: Iterable[Site]) -> Graph:
+        """Return a copy of the original with these sites of the pass applied."""
+        graph = duplicate(self.original)
+        for site in sites:
+            pass_.apply(site, graph)
+        tidy(graph)
+        return graph
+
+    def deviations(self, graph: Graph) -> tuple[Deviation, ...]:
+        """Return how far each output of ``graph`` is from the original's."""
+        return compare(self.expected, answer(codec.encode(graph), graph.folder, self.feeds[: len(self.expected)]))
+
+    def sqnr(self, graph: Graph) -> float:
+        """Return the SQNR in dB of the worst output."""
+        return worst(self.deviations(graph))
+
+    def latency(self, graph: Graph, seconds: float = 0.5) -> float:
+        """Return the run time of ``graph`` over that of the original, on one thread, interleaved."""
+        pair = [Session(codec.encode(g), g.folder, threads=1) for g in (self.original, graph)]
+        return latency(pair, self.feeds, seconds)[1]
+
+    def collect(self, graph: Graph, needs: Iterable[Need]) -> Statistics:
+        """Gather statistics of an edited graph over all calibration feeds."""
+        return collect(graph, needs, self.calib, seed=self.seed, progress=self.progress)
