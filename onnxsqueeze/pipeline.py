@@ -263,10 +263,13 @@ def _collect(pass_: Pass, view: View, run: _Run, stage: str) -> Statistics:
 
 
 def _with_clean(passes: Sequence[Pass]) -> list[tuple[Pass, bool]]:
-    """Put an implicit ``clean`` in front when a pass wants it and the pipeline does not name it."""
-    if any(p.name == "clean" for p in passes) or not any(p.cleans_first for p in passes):
-        return [(p, False) for p in passes]
-    return [(registry.find("clean")(), True), *((p, False) for p in passes)]
+    """Put ``clean`` and ``canonical`` before the first pass that wants a clean graph, unless the pipeline names them."""
+    steps = [(p, False) for p in passes]
+    first = next((i for i, p in enumerate(passes) if p.cleans_first), None)
+    if first is None:
+        return steps
+    missing = [name for name in ("clean", "canonical") if not any(p.name == name for p in passes)]
+    return [*steps[:first], *((registry.find(name)(), True) for name in missing), *steps[first:]]
 
 
 def _refuse_quantized(pass_: Pass, graph: Graph, stage: list[str]) -> None:

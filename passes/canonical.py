@@ -1,0 +1,308 @@
+"""``canonical``: say with one operator what exporters spell out, and fold scales and shifts into the next layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxsqueeze import edit
+from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Pass, Site, Skip
+from onnxsqueeze.view import View, is_standard, key_of
+
+__all__ = ["Canonical"]
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Canonical(Pass):
+    """Rewrite the graph to the operators that the runtime is fast on, without changing its answers.
+
+    * ``k·Clip(x + b, 0, c)`` becomes ``c·k·HardSigmoid(x; 1/c, b/c)``: HardSwish, spelled as Add, Clip, Mul and Div,
+      becomes ``x·HardSigmoid(x)``.
+    * ``W·(s∘x)`` becomes ``(W·diag(s))·x`` and, without padding, ``W·(x + t) + b`` becomes ``W·x + (b + W·t)``.
+    * ``s·x + t`` becomes ``s·(x + t/s)`` where only the scale can be folded.
+    """
+
+    name: ClassVar[str] = "canonical"
+    summary: ClassVar[str] = "one operator for spelled-out activations; scales and shifts folded into the next layer"
+    repeats: ClassVar[bool] = True
+
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+        """Yield what can be rewritten now; the engine asks again until there is nothing left."""
+        taken: set[int] = set()
+        for node in view.nodes:
+            if not is_standard(node):
+                continue
+            if node.op == "Clip":
+                found = _hard_sigmoid(view, node)
+                if found is not None:
+                    taken.update(found.nodes)
+                    yield Site(key_of(node), found.action, work=found)
+            elif node.op in ("Mul", "Div", "Add", "Sub") and id(node) not in taken:
+                site = _forward(view, node, taken)
+                if site is not None:
+                    yield site
+
+    def apply(self, site: Site, graph: Graph) -> None:
+        """Rewrite one place."""
+        node, scope = edit.find(graph, site.key)
+        if isinstance(site.work, _HardSigmoid):
+            _rewrite_hard_sigmoid(graph, scope, site.work)
+        elif site.action.startswith("exchanged"):
+            _exchange(graph, scope, node)
+        else:
+            _fold_forward(graph, scope, node, site.work)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ HardSigmoid
+
+
+@dataclass(frozen=True)
+class _HardSigmoid:
+    """``gated`` is set where the activation is multiplied by its own input: HardSwish."""
+
+    source: str
+    alpha: float
+    beta: float
+    gated: bool
+    last: str
+    action: str
+    nodes: frozenset[int] = frozenset()
+
+
+def _scalar_factor(view: View, node: gs.Node | None, tensor: gs.Tensor) -> float | None:
+    """Return k where the node computes k·tensor."""
+    if node is None or node.op not in ("Mul", "Div") or not is_standard(node):
+        return None
+    slot = 0 if node.inputs[0] is tensor else 1
+    other = view.scalar(node.inputs[1 - slot])
+    if other is None or not np.isfinite(other) or other == 0 or (node.op == "Div" and slot == 1):
+        return None
+    return other if node.op == "Mul" else 1 / other
+
+
+def _hard_sigmoid(view: View, clip: gs.Node) -> _HardSigmoid | None:
+    add = view.producer(clip.inputs[0])
+    if add is None or add.op != "Add" or not is_standard(add) or view.only_consumer(clip.inputs[0]) is not clip:
+        return None
+    slot = next((i for i, t in enumerate(add.inputs) if view.scalar(t) is not None), None)
+    low, high = clip_limits(view, clip)
+    if slot is None or low != 0 or not 0 < high < np.inf:
+        return None
+    shift, source = view.scalar(add.inputs[slot]), add.inputs[1 - slot]
+    assert shift is not None
+    tensor = clip.outputs[0]
+    reader = view.only_consumer(tensor)
+    factor = _scalar_factor(view, reader, tensor)
+    gated, nodes = False, {id(add), id(clip), id(reader)}
+    if factor is None:
+        if reader is None or reader.op != "Mul" or not any(t is source for t in reader.inputs):
+            return None
+        gated, tensor = True, reader.outputs[0]
+        reader = view.only_consumer(tensor)
+        factor = _scalar_factor(view, reader, tensor)
+    if reader is None or factor is None or abs(high * factor - 1) > 1e-6 or view.dtype(source) not in (None, np.float32):
+        return None
+    nodes.add(id(reader))
+    words = "HardSwish as x·HardSigmoid(x)" if gated else "HardSigmoid"
+    return _HardSigmoid(source.name, 1 / high, shift / high, gated, key_of(reader), words, frozenset(nodes))
+
+
+def clip_limits(view: View, node: gs.Node) -> tuple[float | None, float]:
+    """Return the limits of a Clip (or Relu); a lower limit of None means that they are computed at run time."""
+    if node.op == "Relu":
+        return 0.0, float("inf")
+    if "min" in node.attrs or "max" in node.attrs:  # before opset 11
+        return float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))
+    limits = []
+    for slot, default in ((1, -np.inf), (2, np.inf)):
+        tensor = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
+        value = default if tensor is None else view.scalar(tensor)
+        if value is None:
+            return None, 0.0
+        limits.append(float(value))
+    return limits[0], limits[1]
+
+
+def _rewrite_hard_sigmoid(graph: Graph, scope: Graph, found: _HardSigmoid) -> None:
+    last, _ = edit.find(graph, found.last)
+    source = _input_named(last, found.source)
+    attrs = {"alpha": found.alpha, "beta": found.beta}
+    if not found.gated:
+        edit.replace(graph, scope, last, "HardSigmoid", [source], attrs)
+        return
+    gate = edit.insert(graph, scope, "HardSigmoid", [source], f"{found.last}_gate", attrs, before=last)
+    edit.replace(graph, scope, last, "Mul", [source, gate])
+
+
+def _input_named(node: gs.Node, name: str) -> gs.Tensor:
+    """Return the tensor of that name a few nodes upstream."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        for tensor in current.inputs:
+            if tensor.name == name:
+                return tensor
+            stack.extend(tensor.inputs)
+    raise AssertionError(name)
+
+
+# ------------------------------------------------------------------------------------------------ scales and shifts
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """``factor`` and ``shift`` of the channels that the readers contract; one of them is neutral."""
+
+    factor: Vector | None
+    shift: Vector | None
+    slot: int
+
+
+def _forward(view: View, node: gs.Node, taken: set[int]) -> Site | None:
+    """Return a site if the node scales or shifts what only linear layers read."""
+    output = node.outputs[0]
+    slot = next((i for i in (0, 1) if view.value(node.inputs[i]) is None), None)
+    if slot is None or (node.op == "Div" and slot == 1) or (node.op == "Sub" and slot == 1) or view.is_output(output):
+        return None
+    constant = view.value(node.inputs[1 - slot])
+    if constant is None or constant.dtype != np.float32 or not np.isfinite(constant).all():
+        return None
+    readers = view.consumers(output)
+    if not readers or any(id(r) in taken or not _linear(view, r, output) for r in readers):
+        return _exchangeable(view, node, slot, constant, taken)
+    additive = node.op in ("Add", "Sub")
+    if additive and any(_padded(r) for r in readers):
+        return _exchangeable(view, node, slot, constant, taken)
+    channels = {_contracted(view, r) for r in readers}
+    vector = _per_channel(constant, channels.pop(), readers[0]) if len(channels) == 1 else None
+    if vector is None or any(view.scope(r) is not view.scope(node) for r in readers):
+        return None
+    if node.op == "Div":
+        if not vector.all():
+            return None
+        vector = 1 / vector
+    taken.update(id(r) for r in readers)
+    work = _Affine(None, -vector if node.op == "Sub" else vector, slot) if additive else _Affine(vector, None, slot)
+    return Site(key_of(node), f"{node.op} folded into the next layer", {"op": node.op}, work=work)
+
+
+def _exchangeable(view: View, node: gs.Node, slot: int, constant: NDArray[np.generic], taken: set[int]) -> Site | None:
+    """Return a site where Add(Mul(x, s), t) in front of padded layers had better be Mul(Add(x, t/s), s)."""
+    if node.op != "Add" or constant.size != 1 or id(node) in taken:
+        return None
+    scale = view.producer(node.inputs[slot])
+    factor = None if scale is None else _scalar_factor(view, scale, _variable_input(view, scale))
+    if scale is None or factor is None or scale.op != "Mul" or view.only_consumer(scale.outputs[0]) is not node:
+        return None
+    readers = view.consumers(node.outputs[0])
+    if not readers or not all(_linear(view, r, node.outputs[0]) for r in readers) or view.is_output(node.outputs[0]):
+        return None
+    return Site(key_of(node), "exchanged the order of scale and shift")
+
+
+def _variable_input(view: View, node: gs.Node) -> gs.Tensor:
+    return node.inputs[0] if view.value(node.inputs[0]) is None else node.inputs[1]
+
+
+def _exchange(graph: Graph, scope: Graph, add: gs.Node) -> None:
+    view = View(graph)
+    source = _variable_input(view, add)
+    mul = source.inputs[0]
+    x = _variable_input(view, mul)
+    factor = next(view.scalar(t) for t in mul.inputs if t is not x)
+    shift = next(view.scalar(t) for t in add.inputs if t is not source)
+    assert factor is not None and shift is not None
+    name = add.outputs[0].name
+    moved = edit.constant(graph, f"{name}_shift", np.float32(shift / factor))
+    scale = edit.constant(graph, f"{name}_scale", np.float32(factor))
+    shifted = edit.insert(graph, scope, "Add", [x, moved], f"{name}_shifted", before=add)
+    edit.replace(graph, scope, add, "Mul", [shifted, scale])
+
+
+def _linear(view: View, node: gs.Node, tensor: gs.Tensor) -> bool:
+    """Whether the node is a layer that reads the tensor as its data alone and whose weight it alone reads."""
+    if node.op not in ("Conv", "Gemm", "MatMul") or not is_standard(node) or node.inputs[0] is not tensor:
+        return False
+    if any(t is tensor for t in node.inputs[1:]) or len(node.inputs[1].outputs) != 1:
+        return False
+    weight = view.value(node.inputs[1])
+    if weight is None or weight.dtype != np.float32 or (node.op != "Conv" and weight.ndim != 2):
+        return False
+    if len(node.inputs) > 2 and node.inputs[2].name and view.value(node.inputs[2]) is None:
+        return False
+    if node.op == "Gemm":
+        return not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
+    return True
+
+
+def _padded(node: gs.Node) -> bool:
+    """MatMul has no bias to take a shift, so it counts as padded."""
+    if node.op != "Conv":
+        return bool(node.op == "MatMul")
+    return any(node.attrs.get("pads") or ()) or str(node.attrs.get("auto_pad") or "").startswith("SAME")
+
+
+def _contracted(view: View, node: gs.Node) -> int:
+    weight = view.value(node.inputs[1])
+    assert weight is not None
+    if node.op == "Conv":
+        return int(weight.shape[1]) * int(node.attrs.get("group", 1))
+    return int(weight.shape[1 if node.attrs.get("transB", 0) else 0])
+
+
+def _per_channel(constant: NDArray[np.generic], channels: int, reader: gs.Node) -> Vector | None:
+    if constant.size == 1:
+        return np.full(channels, float(constant.reshape(-1)[0]))
+    axis = 1 if reader.op == "Conv" else -1
+    rank = reader.inputs[1].values.ndim if reader.op == "Conv" else constant.ndim
+    shape = (1,) * (rank - constant.ndim) + constant.shape
+    wanted = [1] * len(shape)
+    wanted[axis] = channels
+    return constant.astype(np.float64).reshape(-1) if tuple(wanted) == shape else None
+
+
+def _fold_forward(graph: Graph, scope: Graph, node: gs.Node, affine: _Affine) -> None:
+    view = View(graph)
+    source, output = node.inputs[affine.slot], node.outputs[0]
+    for reader in list(output.outputs):
+        weight = np.asarray(view.value(reader.inputs[1]), np.float64)
+        if affine.factor is not None:
+            scaled = (weight * _along_inputs(reader, weight, affine.factor)).astype(np.float32)
+            reader.inputs[1] = edit.constant(graph, f"{reader.inputs[1].name}_scaled", scaled)
+            continue
+        assert affine.shift is not None
+        moved = (weight * _along_inputs(reader, weight, affine.shift)).sum(axis=_input_axes(reader, weight))
+        has = len(reader.inputs) > 2 and bool(reader.inputs[2].name)
+        old = np.asarray(view.value(reader.inputs[2]), np.float64).reshape(-1) if has else 0.0
+        hint = reader.inputs[2].name if has else f"{reader.inputs[1].name}_bias"
+        bias = edit.constant(graph, f"{hint}_shifted", (old + moved).astype(np.float32))
+        if len(reader.inputs) > 2:
+            reader.inputs[2] = bias
+        else:
+            reader.inputs.append(bias)
+    edit.remove(scope, node)
+    edit.redirect(output, source)
+
+
+def _along_inputs(node: gs.Node, weight: Vector, vector: Vector) -> Vector:
+    """Return the vector over input channels in a shape that multiplies the weight."""
+    if node.op != "Conv":
+        return vector if node.attrs.get("transB", 0) else vector[:, None]
+    group, ones = int(node.attrs.get("group", 1)), (1,) * (weight.ndim - 2)
+    rows = np.repeat(vector.reshape(group, -1), len(weight) // group, axis=0)
+    return rows.reshape(*weight.shape[:2], *ones)
+
+
+def _input_axes(node: gs.Node, weight: Vector) -> tuple[int, ...]:
+    if node.op != "Conv":
+        return (1,) if node.attrs.get("transB", 0) else (0,)
+    return tuple(range(1, weight.ndim))
