@@ -84,6 +84,12 @@ def _numbers(text: str) -> float | list[float]:
     return values if len(values) > 1 else values[0]
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise click.BadParameter(f"{text!r} is not an integer of 0 or more")
+    return int(text)
+
+
 def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted:
         from onnxsqueeze import __version__
@@ -102,7 +108,7 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
 @click.option("--validate", type=click.Choice(["full", "none"]), default="full", help="none: neither compare nor time.")
 @click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of everything random.")
+@click.option("--seed", type=_seed, default="0", metavar="N", help="Seed of everything random.")
 @click.option("--mean", type=_numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=_numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=_number, metavar="X", help="Images: multiplies the pixels 0..255.")
@@ -138,7 +144,7 @@ def main(
     if not dry_run:
         ctx.obj = f"{target} was written"
     if report is not None:
-        _write(Path(report), result.report.to_json())
+        _write_report(Path(report), result.report.to_json())
     render.show(result.report, _console(sys.stdout))
 
 
@@ -219,16 +225,20 @@ def _refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> 
         raise UsageError(f"{option} {target} is a folder: name a file")
     if not target.parent.is_dir():
         raise UsageError(f"{option} {target}: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"{option} {target}: the folder {target.parent} cannot be written to; name a file elsewhere")
     for what, other in others.items():
         if target.resolve() == other.resolve() or (target.exists() and other.exists() and target.samefile(other)):
             raise UsageError(f"{option} {target} would overwrite {what}: name another file")
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+def _write_report(path: Path, text: str) -> None:
+    """Write the report whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
+    except OSError as error:
+        raise UsageError(f"the report {path} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -48,7 +48,8 @@ class DataFolder:
         rooted = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
         if not location or "\0" in location or rooted or ".." in parts:
             raise ModelError(
-                f"tensor {tensor!r} keeps its data in {location!r}, which is not a path inside the model's folder"
+                f"tensor {tensor!r} keeps its data in {location!r}, which is not a path inside the model's folder; "
+                "save the model again with its data beside it"
             )
         path = self._root / location
         real = Path(os.path.realpath(path))
@@ -67,7 +68,7 @@ class DataFolder:
             return map_file(path)
         except FileNotFoundError:
             raise ModelError(
-                f"external data file {location!r} of tensor {tensor!r} is missing from {self.path}"
+                f"external data file {location!r} of tensor {tensor!r} is missing; copy it into the model's folder too"
             ) from None
         except OSError as error:
             raise ModelError(

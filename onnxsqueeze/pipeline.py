@@ -101,7 +101,11 @@ def squeeze(
     report_progress = progress or _silent
     if validate not in ("full", "none"):
         raise UsageError(f"validate is 'full' or 'none', not '{validate}'")
-    passes = _with_clean(registry.build(pipeline))
+    if min_sqnr is not None and validate == "none":
+        raise UsageError("--min-sqnr needs the comparison that --validate none leaves out: drop one of them")
+    chosen = registry.build(pipeline)
+    _refuse_order(chosen)
+    passes = _with_clean(chosen)
     report_progress("loading", 0, 1)
     original = codec.load(model)
     graph = codec.load(model)
@@ -141,7 +145,7 @@ def squeeze(
         output=None if output is None or dry_run else str(output),
         pipeline=", ".join(str(registry.spec(p)) for p, _ in passes),
         calibration=_words(data, run),
-        held_out=f"{len(held)} feeds" if data is not None else "",
+        held_out=_held_words(data, held),
         before=before,
         after=cost(graph, size, next(iter(run.held or run.calib), None)),
         latency_ms=None if times is None else (times[0][0], times[0][-1]),
@@ -163,7 +167,7 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
     nodes, size, notes = _count(graph), file_size(graph), []
     done: list[Site] = []
     skipped: list[Skip] = []
-    _refuse_quantized(pass_, graph, stage)
+    _refuse_quantized(pass_, graph)
     try:
         if graph.opset < pass_.min_opset and any(isinstance(e, Site) for e in pass_.plan(View(graph), Statistics())):
             before = graph.opset
@@ -272,18 +276,23 @@ def _with_clean(passes: Sequence[Pass]) -> list[tuple[Pass, bool]]:
     return [*steps[:first], *((registry.find(name)(), True) for name in missing), *steps[first:]]
 
 
-def _refuse_quantized(pass_: Pass, graph: Graph, stage: list[str]) -> None:
+def _refuse_order(passes: Sequence[Pass]) -> None:
+    """Refuse, before any work, a pass for float weights behind int8."""
+    names = [p.name for p in passes]
+    for i, pass_ in enumerate(passes):
+        if "int8" in names[:i] and pass_.float_only:
+            way_out = "write it once" if pass_.name == "int8" else f"write {pass_.name},int8"
+            raise UsageError(f"{pass_.name} cannot follow int8, which leaves no float weights; {way_out}")
+
+
+def _refuse_quantized(pass_: Pass, graph: Graph) -> None:
     if not pass_.float_only:
         return
     ops = [n.op for n in View(graph).nodes if n.op in QUANTIZED or n.op.startswith("QLinear")]
-    if not ops:
-        return
-    earlier = [spec.split("{")[0] for spec in stage]
-    if "int8" in earlier:
-        raise UsageError(f"{pass_.name} cannot follow int8: it works on float weights; write {pass_.name},int8")
-    raise UsageError(
-        f"the model is already quantized ({len(ops)} nodes such as {ops[0]}): {pass_.name} needs the float model"
-    )
+    if ops:
+        raise UsageError(
+            f"the model is already quantized ({len(ops)} nodes such as {ops[0]}): {pass_.name} needs the float model"
+        )
 
 
 def _feeds(
@@ -336,11 +345,20 @@ def _words(data: Feeds | None, run: _Run) -> str:
     return data.source
 
 
+def _held_words(data: Feeds | None, held: Sequence[dict[str, Array]]) -> str:
+    if data is None:
+        return ""
+    return f"{len(held)} of {len(data)} feeds, held out" if len(data) > 1 else "the only feed, which was calibrated on too"
+
+
 def _stats_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], Path | None]:
     files = [Path(p) for p in paths]
     new = [p for p in files if not p.exists()]
     if len(new) > 1:
         raise UsageError(f"of the statistics files at most one may be new, but {', '.join(map(str, new))} do not exist")
+    for path in new:
+        if not path.parent.is_dir():
+            raise UsageError(f"the statistics cannot be written to {path}: there is no folder {path.parent}")
     return [p for p in files if p not in new], new[0] if new else None
 
 

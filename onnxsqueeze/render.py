@@ -26,7 +26,7 @@ VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)-?\d\w*(?:[.,]\d\w*)*")
 def show(report: Report, console: Console) -> None:
     """Print the report: what it cost and costs now, how far the outputs moved, what each pass did and left alone."""
     _line(console, f"{report.model} → {report.output}" if report.output else report.model, style="bold")
-    feeds = [("calibration", report.calibration or "none"), ("compared on", report.held_out)]
+    feeds = [("calibration", report.calibration or "none"), ("compared on", report.deviations and report.held_out)]
     _line(console, "; ".join(f"{what}: {where}" for what, where in feeds if where), style="dim")
     console.print()
     console.print(_costs(report))

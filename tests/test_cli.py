@@ -170,8 +170,8 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(engine: Engine, monk
     monkeypatch.setattr(Path, "replace", full)
 
     assert failure("model.onnx", "-p", "int8", "--report", "report.json") == (
-        1,
-        "report.json: No space left on device",
+        2,
+        "the report report.json cannot be written: No space left on device",
     )
     assert Path("report.json").read_text() == "old"
     assert sorted(each.name for each in Path().iterdir()) == ["model.onnx", "report.json"]
@@ -275,7 +275,7 @@ def test_an_interrupt_after_the_work_says_what_was_written(engine: Engine, monke
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_write", interrupt)
+    monkeypatch.setattr(cli, "_write_report", interrupt)
 
     assert failure("model.onnx", "-p", "int8", "--report", "r.json") == (
         130,
