@@ -348,7 +348,9 @@ def _words(data: Feeds | None, run: _Run) -> str:
 def _held_words(data: Feeds | None, held: Sequence[dict[str, Array]]) -> str:
     if data is None:
         return ""
-    return f"{len(held)} of {len(data)} feeds, held out" if len(data) > 1 else "the only feed, which was calibrated on too"
+    if len(data) == 1:
+        return "the only feed, which was calibrated on too"
+    return f"{len(held)} of {len(data)} feeds, held out"
 
 
 def _stats_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], Path | None]:
