@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
+from math import prod
+from weakref import WeakKeyDictionary
 
 import networkx as nx
 import numpy as np
@@ -13,11 +17,19 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import codec
 from onnxsqueeze.codec import Graph
+from onnxsqueeze.dtypes import numpy_type
+from onnxsqueeze.graph import subgraphs
 from onnxsqueeze.weights import peek
 
-__all__ = ["View", "key_of", "walk"]
+__all__ = ["View", "is_standard", "key_of", "walk"]
+
+Array = NDArray[np.generic]
+Shape = tuple[int | str | None, ...]
 
 _STANDARD = (None, "", "ai.onnx")
+_CONSTANT_KINDS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+_BODIES: WeakKeyDictionary[Graph, list[Graph]] = WeakKeyDictionary()
+"""The bodies that the last walk over a graph has found, so that a view made for a single edit need not walk again."""
 
 
 def key_of(node: gs.Node) -> str:
@@ -34,31 +46,46 @@ def walk(graph: Graph) -> Iterator[tuple[gs.Node, Graph]]:
     """Yield every node with the graph that holds it: the main graph first, each body right after its node."""
     for node in graph.nodes:
         yield node, graph
-        for value in node.attrs.values():
-            for body in value if isinstance(value, list) else (value,):
-                if isinstance(body, gs.Graph):
-                    yield from walk(body)
+        for body in subgraphs(node):
+            yield from walk(body)
 
 
 class View:
-    """What passes read. It is built once per pass and never changes the graph.
+    """What passes read; it never changes the graph, and costs nothing until it is asked.
 
     ``nodes`` are all nodes of the main graph and of the bodies of If, Loop and Scan in order; local functions are
-    not part of it.
+    not part of it. Nodes, scopes and types are those of the moment when they were first asked for; producers,
+    consumers and values are those of now.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._scope: dict[int, Graph] = {}
-        self.nodes: list[gs.Node] = []
-        self._outputs: set[int] = set()
-        scopes = {id(graph): graph}
-        for node, scope in walk(graph):
-            self.nodes.append(node)
-            self._scope[id(node)] = scope
-            scopes[id(scope)] = scope
-        for scope in scopes.values():
-            self._outputs.update(id(tensor) for tensor in scope.outputs)
+
+    @cached_property
+    def _walked(self) -> list[tuple[gs.Node, Graph]]:
+        walked = list(walk(self.graph))
+        _BODIES[self.graph] = [body for node, _ in walked for body in subgraphs(node)]
+        return walked
+
+    @cached_property
+    def nodes(self) -> list[gs.Node]:
+        """The nodes of the main graph, each followed by those of its bodies."""
+        return [node for node, _ in self._walked]
+
+    @cached_property
+    def _scopes(self) -> dict[int, Graph]:
+        return {id(node): scope for node, scope in self._walked}
+
+    @cached_property
+    def _outputs(self) -> set[int]:
+        if self.graph not in _BODIES:
+            _ = self._walked
+        return {id(tensor) for scope in (self.graph, *_BODIES[self.graph]) for tensor in scope.outputs}
+
+    @cached_property
+    def ambiguous(self) -> frozenset[str]:
+        """The keys that several nodes have, as equal names in both branches of an If make them; "" if any has none."""
+        return frozenset(key for key, count in Counter(map(key_of, self.nodes)).items() if count > 1 or not key)
 
     @property
     def opset(self) -> int:
@@ -72,11 +99,11 @@ class View:
 
     def in_body(self, node: gs.Node) -> bool:
         """Return whether the node lies in the body of an If, Loop or Scan, where nothing can be measured."""
-        return self._scope[id(node)] is not self.graph
+        return self._scopes[id(node)] is not self.graph
 
     def scope(self, node: gs.Node) -> Graph:
         """Return the graph that holds the node."""
-        return self._scope[id(node)]
+        return self._scopes[id(node)]
 
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Return whether the tensor is an output of the model or of a body."""
@@ -102,56 +129,48 @@ class View:
             return tensor
         return None
 
-    def value(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
+    def value(self, tensor: gs.Tensor) -> Array | None:
         """Return the value of a tensor that is constant, also through Constant, Identity, Cast and Transpose."""
-        constant = self.constant(tensor)
-        if constant is not None:
-            return peek(constant)
-        node = self.producer(tensor)
-        if node is None or not is_standard(node):
-            return None
-        if node.op == "Constant":
-            value = node.attrs.get("value")
-            if isinstance(value, gs.Constant):
-                return peek(value)
-            return np.asarray(value.values) if hasattr(value, "values") else None
-        if node.op not in ("Identity", "Cast", "Transpose"):
-            return None
-        inner = self.value(node.inputs[0])
-        if inner is None or node.op == "Identity":
-            return inner
-        if node.op == "Transpose":
-            return np.transpose(inner, node.attrs.get("perm"))
-        target = onnx.helper.tensor_dtype_to_np_dtype(int(node.attrs["to"]))
-        return inner.astype(target)
+        steps: list[gs.Node] = []
+        while (constant := self.constant(tensor)) is None:
+            node = self.producer(tensor)
+            if node is None or not is_standard(node) or node in steps:
+                return None
+            if node.op == "Constant":
+                return _after(steps, _constant_value(node))
+            if node.op not in ("Identity", "Cast", "Transpose"):
+                return None
+            steps.append(node)
+            tensor = node.inputs[0]
+        return _after(steps, peek(constant))
 
     def scalar(self, tensor: gs.Tensor) -> float | None:
         """Return the value of a constant with one element."""
-        if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape, dtype=np.int64)) != 1:
+        if isinstance(tensor, gs.Constant) and prod(tensor.shape) != 1:
             return None
         value = self.value(tensor)
-        return float(np.asarray(value, dtype=np.float64).reshape(-1)[0]) if value is not None and value.size == 1 else None
+        if value is None or value.size != 1:
+            return None
+        return float(value.astype(np.float64).item())
 
     @cached_property
     def _types(self) -> dict[str, onnx.TypeProto]:
         skeleton = codec.encode(self.graph, skeleton=True)
-        try:
+        with suppress(Exception):  # shapes are a help, not a need: models with odd custom ops still squeeze
             skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-        except Exception:  # shapes are a help, not a need: models with odd custom ops still squeeze
-            pass
         found: dict[str, onnx.TypeProto] = {}
+        unclear: set[str] = set()
         stack = [skeleton.graph]
         while stack:
             graph = stack.pop()
-            for info in (*graph.value_info, *graph.input, *graph.output):
-                found.setdefault(info.name, info.type)
+            own = {info.name: info.type for info in (*graph.output, *graph.value_info, *graph.input)}
+            unclear.update(name for name, kind in own.items() if found.setdefault(name, kind) != kind)
             for node in graph.node:
                 for attribute in node.attribute:
-                    if attribute.type == onnx.AttributeProto.GRAPH:
-                        stack.append(attribute.g)
-        return found
+                    stack += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+        return {name: kind for name, kind in found.items() if name not in unclear}
 
-    def shape(self, tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
+    def shape(self, tensor: gs.Tensor) -> Shape | None:
         """Return the inferred shape: an int, a symbol or None per axis; None if not even the rank is known."""
         if isinstance(tensor, gs.Constant):
             return tuple(int(d) for d in tensor.shape)
@@ -165,10 +184,10 @@ class View:
     def dtype(self, tensor: gs.Tensor) -> np.dtype[np.generic] | None:
         """Return the element type; None if it is unknown or the tensor is no tensor but a sequence or map."""
         if isinstance(tensor, gs.Constant):
-            return np.dtype(tensor.dtype)
+            dtype: np.dtype[np.generic] = np.dtype(tensor.dtype)
+            return dtype
         kind = self._types.get(tensor.name)
-        code = kind.tensor_type.elem_type if kind is not None else 0
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)) if code else None
+        return numpy_type(kind.tensor_type.elem_type) if kind is not None else None
 
     @cached_property
     def network(self) -> nx.MultiDiGraph:
@@ -183,3 +202,34 @@ class View:
                     if id(source) in position:
                         network.add_edge(position[id(source)], i, tensor=tensor.name, slot=slot)
         return network
+
+
+def _constant_value(node: gs.Node) -> Array | None:
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Constant):
+        return peek(value)
+    for name, dtype in _CONSTANT_KINDS.items():
+        if name in node.attrs:
+            return np.asarray(node.attrs[name], dtype)
+    return None
+
+
+def _after(steps: list[gs.Node], value: Array | None) -> Array | None:
+    """Return what the value has become after the steps, the last of which comes first."""
+    for node in reversed(steps):
+        if value is None:
+            break
+        if node.op == "Transpose":
+            value = np.transpose(value, node.attrs.get("perm"))
+        elif node.op == "Cast":
+            target = numpy_type(int(node.attrs.get("to", 0)))
+            # 8-bit floats saturate in ONNX and do not in NumPy; text is formatted otherwise
+            if (
+                target is None
+                or not (target.isbuiltin or target.name == "bfloat16")
+                or "O" in value.dtype.kind + target.kind
+            ):
+                return None
+            with np.errstate(all="ignore"):
+                value = value.astype(target)
+    return value
