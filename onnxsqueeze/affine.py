@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.calibration import BINS, Histogram
 
-__all__ = ["Affine", "activation", "fixed", "weight_scales"]
+__all__ = ["Affine", "activation", "fixed", "usable", "weight_scales"]
 
 FloatArray = NDArray[np.floating]
 
@@ -40,6 +40,25 @@ def fixed(low: float, high: float) -> Affine:
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max(float(np.float32((high - low) / 255)), TINY)
     return Affine(scale, int(np.clip(np.round(-low / scale), 0, 255)))
+
+
+def usable(histogram: Histogram) -> bool:
+    """Return whether 8 bits can hold the tensor: no masks or infinities, and steps finer than most values.
+
+    A tensor with a few huge values (−10000 in an attention mask) has a small relative error and yet loses all the
+    others: the smaller 90 % of the non-zero values must keep 10 dB over the rounding noise of the full range.
+    """
+    if histogram.masked:
+        return False
+    width = 2 * histogram.limit / BINS
+    size = np.abs((np.arange(BINS) + 0.5) * width - histogram.limit)
+    order = np.argsort(size, kind="stable")
+    counts = histogram.counts[order].astype(np.float64)
+    share = np.cumsum(counts) <= 0.9 * max(counts.sum(), 1.0)
+    share[0] = True
+    noise = counts[share].sum() * ((max(histogram.high, 0.0) - min(histogram.low, 0.0)) / 255) ** 2 / 12
+    signal = float(counts[share] @ size[order][share] ** 2)
+    return noise == 0 or signal > 10 * noise
 
 
 def activation(histogram: Histogram, grid: int = 64) -> tuple[Affine, float]:

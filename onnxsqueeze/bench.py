@@ -20,13 +20,13 @@ from onnxsqueeze.validate import Answers, answer, compare, worst
 __all__ = ["Bench"]
 
 Array = NDArray[np.generic]
-TRIAL_FEEDS = 8
+TRIAL_FEEDS = 4
 
 
 class Bench:
     """What a pass may use in ``select`` and ``tune``: the graph as it came, and feeds to run it on.
 
-    ``original`` is never edited. Errors are taken on up to 8 calibration feeds, evenly spread, against the answers of
+    ``original`` is never edited. Errors are taken on up to 4 calibration feeds, evenly spread, against the answers of
     ``original``; the held-out feeds stay out of every decision, so that the report's figures do not flatter.
     """
 
@@ -34,6 +34,8 @@ class Bench:
         self, original: Graph, calib: Sequence[dict[str, Array]], seed: int, progress: Callable[[str, int, int], None]
     ) -> None:
         self.original = original
+        self.stats = Statistics()
+        """What was measured for the plan that ``select`` is given."""
         self.calib = calib
         self.seed = seed
         self.progress = progress

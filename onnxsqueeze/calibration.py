@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import codec
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Gram, Mean, Need, Range
+from onnxsqueeze.contract import Channels, Gram, Mean, Need, Range
 from onnxsqueeze.errors import ModelError, UsageError
 from onnxsqueeze.runtime import Session
 
@@ -27,6 +27,7 @@ MASK = 1e30
 """Values at least this large are masks or infinities, not signal: they enter no statistic."""
 SAMPLE = 1 << 16
 """At most this many elements of one tensor of one feed enter its histogram, evenly strided; minima are exact."""
+PARTS = ("gram", "squares", "inverse", "low", "high")
 FETCH_LIMIT = 1 << 29
 """Activations fetched in one run, in bytes; a model with more is run several times per feed."""
 
@@ -50,6 +51,8 @@ class Histogram:
     samples: int = 0
     low_sum: float = 0.0
     high_sum: float = 0.0
+    elements: int = 0
+    masked: int = 0
 
     @property
     def limit(self) -> float:
@@ -61,9 +64,12 @@ class Histogram:
         flat = np.asarray(values, dtype=np.float32).reshape(-1)
         if flat.size == 0:
             return
+        self.elements += flat.size
         low, high = float(flat.min()), float(flat.max())
         if not (-MASK < low and high < MASK):
-            flat = flat[np.abs(flat) < MASK]
+            usual = flat[np.abs(flat) < MASK]
+            self.masked += flat.size - usual.size
+            flat = usual
             if flat.size == 0:
                 return
             low, high = float(flat.min()), float(flat.max())
@@ -109,16 +115,26 @@ class Histogram:
             self.samples + other.samples,
             self.low_sum + other.low_sum,
             self.high_sum + other.high_sum,
+            self.elements + other.elements,
+            self.masked + other.masked,
         )
 
 
 @dataclass
 class Moments:
-    """``n``, ``Σx`` (K) and, for a Gram matrix, ``Σxxᵀ`` (K×K) over rows x, in float64."""
+    """``n``, ``Σx`` (K) over rows x in float64, with ``Σxxᵀ`` (K×K) for Gram.
+
+    For Channels: ``squares`` is ``Σ x²/‖x‖²``, so that a few huge rows do not outweigh all others, ``inverse`` is
+    ``Σ 1/‖x‖²``, and ``low`` and ``high`` are the extremes per channel.
+    """
 
     n: int
     total: NDArray[np.float64]
     gram: NDArray[np.float64] | None = None
+    squares: NDArray[np.float64] | None = None
+    inverse: NDArray[np.float64] | None = None
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -133,8 +149,21 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets of rows."""
-        gram = None if self.gram is None or other.gram is None else self.gram + other.gram
-        return Moments(self.n + other.n, self.total + other.total, gram)
+
+        def both(
+            one: NDArray[np.float64] | None, two: NDArray[np.float64] | None, how: np.ufunc
+        ) -> NDArray[np.float64] | None:
+            return None if one is None or two is None else how(one, two)
+
+        return Moments(
+            self.n + other.n,
+            self.total + other.total,
+            both(self.gram, other.gram, np.add),
+            both(self.squares, other.squares, np.add),
+            both(self.inverse, other.inverse, np.add),
+            both(self.low, other.low, np.minimum),
+            both(self.high, other.high, np.maximum),
+        )
 
 
 @dataclass
@@ -142,7 +171,7 @@ class Statistics:
     """What one sweep has measured, by the need that asked for it. Empty when there are no feeds."""
 
     ranges: dict[Range, Histogram] = field(default_factory=dict)
-    moments: dict[Mean | Gram, Moments] = field(default_factory=dict)
+    moments: dict[Mean | Channels | Gram, Moments] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.ranges or self.moments)
@@ -152,7 +181,7 @@ class Statistics:
         found = self.ranges.get(Range(tensor))
         return found if found is not None and found.samples else None
 
-    def of(self, need: Mean | Gram) -> Moments | None:
+    def of(self, need: Mean | Channels | Gram) -> Moments | None:
         """Return the moments that answer a need, None if there are none."""
         found = self.moments.get(need)
         return found if found is not None and found.n else None
@@ -180,15 +209,16 @@ def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistic
             key = f"s{len(index)}"
             index.append({"stage": stage, "kind": "Range", "need": asdict(wanted), "key": key})
             arrays[f"{key}.counts"] = h.counts
-            rest = [h.exponent, h.zeros, h.low, h.high, h.samples, h.low_sum, h.high_sum]
+            rest = [h.exponent, h.zeros, h.low, h.high, h.samples, h.low_sum, h.high_sum, h.elements, h.masked]
             arrays[f"{key}.rest"] = np.array(rest, np.float64)
         for need, m in statistics.moments.items():
             key = f"s{len(index)}"
             index.append({"stage": stage, "kind": type(need).__name__, "need": asdict(need), "key": key})
             arrays[f"{key}.n"] = np.array(m.n)
             arrays[f"{key}.total"] = m.total
-            if m.gram is not None:
-                arrays[f"{key}.gram"] = m.gram
+            for part in PARTS:
+                if (array := getattr(m, part)) is not None:
+                    arrays[f"{key}.{part}"] = array
     arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -221,15 +251,17 @@ def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
     key = entry["key"]
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["need"].items()}
     if entry["kind"] == "Range":
-        exponent, zeros, low, high, samples, low_sum, high_sum = arrays[f"{key}.rest"].tolist()
+        exponent, zeros, low, high, samples, low_sum, high_sum, elements, masked = arrays[f"{key}.rest"].tolist()
         counts = arrays[f"{key}.counts"].astype(np.int64)
         if counts.shape != (BINS,):
             raise ValueError(f"{counts.size} bins instead of {BINS}")
-        histogram = Histogram(int(exponent), counts, int(zeros), low, high, int(samples), low_sum, high_sum)
+        histogram = Histogram(
+            int(exponent), counts, int(zeros), low, high, int(samples), low_sum, high_sum, int(elements), int(masked)
+        )
         return Statistics({Range(**fields): histogram}, {})
-    need = {"Mean": Mean, "Gram": Gram}[entry["kind"]](**fields)
-    gram = arrays[f"{key}.gram"].astype(np.float64) if f"{key}.gram" in arrays else None
-    return Statistics({}, {need: Moments(int(arrays[f"{key}.n"]), arrays[f"{key}.total"].astype(np.float64), gram)})
+    need = {"Mean": Mean, "Channels": Channels, "Gram": Gram}[entry["kind"]](**fields)
+    parts = {part: arrays[f"{key}.{part}"].astype(np.float64) for part in PARTS if f"{key}.{part}" in arrays}
+    return Statistics({}, {need: Moments(int(arrays[f"{key}.n"]), arrays[f"{key}.total"].astype(np.float64), **parts)})
 
 
 def collect(
@@ -307,6 +339,14 @@ def _add(statistics: Statistics, need: Need, value: Array, rows: int, rng: np.ra
         other = tuple(a for a in range(value.ndim) if a != need.axis % value.ndim)
         count = value.size // max(value.shape[need.axis], 1)
         found = Moments(count, value.sum(axis=other, dtype=np.float64))
+    elif isinstance(need, Channels):
+        x = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
+        x = np.where(np.abs(x) < MASK, x, 0) if np.abs(x).max(initial=0) >= MASK else x
+        norms = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+        weights = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+        squares, inverse = weights @ (x.astype(np.float64) ** 2), weights.sum(keepdims=True)
+        low, high = x.min(0, initial=0).astype(np.float64), x.max(0, initial=0).astype(np.float64)
+        found = Moments(len(x), x.sum(0, dtype=np.float64), None, squares, inverse, low, high)
     else:
         x = patches(value, need, rows, rng) if need.kernel else _rows(value, need.axis, rows, rng)
         x = np.where(np.abs(x) < MASK, x, 0).astype(np.float32)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.codec import Graph
     from onnxsqueeze.view import View
 
-__all__ = ["Gram", "Mean", "Need", "Pass", "Range", "Site", "Skip"]
+__all__ = ["Channels", "Gram", "Mean", "Need", "Pass", "Range", "Site", "Skip"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Range:
 @dataclass(frozen=True)
 class Mean:
     """Asks for the mean of ``tensor`` per index of ``axis`` (its channels)."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Asks for minimum, maximum, mean and mean square of ``tensor`` per index of ``axis``."""
 
     tensor: str
     axis: int
@@ -49,7 +57,7 @@ class Gram:
     auto_pad: str = ""
 
 
-Need = Range | Mean | Gram
+Need = Range | Mean | Channels | Gram
 
 
 @dataclass(frozen=True)

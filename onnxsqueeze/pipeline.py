@@ -180,6 +180,7 @@ def _run_pass(pass_: Pass, implicit: bool, graph: Graph, run: _Run, stage: list[
             run.progress(pass_.name, len(done), 0)
             plan = list(pass_.plan(view, stats))
             if bench is not None and any(isinstance(entry, Site) for entry in plan):
+                bench.stats = stats
                 plan = pass_.select(plan, bench)
             sites = [entry for entry in plan if isinstance(entry, Site)]
             skipped = [entry for entry in plan if isinstance(entry, Skip)]

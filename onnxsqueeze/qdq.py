@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 from onnxsqueeze import edit
 from onnxsqueeze.affine import Affine, weight_scales
 from onnxsqueeze.codec import Graph
+from onnxsqueeze.errors import PassError
+from onnxsqueeze.view import constant_value
 from onnxsqueeze.weights import Derived
 
-__all__ = ["bias", "dequantized", "integers", "requantize", "scales_of", "store", "weight"]
+__all__ = [
+    "bias", "carry", "dequantized", "dynamic", "gate", "integers", "reader", "requantize", "scales_of", "stored",
+    "values_of", "weight",
+]  # fmt: skip
 
 FloatArray = NDArray[np.floating]
 
@@ -74,33 +79,46 @@ def _integers(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
     return np.clip(np.rint(q, out=q), -127, 127, out=q).astype(np.int8)
 
 
-def integers(graph: Graph, hint: str, constant: gs.Constant | None, values: FloatArray, scales: FloatArray) -> gs.Constant:
-    """Return the int8 initializer; a large one is computed from its source only while the file is written."""
-    if constant is not None and values.size > HELD:
-        source = constant._values
-        lazy = Derived(values.shape, np.int8, lambda: _integers(source.load() if hasattr(source, "load") else source, scales))
-        return edit.constant(graph, f"{hint}_int8", lazy)
-    return edit.constant(graph, f"{hint}_int8", _integers(values, scales))
+def integers(
+    graph: Graph, hint: str, values: FloatArray, scales: FloatArray, read: Callable[[], FloatArray] | None = None
+) -> gs.Constant:
+    """Return the int8 initializer of ``values``; a large one is computed from ``read()`` while the file is written."""
+    if values.size > HELD and read is not None:
+        return edit.constant(graph, f"{hint}_int8", Derived(values.shape, np.int8, lambda: _integers(read(), scales)))
+    return edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(_integers(values, scales)))
 
 
-def weight(graph: Graph, scope: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int) -> None:
+def reader(tensor: gs.Tensor) -> Callable[[], FloatArray] | None:
+    """Return a function that reads an initializer again later; None for weights that nodes compute."""
+    return (lambda: values_of(tensor)) if isinstance(tensor, gs.Constant) else None
+
+
+def values_of(tensor: gs.Tensor) -> FloatArray:
+    """Return the value of a constant tensor."""
+    value = constant_value(tensor)
+    if value is None:
+        raise PassError(f"the weight '{tensor.name}' is not constant any more")
+    return value
+
+
+def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int) -> None:
     """Feed an input of the node from an int8 initializer through a DequantizeLinear per channel along ``axis``."""
     name = node.inputs[slot].name
     scale = edit.constant(graph, f"{name}_scale", np.ascontiguousarray(scales.reshape(-1)))
     zero = edit.constant(graph, f"{name}_zero_point", np.zeros(scales.size, np.int8))
     node.inputs[slot] = edit.insert(
-        graph, scope, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", {"axis": axis}, before=node
+        graph, graph, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", {"axis": axis}, before=node
     )
 
 
-def bias(graph: Graph, scope: Graph, node: gs.Node, slot: int, values: FloatArray, scale: FloatArray, hint: str) -> None:
+def bias(graph: Graph, node: gs.Node, slot: int, values: FloatArray, scale: FloatArray, hint: str) -> None:
     """Give the node an int32 bias with ``scale`` = input scale × weight scale per channel, as the fused kernels need."""
     q = np.clip(np.round(values.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     constant = edit.constant(graph, f"{hint}_int32", q)
     scales = edit.constant(graph, f"{hint}_scale", scale.astype(np.float32))
     zero = edit.constant(graph, f"{hint}_zero_point", np.zeros(q.shape, np.int32))
     made = edit.insert(
-        graph, scope, "DequantizeLinear", [constant, scales, zero], f"{hint}_dequantized", {"axis": 0}, before=node
+        graph, graph, "DequantizeLinear", [constant, scales, zero], f"{hint}_dequantized", {"axis": 0}, before=node
     )
     if slot < len(node.inputs):
         node.inputs[slot] = made
@@ -108,9 +126,145 @@ def bias(graph: Graph, scope: Graph, node: gs.Node, slot: int, values: FloatArra
         node.inputs.append(made)
 
 
-def store(graph: Graph, scope: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray) -> None:
-    """Feed an input from an int8 initializer through Cast and Mul, which ONNX Runtime folds when it loads the model."""
-    name = node.inputs[slot].name
-    cast = edit.insert(graph, scope, "Cast", [q], f"{name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
-    scale = edit.constant(graph, f"{name}_scale", scales)
-    node.inputs[slot] = edit.insert(graph, scope, "Mul", [cast, scale], f"{name}_float", before=node)
+def carry(graph: Graph, node: gs.Node, inputs: Sequence[Affine | None], output: Affine | None) -> None:
+    """Put Q/DQ pairs around an operator that ONNX Runtime then runs on integers."""
+    for slot, affine in enumerate(inputs):
+        if affine is not None:
+            node.inputs[slot] = dequantized(graph, node.inputs[slot], affine)
+    outputs = {id(t) for t in graph.outputs}
+    for tensor in node.outputs:
+        if output is not None and tensor.name and (tensor.outputs or id(tensor) in outputs):
+            requantize(graph, tensor, output)
+
+
+def gate(graph: Graph, node: gs.Node, source: Affine | None) -> None:
+    """Replace HardSigmoid(x; α, β) by a Q/DQ pair with two scales: what Q saturates at is what HardSigmoid clips at.
+
+    ``Q(x; 1/(255α), round(255β))`` saturates at 0 where ``αx + β ≤ 0`` and at 255 where ``αx + β ≥ 1``; read with
+    scale 1/255 and zero point 0 that is HardSigmoid, to half a step.
+    """
+    alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+    x = node.inputs[0] if source is None else dequantized(graph, node.inputs[0], source)
+    name = node.outputs[0].name
+    steep = edit.constant(graph, f"{name}_steep", np.float32(1 / (255 * alpha)))
+    middle = edit.constant(graph, f"{name}_middle", np.uint8(np.clip(np.floor(255 * beta), 0, 255)))
+    unit = edit.constant(graph, f"{name}_scale", np.float32(1 / 255))
+    zero = edit.constant(graph, f"{name}_zero_point", np.uint8(0))
+    q = edit.insert(graph, graph, "QuantizeLinear", [x, steep, middle], f"{name}_quantized", before=node)
+    edit.replace(graph, graph, node, "DequantizeLinear", [q, unit, zero])
+
+
+def dynamic(graph: Graph, scope: Graph, node: gs.Node, scale: FloatArray | None) -> None:
+    """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
+
+    ``scale`` divides the input's channels first and multiplies the weight's rows.
+    """
+    tensor = node.inputs[1]
+    transposed = bool(node.op == "Gemm" and node.attrs.get("transB", 0))
+    hint, x, output = tensor.name, node.inputs[0], node.outputs[0]
+
+    def read() -> FloatArray:
+        value = values_of(tensor).T if transposed else values_of(tensor)
+        return value if scale is None else value * scale[:, None]
+
+    values = read()
+    if scale is not None:
+        x = _divided(graph, scope, x, scale, node)
+    scales = scales_of(values, (1,))
+    q = integers(graph, hint, values, scales, read if isinstance(tensor, gs.Constant) else None)
+    weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
+    parts = _run_time_quantized(graph, scope, x, node)
+    result = _product(graph, scope, parts, q, weight_scale, output.name, node)
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        edit.replace(graph, scope, node, "Add", [result, node.inputs[2]])
+        return
+    maker = result.inputs[0]
+    edit.remove(scope, node)
+    maker.outputs[0] = output
+
+
+def _product(
+    graph: Graph, scope: Graph, parts: Sequence[gs.Tensor], q: gs.Constant, scale: gs.Constant, hint: str, node: gs.Node
+) -> gs.Tensor:
+    quantized, x_scale, zero = parts
+    product = edit.insert(graph, scope, "MatMulInteger", [quantized, q, zero], f"{hint}_int32", before=node)
+    cast = edit.insert(graph, scope, "Cast", [product], f"{hint}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
+    both = edit.insert(graph, scope, "Mul", [x_scale, scale], f"{hint}_scale", before=node)
+    return edit.insert(graph, scope, "Mul", [cast, both], f"{hint}_scaled", before=node)
+
+
+def _run_time_quantized(graph: Graph, scope: Graph, x: gs.Tensor, node: gs.Node) -> list[gs.Tensor]:
+    """Return (quantized, scale, zero point) of the input; layers that share an input share its quantization."""
+    found = _reader(scope, x, "DynamicQuantizeLinear")
+    if found is not None:
+        return list(found.outputs)
+    outputs = [edit.variable(graph, f"{x.name}_{part}") for part in ("quantized", "scale", "zero_point")]
+    edit.insert(graph, scope, "DynamicQuantizeLinear", [x], outputs, before=node)
+    return outputs
+
+
+def _divided(graph: Graph, scope: Graph, x: gs.Tensor, scale: FloatArray, node: gs.Node) -> gs.Tensor:
+    """Return x / scale; layers that share an input share it, since they share the scale."""
+    found = _reader(scope, x, "Mul", f"{x.name}_smoothed")
+    if found is not None:
+        return found.outputs[0]
+    inverse = edit.constant(graph, f"{x.name}_smoothing", (1 / scale).astype(np.float32))
+    return edit.insert(graph, scope, "Mul", [x, inverse], f"{x.name}_smoothed", before=node)
+
+
+def _reader(scope: Graph, x: gs.Tensor, op: str, output: str = "") -> gs.Node | None:
+    inside = {id(n) for n in scope.nodes}
+    for reader in x.outputs:
+        if reader.op == op and id(reader) in inside and reader.outputs[0].name.startswith(output):
+            return reader
+    return None
+
+
+def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> None:
+    """Keep a weight as int8 in blocks with a scale each, restored by Cast, Mul and Reshape when the model is loaded.
+
+    The table of a Gather stays int8 in memory too: only the rows that are read are restored.
+    """
+    tensor = node.inputs[slot]
+    if not isinstance(tensor, gs.Constant) or np.dtype(tensor.dtype) != np.float32:
+        return  # another node that shares the weight has stored it already
+    values = values_of(tensor)
+    if not np.isfinite(values).all():
+        return
+    if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and len(tensor.outputs) == 1:
+        _gathered(graph, scope, node, tensor, values)
+        return
+    blocks = (-1, _block(values.shape))
+    flat = values.reshape(blocks)
+    scales = scales_of(flat, (0,))
+    q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
+    scale = edit.constant(graph, f"{tensor.name}_scale", scales)
+    inside = {id(n) for n in scope.nodes}
+    home = scope if all(id(n) in inside for n in tensor.outputs) else graph
+    first = home.nodes[0]
+    cast = edit.insert(graph, home, "Cast", [q], f"{tensor.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=first)
+    restored = edit.insert(graph, home, "Mul", [cast, scale], f"{tensor.name}_blocks", before=first)
+    if flat.shape != values.shape:
+        shape = edit.constant(graph, f"{tensor.name}_shape", np.array(values.shape, np.int64))
+        restored = edit.insert(graph, home, "Reshape", [restored, shape], f"{tensor.name}_restored", before=first)
+    edit.redirect(tensor, restored)
+
+
+def _block(shape: Sequence[int]) -> int:
+    """Return how many neighbouring weights share a scale: a divisor of the rows' length from 32 to 64 if there is one."""
+    row = prod(shape[1:]) if len(shape) > 1 else shape[0]
+    if row <= 64:
+        return row
+    return next((d for d in range(64, 31, -1) if row % d == 0), row)
+
+
+def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, values: FloatArray) -> None:
+    """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
+    output, indices = node.outputs[0], node.inputs[1]
+    scales = scales_of(values, (0,))
+    q = integers(graph, tensor.name, values, scales, reader(tensor))
+    rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
+    scale = edit.constant(graph, f"{tensor.name}_scale", scales)
+    row_scales = edit.insert(graph, scope, "Gather", [scale, indices], f"{output.name}_scale", {"axis": 0}, before=node)
+    cast = edit.insert(graph, scope, "Cast", [rows], f"{output.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
+    edit.replace(graph, scope, node, "Mul", [cast, row_scales])

@@ -21,7 +21,7 @@ from onnxsqueeze.dtypes import numpy_type
 from onnxsqueeze.graph import subgraphs
 from onnxsqueeze.weights import peek
 
-__all__ = ["View", "is_standard", "key_of", "walk"]
+__all__ = ["View", "constant_value", "is_standard", "key_of", "walk"]
 
 Array = NDArray[np.generic]
 Shape = tuple[int | str | None, ...]
@@ -48,6 +48,22 @@ def walk(graph: Graph) -> Iterator[tuple[gs.Node, Graph]]:
         yield node, graph
         for body in subgraphs(node):
             yield from walk(body)
+
+
+def constant_value(tensor: gs.Tensor) -> Array | None:
+    """Return the value of a tensor that is constant, also through Constant, Identity, Cast and Transpose."""
+    steps: list[gs.Node] = []
+    while not (isinstance(tensor, gs.Constant) and not getattr(tensor, "overridable", False)):
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or not is_standard(node) or node in steps:
+            return None
+        if node.op == "Constant":
+            return _after(steps, _constant_value(node))
+        if node.op not in ("Identity", "Cast", "Transpose"):
+            return None
+        steps.append(node)
+        tensor = node.inputs[0]
+    return _after(steps, peek(tensor))
 
 
 class View:
@@ -131,18 +147,7 @@ class View:
 
     def value(self, tensor: gs.Tensor) -> Array | None:
         """Return the value of a tensor that is constant, also through Constant, Identity, Cast and Transpose."""
-        steps: list[gs.Node] = []
-        while (constant := self.constant(tensor)) is None:
-            node = self.producer(tensor)
-            if node is None or not is_standard(node) or node in steps:
-                return None
-            if node.op == "Constant":
-                return _after(steps, _constant_value(node))
-            if node.op not in ("Identity", "Cast", "Transpose"):
-                return None
-            steps.append(node)
-            tensor = node.inputs[0]
-        return _after(steps, peek(constant))
+        return constant_value(tensor)
 
     def scalar(self, tensor: gs.Tensor) -> float | None:
         """Return the value of a constant with one element."""
@@ -152,6 +157,21 @@ class View:
         if value is None or value.size != 1:
             return None
         return float(value.astype(np.float64).item())
+
+    def limits(self, node: gs.Node) -> tuple[float | None, float]:
+        """Return the limits of a Clip or Relu; a lower limit of None means that they are computed at run time."""
+        if node.op == "Relu":
+            return 0.0, float("inf")
+        if "min" in node.attrs or "max" in node.attrs:  # before opset 11
+            return float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))
+        limits = []
+        for slot, default in ((1, -np.inf), (2, np.inf)):
+            tensor = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
+            value = default if tensor is None else self.scalar(tensor)
+            if value is None:
+                return None, 0.0
+            limits.append(float(value))
+        return limits[0], limits[1]
 
     @cached_property
     def _types(self) -> dict[str, onnx.TypeProto]:

@@ -94,7 +94,7 @@ def _hard_sigmoid(view: View, clip: gs.Node) -> _HardSigmoid | None:
     if add is None or add.op != "Add" or not is_standard(add) or view.only_consumer(clip.inputs[0]) is not clip:
         return None
     slot = next((i for i, t in enumerate(add.inputs) if view.scalar(t) is not None), None)
-    low, high = clip_limits(view, clip)
+    low, high = view.limits(clip)
     if slot is None or low != 0 or not 0 < high < np.inf:
         return None
     shift, source = view.scalar(add.inputs[slot]), add.inputs[1 - slot]
@@ -109,27 +109,16 @@ def _hard_sigmoid(view: View, clip: gs.Node) -> _HardSigmoid | None:
         gated, tensor = True, reader.outputs[0]
         reader = view.only_consumer(tensor)
         factor = _scalar_factor(view, reader, tensor)
-    if reader is None or factor is None or abs(high * factor - 1) > 1e-6 or view.dtype(source) not in (None, np.float32):
+    if (
+        reader is None
+        or factor is None
+        or abs(high * factor - 1) > 1e-6
+        or view.dtype(source) not in (None, np.float32)
+    ):
         return None
     nodes.add(id(reader))
     words = "HardSwish as x·HardSigmoid(x)" if gated else "HardSigmoid"
     return _HardSigmoid(source.name, 1 / high, shift / high, gated, key_of(reader), words, frozenset(nodes))
-
-
-def clip_limits(view: View, node: gs.Node) -> tuple[float | None, float]:
-    """Return the limits of a Clip (or Relu); a lower limit of None means that they are computed at run time."""
-    if node.op == "Relu":
-        return 0.0, float("inf")
-    if "min" in node.attrs or "max" in node.attrs:  # before opset 11
-        return float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))
-    limits = []
-    for slot, default in ((1, -np.inf), (2, np.inf)):
-        tensor = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
-        value = default if tensor is None else view.scalar(tensor)
-        if value is None:
-            return None, 0.0
-        limits.append(float(value))
-    return limits[0], limits[1]
 
 
 def _rewrite_hard_sigmoid(graph: Graph, scope: Graph, found: _HardSigmoid) -> None:

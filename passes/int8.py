@@ -1,38 +1,44 @@
-"""``int8``: 8-bit weights everywhere, 8-bit arithmetic where ONNX Runtime fuses it."""
+"""``int8``: 8-bit weights everywhere, 8-bit arithmetic where it pays and ONNX Runtime fuses it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import inf
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze import edit, qdq
-from onnxsqueeze.affine import Affine, activation, fixed
-from onnxsqueeze.calibration import Moments, Statistics
+from onnxsqueeze.affine import Affine, activation, fixed, usable
+from onnxsqueeze.bench import Bench
+from onnxsqueeze.calibration import Histogram, Statistics
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Mean, Need, Pass, Range, Site, Skip
-from onnxsqueeze.view import View, is_standard, key_of
+from onnxsqueeze.contract import Channels, Mean, Need, Pass, Range, Site, Skip
+from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
+from onnxsqueeze.impact import impacts
+from onnxsqueeze.quantizable import Layers, weight_slots
+from onnxsqueeze.regions import Choice, cut
+from onnxsqueeze.smooth import smoothing
+from onnxsqueeze.view import View, key_of
 
 __all__ = ["Int8"]
 
 FloatArray = NDArray[np.floating]
 
-KEEP_SCALE = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "DepthToSpace")
-OWN_SCALE = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
-DATA_INPUTS = {"Add": 2, "Mul": 2}
-STORED_AXES = {"Conv": (0,), "ConvTranspose": (1,), "Gather": (0,), "LSTM": (0, 1), "GRU": (0, 1), "RNN": (0, 1)}
-SMALL = 1024
-"""Weights with fewer elements are left in float: nothing would be saved."""
+PRICES = (0.0, 3.0, 12.0, 50.0)
+"""What ``select`` tries in turn: the price of a tensor's relative error, in run times of the whole model."""
+NEAR_STORED = 3.0
+"""Arithmetic in int8 may cost this many dB more than storing the weights in int8 already costs."""
+SLOWER = 1.05
+"""A measured run time over that of the float graph from which int8 arithmetic is given up."""
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _Work:
     """How one node is quantized; ``apply`` reads nothing else."""
 
     form: str
@@ -40,278 +46,344 @@ class _Layer:
     output: Affine | None = None
     mean: NDArray[np.float64] | None = None
     inputs: tuple[Affine | None, ...] = ()
+    smoothing: NDArray[np.float32] | None = None
+    tail: str = ""
+    add: str = ""
 
 
 @dataclass(frozen=True)
 class Int8(Pass):
     """Quantize ``y = W·x + b`` to ``y ≈ s_x·s_w·(W_q·(x_q − z_x) + b_q)`` with 8-bit integers.
 
-    * *static*: Conv, Gemm and MatMul with a constant weight whose input range was measured become Q/DQ graphs that
-      ONNX Runtime runs in integers: uint8 activations with the least mean squared error on their histogram, int8
-      weights per output channel, int32 biases in the product scale. The mean error of the weights is taken off the
-      bias: ``b̂ = b + (W − Ŵ)·μ``. Elementwise, pooling and shape operators between such layers stay in integers.
+    * *static*: Conv, Gemm and MatMul whose input range was measured run in integers: uint8 activations with the least
+      mean squared error on their histogram, int8 weights per output channel, int32 biases in the product scale, and
+      the mean error of the weights taken off the bias: ``b̂ = b + (W − Ŵ)·μ``. Which layers, and which operators
+      between them, do so is a minimum cut over their run times in float and int8 and the cost of the borders.
     * *dynamic*: MatMul and Gemm on token sequences, or without measured ranges, quantize their input at run time
-      (DynamicQuantizeLinear, MatMulInteger).
-    * *stored*: other weights are kept as int8 per channel and restored when the model is loaded: the file is
-      smaller, the arithmetic stays in float.
+      (DynamicQuantizeLinear, MatMulInteger), after a scale per channel ``s_j = max|x_j|^α / max|w_j|^(1−α)`` that
+      moves outliers into the weight, α being what predicts the least error.
+    * *stored*: all other weights are kept as int8 in blocks, each with its scale, and restored when the model is
+      loaded: the file is smaller, the arithmetic stays in float.
+
+    ``max_drop`` bounds the relative error ‖Δy‖/‖y‖ of the model's outputs on calibration feeds: layers return to
+    float arithmetic, those with most error for the time they save first, until it holds.
     """
 
     name: ClassVar[str] = "int8"
-    summary: ClassVar[str] = "8-bit weights, and 8-bit arithmetic where it was calibrated and the runtime fuses it"
+    summary: ClassVar[str] = "8-bit weights, and 8-bit arithmetic where it pays and the runtime fuses it"
     min_opset: ClassVar[int] = 13
 
+    max_drop: float = 0.05
+    """Largest relative error of an output, ‖Δy‖ / ‖y‖, on calibration feeds (0.05 is 26 dB)."""
+    only: tuple[str, ...] = ()
+    """Globs on node names or output names: nothing else is quantized."""
+    exclude: tuple[str, ...] = ()
+    """Globs on node names or output names that stay in float."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_drop <= 1:
+            raise ValueError("max-drop is over 0 and at most 1")
+
     def needs(self, view: View) -> Iterable[Need]:
-        """Yield the range of every float tensor of the main graph and the channel means of the layers' inputs."""
-        layers = _layout(view, lambda tensor: fixed(0.0, 1.0), lambda node: None)
-        for node in view.nodes:
-            layer = layers.get(id(node))
-            if layer is None or layer.form not in ("static", "integer"):
-                continue
-            yield from (Range(t.name) for t in node.inputs[: 1 if layer.form == "static" else None] if t.name)
-            yield from (Range(t.name) for t in (_tail(view, node) if layer.form == "static" else node).outputs)
-            if layer.form == "static":
-                yield _mean(node)
+        """Yield the ranges around what may run in integers, and the channel statistics of layers' inputs."""
+        layers = Layers(view, self._wanted)
+        for node in layers.static:
+            yield Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1)
+            yield Range(node.inputs[0].name)
+            yield Range(layers.tail(node).outputs[0].name)
+        for node in layers.carried:
+            yield from (Range(t.name) for t in (*layers.data_inputs(node), *node.outputs) if t.name)
+        for node in layers.dynamic:
+            if not view.in_body(node):
+                yield Channels(node.inputs[0].name, -1)
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
-        """Decide the form of every layer, then which operators between them stay in integers."""
-        affines: dict[str, Affine | None] = {}
+        """Decide the form of every layer: the fastest that the statistics predict."""
+        yield from self._plan(view, stats, PRICES[0], {}, inf, {})
 
-        def measured(tensor: gs.Tensor) -> Affine | None:
-            if tensor.name not in affines:
-                histogram = stats.range(tensor.name)
-                affines[tensor.name] = None if histogram is None else activation(histogram)[0]
-            return affines[tensor.name]
+    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+        """Return the fastest plan that keeps ``max_drop``; if none does, weights are only stored."""
+        view, target = View(bench.original), -20 * float(np.log10(self.max_drop))
+        tried: list[tuple[float, list[Site | Skip]]] = []
+        effects: dict[str, float] = {}
+        smoothed: dict[str, NDArray[np.float32] | None] = {}
+        for attempt, price in enumerate(PRICES):
+            budget = 0.8 * self.max_drop**2 / 2**attempt
+            plan = list(self._plan(view, bench.stats, price, effects, budget, smoothed))
+            if any(_forms(plan) == _forms(other) for _, other in tried):
+                continue
+            tried.append((bench.sqnr(bench.variant(self, _sites(plan))), plan))
+            if tried[-1][0] >= target:
+                break
+            if not effects and price > 0 or all(e.action != "static" for e in _sites(plan)):
+                effects = effects or self._effects(plan, bench)
+        stored = [_as_stored(entry) for entry in plan]
+        if tried[-1][0] < target:
+            limit = bench.sqnr(bench.variant(self, _sites(stored))) - NEAR_STORED
+            plan = next((plan for sqnr, plan in tried if sqnr >= limit), stored)
+        integers = any(e.action == "static" for e in _sites(plan))
+        if integers and bench.latency(bench.variant(self, _sites(plan))) > SLOWER:
+            return stored
+        return plan
 
-        layers = _layout(view, measured, lambda node: stats.of(_mean(node)))
-        for node in view.nodes:
-            layer, key = layers.get(id(node)), key_of(node)
-            if layer is not None:
-                yield Site(key, layer.form, {"op": node.op}, work=layer)
-            elif _has_weight(view, node):
-                reason = _refusal(view, node)
-                if reason:
-                    yield Skip(key, reason)
+    def _effects(self, plan: list[Site | Skip], bench: Bench) -> dict[str, float]:
+        """Measure what each layer's arithmetic in int8 alone does to the model's outputs."""
+
+        def rewrite(site: Site) -> Callable[[Graph, str], None]:
+            assert isinstance(site.work, _Work)
+            work = replace(site.work, output=None, tail="", add="")
+            return lambda graph, key: self.apply(replace(site, key=key, work=work), graph)
+
+        layers = {e.key: [rewrite(e)] for e in _sites(plan) if e.action in ("static", "dynamic")}
+        found = impacts(bench.original, bench.feeds[:1], layers, bench.progress)
+        return {key: values[0] for key, values in found.items()}
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Quantize one node."""
         node, scope = edit.find(graph, site.key)
-        layer = site.work
-        assert isinstance(layer, _Layer)
-        view = View(graph)
-        if layer.form == "static":
-            _static(graph, view, node, layer)
-        elif layer.form == "integer":
-            _carry(graph, view, node, layer)
-        elif layer.form == "dynamic":
-            _dynamic(graph, scope, view, node)
+        work = site.work
+        assert isinstance(work, _Work)
+        if work.form == "static":
+            _static(graph, node, work)
+        elif work.form == "integer":
+            qdq.carry(graph, node, work.inputs, work.output)
+        elif work.form == "gate":
+            qdq.gate(graph, node, work.inputs[0])
+        elif work.form == "dynamic":
+            qdq.dynamic(graph, scope, node, work.smoothing)
         else:
-            _stored(graph, scope, view, node)
+            for slot in weight_slots(node):
+                qdq.stored(graph, scope, node, slot)
+
+    # -------------------------------------------------------------------------------------------- deciding
+
+    def _wanted(self, node: gs.Node) -> bool:
+        names = (node.name, key_of(node))
+
+        def matches(globs: tuple[str, ...]) -> bool:
+            return any(fnmatchcase(name, glob) for name in names for glob in globs)
+
+        return (not self.only or matches(self.only)) and not matches(self.exclude)
+
+    def _plan(
+        self,
+        view: View,
+        stats: Statistics,
+        price: float,
+        effects: dict[str, float],
+        budget: float,
+        smoothed: dict[str, NDArray[np.float32] | None],
+    ) -> Iterator[Site | Skip]:
+        layers = Layers(view, self._wanted)
+        work = _integers(view, stats, layers, price, effects)
+        for node, entry in _run_time(view, stats, layers, effects, budget, smoothed):
+            work[id(node)] = entry
+        for node in view.nodes:
+            key, entry = key_of(node), work.get(id(node))
+            if entry is None and self._wanted(node):
+                reasons = [layers.refusal(node, slot) for slot in weight_slots(node)]
+                if "" in reasons:
+                    entry = _Work("stored")
+                elif any(reasons):
+                    yield Skip(key, next(reason for reason in reasons if reason))
+            if entry is not None:
+                yield Site(key, _WORDS[entry.form], {"op": node.op}, work=entry)
 
 
-# ------------------------------------------------------------------------------------------------ deciding
+_WORDS = {
+    "static": "static",
+    "integer": "integer",
+    "gate": "integer",
+    "dynamic": "dynamic",
+    "stored": "stored",
+}
 
 
-def _layout(
+def _sites(plan: list[Site | Skip]) -> list[Site]:
+    return [entry for entry in plan if isinstance(entry, Site)]
+
+
+def _forms(plan: list[Site | Skip]) -> dict[str, str]:
+    return {site.key: site.action for site in _sites(plan)}
+
+
+def _as_stored(entry: Site | Skip) -> Site | Skip:
+    """Fall back to float arithmetic on a stored weight; operators without a weight are left alone."""
+    if isinstance(entry, Skip) or entry.action == "stored":
+        return entry
+    if entry.action == "integer":
+        return Skip(entry.key, "int8 arithmetic would cost more accuracy than max-drop allows")
+    return replace(entry, action="stored", work=_Work("stored"))
+
+
+def _integers(
+    view: View, stats: Statistics, layers: Layers, price: float, effects: dict[str, float]
+) -> dict[int, _Work]:
+    """Return the static layers and the operators between them, chosen by a minimum cut."""
+    parameters: dict[int, tuple[Affine, float] | None] = {}
+    elements: dict[int, float] = {}
+
+    def measured(tensor: gs.Tensor) -> tuple[Affine, float] | None:
+        if id(tensor) not in parameters:
+            histogram = stats.range(tensor.name)
+            parameters[id(tensor)] = None if histogram is None or not usable(histogram) else activation(histogram)
+            elements[id(tensor)] = 0.0 if histogram is None else histogram.elements / histogram.samples
+        return parameters[id(tensor)]
+
+    possible = [n for n in layers.static if measured(n.inputs[0]) and measured(layers.tail(n).outputs[0])]
+    possible += [
+        n for n in layers.carried
+        if all(measured(t) for t in layers.data_inputs(n)) and all(measured(t) for t in n.outputs if t.name and t.outputs)
+    ]  # fmt: skip
+    if not possible:
+        return {}
+    chosen = _cut(view, layers, possible, measured, elements, price, effects)
+    return _assign(view, stats, layers, chosen, measured)
+
+
+def _cut(
     view: View,
-    measured: Callable[[gs.Tensor], Affine | None],
-    moments: Callable[[gs.Node], Moments | None],
-) -> dict[int, _Layer]:
-    """Return the form of every node that is quantized, given the measured parameters of tensors and input means."""
-    layers: dict[int, _Layer] = {}
-    quantized: dict[int, Affine] = {}
+    layers: Layers,
+    possible: list[gs.Node],
+    measured: Callable[[gs.Tensor], tuple[Affine, float] | None],
+    elements: dict[int, float],
+    price: float,
+    effects: dict[str, float],
+) -> set[int]:
+    inside = {id(node) for node in possible}
+    times: list[tuple[gs.Node, float, float]] = []
+    for node in possible:
+        made = layers.tail(node).outputs[0] if node.op in ("Conv", "Gemm", "MatMul") else node.outputs[0]
+        size = elements.get(id(made), 0.0)
+        weight = None if node.op not in ("Conv", "Gemm", "MatMul") else np.shape(view.value(node.inputs[1]))
+        times.append((node, *(layer_times(node, weight, size) if weight is not None else carry_times(node.op, size))))
+    total = sum(float_time for _, float_time, _ in times) or 1.0
+    penalty = price * total
+
+    def error(tensor: gs.Tensor) -> float:
+        found = measured(tensor)
+        return penalty * found[1] if found else 0.0
+
+    choices, tensors = [], {}
+    for node, float_time, int8_time in times:
+        layer = node.op in ("Conv", "Gemm", "MatMul")
+        reads = [node.inputs[0]] if layer else layers.data_inputs(node)
+        makes = [t for t in (layers.tail(node) if layer else node).outputs if t.name]
+        tensors.update({id(t): t for t in (*reads, *makes)})
+        if layer and key_of(node) in effects:
+            dear = penalty * effects[key_of(node)]
+        else:
+            dear = 0.0 if node.op in layers.KEEP_SCALE else sum(error(t) for t in makes)
+        choices.append(Choice(id(node), float_time, int8_time + dear, [id(t) for t in reads], [id(t) for t in makes]))
+        for tensor in makes:
+            others = [r for r in tensor.outputs if id(r) not in inside]
+            if others or view.is_output(tensor):
+                choices.append(Choice(-id(tensor), 0.0, inf, [id(tensor)], []))
+    quantize = {key: CALL + QUANTIZE * elements.get(key, 0.0) + error(t) for key, t in tensors.items()}
+    dequantize = {key: CALL + DEQUANTIZE * elements.get(key, 0.0) for key in tensors}
+    return cut(choices, quantize, dequantize) & inside
+
+
+def _assign(
+    view: View,
+    stats: Statistics,
+    layers: Layers,
+    chosen: set[int],
+    measured: Callable[[gs.Tensor], tuple[Affine, float] | None],
+) -> dict[int, _Work]:
+    """Give the chosen nodes their parameters, in order: operators that keep values keep the scale as well."""
+    carried: dict[int, Affine] = {}
+    work: dict[int, _Work] = {}
+
+    def affine(tensor: gs.Tensor) -> Affine:
+        found = measured(tensor)
+        assert found is not None
+        return carried.get(id(tensor), found[0])
+
     for node in view.nodes:
-        if not is_standard(node):
+        if id(node) not in chosen:
             continue
-        if _is_layer(view, node):
-            source = None if view.in_body(node) or _on_tokens(view, node) else measured(node.inputs[0])
-            source = quantized.get(id(node.inputs[0]), source)
-            tail = _tail(view, node)
-            target = measured(tail.outputs[0])
-            if source is not None and target is not None and _small_bias(view, node):
-                found_mean = moments(node)
-                target = _within_clip(view, tail, target)
-                layers[id(node)] = _Layer("static", source, target, None if found_mean is None else found_mean.mean)
-                quantized[id(tail.outputs[0])] = target
-            elif node.op != "Conv":
-                layers[id(node)] = _Layer("dynamic")
-            else:
-                layers[id(node)] = _Layer("stored")
-        elif _has_weight(view, node) and not _refusal(view, node) and node.op in STORED_AXES:
-            layers[id(node)] = _Layer("stored")
-        elif node.op in KEEP_SCALE and not view.in_body(node) and id(node.inputs[0]) in quantized:
-            affine = quantized[id(node.inputs[0])]
-            layers[id(node)] = _Layer("integer", inputs=(affine,), output=affine)
-            for tensor in node.outputs:
-                quantized[id(tensor)] = affine
-        elif node.op in OWN_SCALE and not view.in_body(node):
-            found = [quantized.get(id(t)) for t in node.inputs]
-            own = fixed(0.0, 1.0) if node.op == "Sigmoid" else measured(node.outputs[0])
-            if own is not None and found and all(a is not None for a in found):
-                layers[id(node)] = _Layer("integer", inputs=tuple(found), output=own)
-                quantized[id(node.outputs[0])] = own
-    return _useful(view, layers)
-
-
-def _useful(view: View, layers: dict[int, _Layer]) -> dict[int, _Layer]:
-    """Drop integer operators whose result no integer operator reads, last first; Gemm and MatMul then answer in float."""
-    kept = dict(layers)
-    for node in reversed(view.nodes):
-        layer = kept.get(id(node))
-        if layer is None or layer.form not in ("integer", "static"):
+        if node.op in ("Conv", "Gemm", "MatMul"):
+            tail, add = layers.tail(node), layers.bias_add(node)
+            target = layers.within_clip(tail, affine(tail.outputs[0]))
+            moments = stats.of(Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1))
+            read = node.op == "Conv" or tail.op in ("Relu", "Clip") or any(
+                id(r) in chosen for r in tail.outputs[0].outputs
+            )  # fmt: skip
+            work[id(node)] = _Work(
+                "static", affine(node.inputs[0]), target if read else None, moments and moments.mean,
+                tail=key_of(tail), add="" if add is None else key_of(add),
+            )  # fmt: skip
+            carried[id(tail.outputs[0])] = target
             continue
-        tail = _tail(view, node) if layer.form == "static" else node
-        readers = [r for t in tail.outputs for r in t.outputs]
-        read = any(id(r) in kept and kept[id(r)].form in ("integer", "static") for r in readers)
-        if read:
+        inputs = tuple(affine(t) for t in layers.data_inputs(node))
+        if node.op == "HardSigmoid":
+            work[id(node)] = _Work("gate", inputs=inputs)
+            carried[id(node.outputs[0])] = Affine(1 / 255, 0)
             continue
-        if layer.form == "integer":
-            del kept[id(node)]
-        elif node.op != "Conv" and tail.op not in ("Relu", "Clip"):
-            kept[id(node)] = _Layer("static", layer.input, None, layer.mean)
-    return kept
+        output = inputs[0] if node.op in layers.KEEP_SCALE else affine(node.outputs[0])
+        output = fixed(0.0, 1.0) if node.op == "Sigmoid" else output
+        work[id(node)] = _Work("integer", inputs=inputs, output=output)
+        carried.update({id(t): output for t in node.outputs})
+    return work
 
 
-def _mean(node: gs.Node) -> Mean:
-    """The channel means of a layer's input."""
-    return Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1)
+def _run_time(
+    view: View,
+    stats: Statistics,
+    layers: Layers,
+    effects: dict[str, float],
+    budget: float,
+    smoothed: dict[str, NDArray[np.float32] | None],
+) -> Iterator[tuple[gs.Node, _Work]]:
+    """Yield the layers that quantize their input at run time.
 
-
-def _is_layer(view: View, node: gs.Node) -> bool:
-    """Conv, Gemm or MatMul with a constant float32 weight worth quantizing."""
-    if node.op not in ("Conv", "Gemm", "MatMul") or not _has_weight(view, node) or _refusal(view, node):
-        return False
-    if view.value(node.inputs[0]) is not None:
-        return False
-    if node.op == "Gemm":
-        plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
-        return plain and not node.attrs.get("transA", 0)
-    return node.op == "Conv" or len(node.inputs[1].shape) == 2
-
-
-def _has_weight(view: View, node: gs.Node) -> bool:
-    slot = _weight_slot(node)
-    return slot is not None and slot < len(node.inputs) and view.value(node.inputs[slot]) is not None
-
-
-def _weight_slot(node: gs.Node) -> int | None:
-    if not is_standard(node) or node.op not in ("Conv", "Gemm", "MatMul", *STORED_AXES):
-        return None
-    return 0 if node.op == "Gather" else 1
-
-
-def _refusal(view: View, node: gs.Node) -> str:
-    """Return why the weight stays as it is, "" if it need not."""
-    if node.op == "Gather" and node.attrs.get("axis", 0) != 0:
-        return "its table is not gathered by rows"
-    weight = node.inputs[_weight_slot(node) or 0]
-    if isinstance(weight, gs.Constant):
-        if np.dtype(weight.dtype) != np.float32:
-            return f"its weight is {weight.dtype}"
-        size = prod(int(d) for d in weight.shape)
-    else:
-        value = view.value(weight)
-        if value is None or value.dtype != np.float32:
-            return "its weight is not float32"
-        size = value.size
-    if size < SMALL and node.op not in ("Conv", "Gemm", "MatMul"):
-        return f"its weight has only {size} elements"
-    return ""
-
-
-def _on_tokens(view: View, node: gs.Node) -> bool:
-    """MatMul on (batch, sequence, features): its outliers come and go with the input, so ranges are taken at run time."""
-    shape = view.shape(node.inputs[0])
-    return node.op == "MatMul" and shape is not None and len(shape) >= 3
-
-
-def _tail(view: View, node: gs.Node) -> gs.Node:
-    """Return the last node of the layer: its bias Add (MatMul) and its Relu or Clip belong to it."""
-    last = node
-    if node.op == "MatMul":
-        reader = view.only_consumer(node.outputs[0])
-        if reader is not None and reader.op == "Add" and _bias_of(view, reader, node.outputs[0]) is not None:
-            last = reader
-    reader = view.only_consumer(last.outputs[0])
-    if reader is not None and reader.op in ("Relu", "Clip") and is_standard(reader):
-        low, high = _clip(view, reader)
-        if low is not None and low <= 0 < high:
-            return reader
-    return last
-
-
-def _clip(view: View, node: gs.Node) -> tuple[float | None, float]:
-    if node.op == "Relu":
-        return 0.0, float("inf")
-    if "min" in node.attrs or "max" in node.attrs:  # before opset 11
-        return float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))
-    limits = []
-    for slot, default in ((1, -np.inf), (2, np.inf)):
-        tensor = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
-        value = default if tensor is None else view.scalar(tensor)
-        if value is None:
-            return None, 0.0
-        limits.append(float(value))
-    return limits[0], limits[1]
-
-
-def _within_clip(view: View, tail: gs.Node, affine: Affine) -> Affine:
-    """Keep the range inside the Clip, and its zero point at 0 after Relu: only then it is fused."""
-    if tail.op not in ("Relu", "Clip"):
-        return affine
-    low, high = _clip(view, tail)
-    if low == 0:
-        affine = Affine(affine.high / 255, 0)
-    if affine.high > high:
-        affine = fixed(affine.low, high * (1 - 1e-6))
-    return affine
-
-
-def _bias_of(view: View, add: gs.Node, source: gs.Tensor) -> FloatArray | None:
-    other = add.inputs[1] if add.inputs[0] is source else add.inputs[0]
-    value = view.value(other)
-    return value if value is not None and value.ndim == 1 and value.dtype == np.float32 else None
-
-
-def _small_bias(view: View, node: gs.Node) -> bool:
-    """The bias must be constant to be written in the product scale."""
-    has = len(node.inputs) > 2 and bool(node.inputs[2].name)
-    return not has or view.value(node.inputs[2]) is not None
+    Where their effects were measured, the worst are left to be stored until the rest stays within the budget.
+    """
+    known = sorted((effects[key_of(n)] for n in layers.dynamic if key_of(n) in effects), reverse=True)
+    while known and sum(known) > budget:
+        known.pop(0)
+    limit = known[0] if known else (inf if not effects else 0.0)
+    groups: dict[int, list[gs.Node]] = {}
+    for node in layers.dynamic:
+        groups.setdefault(id(node.inputs[0]), []).append(node)
+    for nodes in groups.values():
+        name = nodes[0].inputs[0].name
+        if name not in smoothed:
+            moments = None if view.in_body(nodes[0]) else stats.of(Channels(name, -1))
+            smoothed[name] = None if moments is None else smoothing(moments, [layers.matrix(n) for n in nodes]).scale
+        for node in nodes:
+            if effects.get(key_of(node), 0.0) <= limit:
+                yield node, _Work("dynamic", smoothing=smoothed[name])
 
 
 # ------------------------------------------------------------------------------------------------ rewriting
 
 
-def _static(graph: Graph, view: View, node: gs.Node, layer: _Layer) -> None:
-    assert layer.input is not None
-    values = np.asarray(view.value(node.inputs[1]))
+def _static(graph: Graph, node: gs.Node, work: _Work) -> None:
+    assert work.input is not None
+    values = qdq.values_of(node.inputs[1])
     axis = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
-    tail, hint = _tail(view, node), node.inputs[1].name
-    add = tail if tail.op == "Add" else next((r for r in node.outputs[0].outputs if r.op == "Add" and r is not tail), None)
-    add = add if node.op == "MatMul" and add is not None and view.only_consumer(node.outputs[0]) is add else None
-    if add is not None:
-        old = _bias_of(view, add, node.outputs[0])
-    else:
-        old = view.value(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-    channels = values.shape[axis]
-    start = np.zeros(channels) if old is None else np.broadcast_to(old.reshape(-1), (channels,)).astype(np.float64)
+    channels, hint = values.shape[axis], node.inputs[1].name
+    add = edit.find(graph, work.add)[0] if work.add else None
+    holder, slot = (node, 2) if add is None else (add, 1 if add.inputs[0] is node.outputs[0] else 0)
+    has = len(holder.inputs) > slot and bool(holder.inputs[slot].name)
+    old = qdq.values_of(holder.inputs[slot]).reshape(-1) if has else np.zeros(1)
+    start = np.broadcast_to(old, (channels,)).astype(np.float64)
     # an int32 bias must not overflow in the product scale
-    floor = np.abs(start) / (layer.input.scale * 2**30)
-    scales = qdq.scales_of(values, (axis,), floor)
-    constant = node.inputs[1] if isinstance(node.inputs[1], gs.Constant) else None
-    q = qdq.integers(graph, hint, constant, values, scales)
+    scales = qdq.scales_of(values, (axis,), np.abs(start) / (work.input.scale * 2**30))
+    q = qdq.integers(graph, hint, values, scales, qdq.reader(node.inputs[1]))
     corrected = start
-    if layer.mean is not None and values.size <= qdq.HELD:
-        corrected = start + _mean_error(node, values, np.asarray(q.values, np.float64) * scales, layer.mean)
-    node.inputs[0] = qdq.dequantized(graph, node.inputs[0], layer.input)
-    qdq.weight(graph, graph, node, 1, q, scales, axis)
-    product = np.float32(layer.input.scale) * scales.reshape(-1)
-    if add is not None:
-        slot = 1 if add.inputs[0] is node.outputs[0] else 0
-        qdq.bias(graph, graph, add, slot, corrected, product, add.inputs[slot].name)
-    elif node.op != "MatMul":
-        qdq.bias(graph, graph, node, 2, corrected, product, node.inputs[2].name if old is not None else f"{hint}_bias")
-    if layer.output is not None:
-        qdq.requantize(graph, tail.outputs[0], layer.output)
+    if work.mean is not None and values.size <= qdq.HELD:
+        corrected = start + _mean_error(node, values, np.asarray(q.values, np.float64) * scales, work.mean)
+    node.inputs[0] = qdq.dequantized(graph, node.inputs[0], work.input)
+    qdq.weight(graph, node, 1, q, scales, axis)
+    product = np.float32(work.input.scale) * scales.reshape(-1)
+    if node.op != "MatMul" or add is not None:
+        qdq.bias(graph, holder, slot, corrected, product, holder.inputs[slot].name if has else f"{hint}_bias")
+    if work.output is not None:
+        tail = node if work.tail == key_of(node) else edit.find(graph, work.tail)[0]
+        qdq.requantize(graph, tail.outputs[0], work.output)
 
 
 def _mean_error(
@@ -328,74 +400,3 @@ def _mean_error(
         return np.zeros(len(per_input))
     by_group = mean.reshape(group, -1)
     return np.einsum("goc,gc->go", per_input.reshape(group, -1, per_input.shape[1]), by_group).reshape(-1)
-
-
-def _carry(graph: Graph, view: View, node: gs.Node, layer: _Layer) -> None:
-    for slot, affine in enumerate(layer.inputs):
-        if affine is not None:
-            node.inputs[slot] = qdq.dequantized(graph, node.inputs[slot], affine)
-    assert layer.output is not None
-    for tensor in node.outputs:
-        if tensor.name and (tensor.outputs or view.is_output(tensor)):
-            qdq.requantize(graph, tensor, layer.output)
-
-
-def _dynamic(graph: Graph, scope: Graph, view: View, node: gs.Node) -> None:
-    values = np.asarray(view.value(node.inputs[1]))
-    constant = node.inputs[1] if isinstance(node.inputs[1], gs.Constant) else None
-    transposed = bool(node.op == "Gemm" and node.attrs.get("transB", 0))
-    hint, x, output = node.inputs[1].name, node.inputs[0], node.outputs[0]
-    scales = qdq.scales_of(values, (0 if transposed else 1,))
-    if transposed:
-        q = edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(np.asarray(
-            qdq.integers(graph, hint, None, values, scales).values).T))  # fmt: skip
-    else:
-        q = qdq.integers(graph, hint, constant, values, scales)
-    quantized, scale, zero = _run_time_quantized(graph, scope, x, node)
-    product = edit.insert(graph, scope, "MatMulInteger", [quantized, q, zero], f"{output.name}_int32", before=node)
-    cast = edit.insert(graph, scope, "Cast", [product], f"{output.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
-    weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
-    both = edit.insert(graph, scope, "Mul", [scale, weight_scale], f"{output.name}_scale", before=node)
-    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
-    if bias is None:
-        edit.replace(graph, scope, node, "Mul", [cast, both])
-    else:
-        scaled = edit.insert(graph, scope, "Mul", [cast, both], f"{output.name}_scaled", before=node)
-        edit.replace(graph, scope, node, "Add", [scaled, bias])
-
-
-def _run_time_quantized(graph: Graph, scope: Graph, x: gs.Tensor, node: gs.Node) -> list[gs.Tensor]:
-    """Return (quantized, scale, zero point) of the input; layers that share an input share its quantization."""
-    inside = {id(n) for n in scope.nodes}
-    for reader in x.outputs:
-        if reader.op == "DynamicQuantizeLinear" and id(reader) in inside:
-            return list(reader.outputs)
-    outputs = [edit.variable(graph, f"{x.name}_{part}") for part in ("quantized", "scale", "zero_point")]
-    edit.insert(graph, scope, "DynamicQuantizeLinear", [x], outputs, before=node)
-    return outputs
-
-
-def _stored(graph: Graph, scope: Graph, view: View, node: gs.Node) -> None:
-    slots = (1, 2) if node.op in ("LSTM", "GRU", "RNN") else (_weight_slot(node) or 0,)
-    for slot in slots:
-        tensor = node.inputs[slot]
-        value = view.value(tensor)
-        if value is None or value.dtype != np.float32:
-            continue
-        axes = tuple(a for a in STORED_AXES[node.op] if a < value.ndim)
-        scales = qdq.scales_of(value, axes)
-        q = qdq.integers(graph, tensor.name, tensor if isinstance(tensor, gs.Constant) else None, value, scales)
-        if node.op == "Gather":
-            _gathered(graph, scope, node, q, scales)
-        else:
-            qdq.store(graph, scope, node, slot, q, scales)
-
-
-def _gathered(graph: Graph, scope: Graph, node: gs.Node, q: gs.Constant, scales: FloatArray) -> None:
-    """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
-    output, indices = node.outputs[0], node.inputs[1]
-    rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
-    scale = edit.constant(graph, f"{node.inputs[0].name}_scale", scales)
-    row_scales = edit.insert(graph, scope, "Gather", [scale, indices], f"{output.name}_scale", {"axis": 0}, before=node)
-    cast = edit.insert(graph, scope, "Cast", [rows], f"{output.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
-    edit.replace(graph, scope, node, "Mul", [cast, row_scales])
