@@ -33,7 +33,8 @@ def show(report: Report, console: Console) -> None:
     console.print()
     _deviations(report.deviations, console)
     for step in report.steps:
-        _step(step, console)
+        if not step.implicit or step.done or step.skipped or not step.kept:
+            _step(step, console)
     console.print()
     for note in report.notes:
         _line(console, f"note: {note}", style="yellow")
@@ -100,7 +101,7 @@ def _costs(report: Report) -> Table:
         _amount(after.bytes, "B"),
         _change(before.bytes, after.bytes, "smaller"),
     )
-    counts = (("parameters", before.parameters, after.parameters), ("MACs", before.macs, after.macs))
+    counts = (("parameters", before.parameters, after.parameters), ("MACs per feed", before.macs, after.macs))
     for name, old, new in (*counts, ("nodes", before.nodes, after.nodes)):
         if old is not None and new is not None:
             table.add_row(name, _amount(old), _amount(new), _change(old, new, "fewer"))
@@ -109,7 +110,7 @@ def _costs(report: Report) -> Table:
     if report.latency_ms is not None:
         old_ms, new_ms = report.latency_ms
         ratio = report.latency_ratio if report.latency_ratio is not None else new_ms / old_ms
-        table.add_row("latency", _time(old_ms), _time(new_ms), _change(1.0, ratio, "faster"))
+        table.add_row("latency per feed", _time(old_ms), _time(new_ms), _change(1.0, ratio, "faster"))
     return table
 
 
@@ -150,8 +151,8 @@ def _step(step: StepReport, console: Console) -> None:
         facts += [f"own SQNR {_db(step.sqnr_db)} dB"] if step.sqnr_db not in (None, math.inf) else []
         facts += ["exact"] if step.sqnr_db == math.inf else []
         facts += [f"nodes {step.nodes[0]} → {step.nodes[1]}"] if step.nodes[0] != step.nodes[1] else []
-        if step.bytes[0] != step.bytes[1]:
-            facts.append(f"{_amount(step.bytes[0], 'B')} → {_amount(step.bytes[1], 'B')}")
+        old, new = (_amount(size, "B") for size in step.bytes)
+        facts += [f"{old} → {new}"] if old != new else []
     name = f"{step.spec} (implied)" if step.implicit else step.spec
     _line(console, f"{name}: {', '.join(facts)}, {step.seconds:.1f} s", style="bold" if step.kept else "bold yellow")
     if step.reason is not None:

@@ -61,7 +61,7 @@ REPORT = Report(
     output="resnet.squeezed.onnx",
     pipeline="clean, lowrank{energy=0.98}, int8",
     calibration="images/",
-    held_out="26 feeds",
+    held_out="26 of 208 feeds, held out",
     before=Cost(97_800_000, 25_560_000, 4_090_000_000, 222, 11),
     after=Cost(80_100_000, 20_100_000, 3_100_000_000, 181, 13),
     latency_ms=(12.34, 6.1),
@@ -76,15 +76,15 @@ REPORT = Report(
 )
 GOLDEN = """\
 resnet.onnx → resnet.squeezed.onnx
-calibration: images/; compared on: 26 feeds
+calibration: images/; compared on: 26 of 208 feeds, held out
 
-             before    after
-file size   97.8 MB  80.1 MB  1.22× smaller
-parameters   25.6 M   20.1 M  1.27× fewer
-MACs         4.09 G   3.10 G  1.32× fewer
-nodes           222      181  1.23× fewer
-opset            11       13
-latency     12.3 ms   6.1 ms  2.00× faster
+                   before    after
+file size         97.8 MB  80.1 MB  1.22× smaller
+parameters         25.6 M   20.1 M  1.27× fewer
+MACs per feed      4.09 G   3.10 G  1.32× fewer
+nodes                 222      181  1.23× fewer
+opset                  11       13
+latency per feed  12.3 ms   6.1 ms  2.00× faster
 
 output  SQNR dB    cosine  max abs   top-1
 logits     32.4  0.999810    0.031  99.2 %
@@ -174,6 +174,14 @@ def test_a_dry_run_says_that_nothing_was_written() -> None:
     assert "dry run, 21.3 s: nothing was written" in text
     assert "wrote" not in text
     assert "latency" not in text
+
+
+def test_a_pass_that_nobody_asked_for_and_that_did_nothing_is_not_mentioned() -> None:
+    idle = replace(CLEAN, done=(), skipped=())
+
+    assert "clean" not in shown(replace(REPORT, steps=(idle, LOWRANK)))
+    assert "clean" in shown(replace(REPORT, steps=(replace(idle, implicit=False), LOWRANK)))
+    assert "clean" in shown(replace(REPORT, steps=(replace(idle, kept=False, reason="it broke"), LOWRANK)))
 
 
 def test_many_kinds_of_reasons_are_cut() -> None:
