@@ -21,9 +21,10 @@ from onnxsqueeze.errors import PassError, SpecError, SqueezeError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["main"]
+__all__ = ["console_on", "main", "number", "numbers", "refuse_to_overwrite", "write_text"]
 
 COMMANDS = {
+    "diff": ("onnxsqueeze.diff_command:command", "Say how two models differ, and where an error is born."),
     "passes": ("onnxsqueeze.cli:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""
@@ -68,19 +69,20 @@ class CommandLine(click.Command):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Return the number that an option gives."""
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
-        number = math.nan
-    if math.isnan(number):
+        value = math.nan
+    if math.isnan(value):
         raise click.BadParameter(f"{text!r} is not a number")
-    return number
+    return value
 
 
-def _numbers(text: str) -> float | list[float]:
-    """One number for all channels, or one for each with commas between them."""
-    values = [_number(each) for each in text.split(",")]
+def numbers(text: str) -> float | list[float]:
+    """Return one number for all channels, or one for each with commas between them."""
+    values = [number(each) for each in text.split(",")]
     return values if len(values) > 1 else values[0]
 
 
@@ -104,14 +106,14 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--calib", metavar="PATH", help="Calibration data: a folder or file of .npz, .npy or images; or random.")
 @click.option("-o", "--output", metavar="FILE", help="The squeezed model.  [default: MODEL.squeezed.onnx]")
 @click.option("--report", metavar="FILE", help="Also write the report, as JSON.")
-@click.option("--min-sqnr", type=_number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
+@click.option("--min-sqnr", type=number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
 @click.option("--validate", type=click.Choice(["full", "none"]), default="full", help="none: neither compare nor time.")
 @click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")
 @click.option("--seed", type=_seed, default="0", metavar="N", help="Seed of everything random.")
-@click.option("--mean", type=_numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
-@click.option("--std", type=_numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
-@click.option("--scale", type=_number, metavar="X", help="Images: multiplies the pixels 0..255.")
+@click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
+@click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
+@click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def main(
@@ -130,14 +132,14 @@ def main(
         raise UsageError(f"no pipeline: say what to do with -p, for example {EXAMPLE}")
     source = Path(model)
     target = Path(output) if output is not None else source.with_name(f"{source.stem}.squeezed.onnx")
-    _refuse_to_overwrite("--output", target, {"the model": source})
+    refuse_to_overwrite("--output", target, {"the model": source})
     if report is not None:
-        _refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
+        refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
 
     from onnxsqueeze import render
     from onnxsqueeze.pipeline import squeeze
 
-    with render.progress(_console(sys.stderr)) as progress:
+    with render.progress(console_on(sys.stderr)) as progress:
         result = squeeze(
             source, pipeline, calib, output=None if dry_run else target, dry_run=dry_run, progress=progress, **settings
         )
@@ -145,7 +147,7 @@ def main(
         ctx.obj = f"{target} was written"
     if report is not None:
         _write_report(Path(report), result.report.to_json())
-    render.show(result.report, _console(sys.stdout))
+    render.show(result.report, console_on(sys.stdout))
 
 
 @click.command()
@@ -162,10 +164,10 @@ def passes(as_json: bool) -> None:
     else:
         from onnxsqueeze import render
 
-        render.show_passes(_console(sys.stdout))
+        render.show_passes(console_on(sys.stdout))
 
 
-def _console(stream: TextIO) -> Console:
+def console_on(stream: TextIO) -> Console:
     """Return a console on ``stream`` that writes "?" for what the encoding of the stream does not have."""
     from rich.console import Console
 
@@ -219,7 +221,7 @@ def _is_torn(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-") and argument.count("{") == argument.count("}") == 0
 
 
-def _refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> None:
+def refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> None:
     """Refuse a target that cannot be written or that is one of ``others`` before any work is done."""
     if target.is_dir():
         raise UsageError(f"{option} {target} is a folder: name a file")
