@@ -21,7 +21,7 @@ from onnxsqueeze.errors import PassError, SpecError, SqueezeError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console_on", "main", "number", "numbers", "refuse_to_overwrite", "write_text"]
+__all__ = ["console_on", "main", "number", "numbers", "refuse_to_overwrite", "seed", "write_report"]
 
 COMMANDS = {
     "diff": ("onnxsqueeze.diff_command:command", "Say how two models differ, and where an error is born."),
@@ -86,7 +86,8 @@ def numbers(text: str) -> float | list[float]:
     return values if len(values) > 1 else values[0]
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
+    """Return the seed that an option gives."""
     if not text.isdecimal():
         raise click.BadParameter(f"{text!r} is not an integer of 0 or more")
     return int(text)
@@ -110,7 +111,7 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
 @click.option("--validate", type=click.Choice(["full", "none"]), default="full", help="none: neither compare nor time.")
 @click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")
-@click.option("--seed", type=_seed, default="0", metavar="N", help="Seed of everything random.")
+@click.option("--seed", type=seed, default="0", metavar="N", help="Seed of everything random.")
 @click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
@@ -146,7 +147,7 @@ def main(
     if not dry_run:
         ctx.obj = f"{target} was written"
     if report is not None:
-        _write_report(Path(report), result.report.to_json())
+        write_report(Path(report), result.report.to_json())
     render.show(result.report, console_on(sys.stdout))
 
 
@@ -234,7 +235,7 @@ def refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> N
             raise UsageError(f"{option} {target} would overwrite {what}: name another file")
 
 
-def _write_report(path: Path, text: str) -> None:
+def write_report(path: Path, text: str) -> None:
     """Write the report whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:

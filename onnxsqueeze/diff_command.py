@@ -6,12 +6,11 @@ import json
 import math
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxsqueeze.cli import console_on, number, numbers, refuse_to_overwrite, write_text
+from onnxsqueeze.cli import console_on, number, numbers, seed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +29,7 @@ FEW = 6
 @click.argument("after", metavar="B.onnx")
 @click.option("--calib", metavar="PATH", help="Also compare the numbers on these feeds: a folder or file, or random.")
 @click.option("--threshold", type=number, default=60.0, metavar="DB", help="An error is born under this SQNR.  [60]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of random feeds.")
+@click.option("--seed", type=seed, default="0", metavar="N", help="Seed of random feeds.")
 @click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
@@ -38,11 +37,12 @@ FEW = 6
 @click.option("-q", "--quiet", is_flag=True, help="Write nothing; the exit code tells.")
 @click.pass_context
 def command(
-    ctx: click.Context, before: str, after: str, calib: str | None, as_json: bool, quiet: bool, **settings: Any
+    ctx: click.Context, /, before: str, after: str, calib: str | None, as_json: bool, quiet: bool, **settings: Any
 ) -> None:
-    """Say what was added, removed, replaced, changed and renamed from A to B.
+    """Say how two models differ, and where an error is born.
 
-    The exit code is 0 if the models are the same, 1 if they differ; the order of nodes does not count.
+    Tells what was added, removed, replaced, changed and renamed from A to B, and with --calib the numbers. The exit
+    code is 0 if the models are the same, 1 if they differ; the order of nodes does not count.
     """
     from onnxsqueeze.diff import diff
 

@@ -72,7 +72,9 @@ def interface(a: Graph, b: Graph) -> tuple[FieldChange, ...]:
         if values[0] != values[1]:
             found.append(FieldChange(what, "", values[0] or None, values[1] or None))
     found += _fields("metadata", a.metadata, b.metadata)
-    found += _fields("function", *({_id(f): f"{len(f.nodes)} nodes" for f in side.functions} for side in (a, b)), same=True)
+    found += _fields(
+        "function", *({_id(f): f"{len(f.nodes)} nodes" for f in side.functions} for side in (a, b)), same=True
+    )
     return tuple(found)
 
 
@@ -109,7 +111,9 @@ def sample(graph: Graph) -> dict[str, Any] | None:
 def _dims(tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
     if tensor.dtype is None or tensor.shape is None:
         return None
-    return tuple((d or None) if isinstance(d, str) else None if d is None else max(int(d), 0) or None for d in tensor.shape)
+    return tuple(
+        (d or None) if isinstance(d, str) else None if d is None else max(int(d), 0) or None for d in tensor.shape
+    )
 
 
 def described(tensor: gs.Tensor) -> str:
@@ -140,9 +144,7 @@ def _by_op(graph: Graph, counted: dict[str, int] | None) -> dict[str, list[int |
     return found
 
 
-def _fields(
-    what: str, one: dict[str, str], two: dict[str, str], *, same: bool = False
-) -> Iterable[FieldChange]:
+def _fields(what: str, one: dict[str, str], two: dict[str, str], *, same: bool = False) -> Iterable[FieldChange]:
     """Yield what differs; with ``same`` only what one side does not have."""
     for name in [*one, *(name for name in two if name not in one)]:
         before, after = one.get(name), two.get(name)

@@ -119,14 +119,16 @@ def match(a: Side, b: Side, wires: Wires) -> Match:
     near_a, near_b = _neighbourhoods(a, ids), _neighbourhoods(b, ids)
     both_a, both_b = list(zip(does_a, use_a, strict=True)), list(zip(does_b, use_b, strict=True))
     _groups(found, both_a, both_b)
-    found.named = _names_hold(found, both_a, both_b)
+    found.named = _names_hold(found, (does_a, does_b), (use_a, use_b))
     contents = [(a.own, b.own), (does_a, does_b), (use_a, use_b), (near_a, near_b)]
     if found.named:
         for one, two in contents:
             _same_names(found, lambda i, j, one=one, two=two: one[i] == two[j])  # type: ignore[misc]
     for one, two in (contents[1], contents[2], contents[3]):
         _unique(found, one, two)
-    _unique(found, *([each if weighty else None for each, weighty in zip(s.own, _weighty(s), strict=True)] for s in (a, b)))
+    _unique(
+        found, *([each if weighty else None for each, weighty in zip(s.own, _weighty(s), strict=True)] for s in (a, b))
+    )
     if found.named:
         _same_names(found, lambda i, j: a.ops[i] == b.ops[j])
     for one, two in ((a.own, b.own), (a.loose, b.loose), (a.ops, b.ops)):
@@ -148,7 +150,9 @@ def _forward(side: Side, wire: Callable[[gs.Tensor], int | None], ids: dict[Hash
                 continue  # its content is in the signature
             source = side.maker.get(id(tensor))
             outside = wire(tensor) if source is None else None  # out there only what is linked is the same
-            inputs.append((slot, source is None, made.get(source, -1) if source else -1 if outside is None else outside))
+            inputs.append(
+                (slot, source is None, made.get(source, -1) if source else -1 if outside is None else outside)
+            )
         # what bodies capture has no order
         number = _number(ids, ("forward", side.own[i], *sorted(inputs)))
         numbers.append(number)
@@ -221,15 +225,19 @@ def _unique(found: Match, one: Sequence[Hashable], two: Sequence[Hashable]) -> N
             found.join(left[0], right[0])
 
 
-def _names_hold(found: Match, one: Sequence[Hashable], two: Sequence[Hashable]) -> bool:
+def _names_hold(found: Match, *labels: tuple[Sequence[Hashable], Sequence[Hashable]]) -> bool:
     """Judge by the nodes that are certain without names: do names stay, or move to other nodes?"""
-    often_a, often_b = Counter(one), Counter(two)
     names_b = set(found.b.keys)
+    outputs = {tensor.name for tensor in found.a.graph.outputs}
     agree = clash = 0
-    for i, j in found.pairs.items():
-        if often_a[one[i]] == often_b[two[j]] == 1:
-            agree += found.a.keys[i] == found.b.keys[j]
-            clash += found.a.keys[i] != found.b.keys[j] and found.a.keys[i] in names_b
+    for one, two in labels:
+        often_a, often_b = Counter(one), Counter(two)
+        only = {label: j for j, label in enumerate(two) if often_b[label] == 1}
+        for i, label in enumerate(one):
+            name = found.a.keys[i]
+            if often_a[label] == 1 and label in only and name not in outputs:
+                agree += name == found.b.keys[only[label]]
+                clash += name != found.b.keys[only[label]] and name in names_b
     shared = len(names_b.intersection(found.a.keys))
     fewer = min(len(found.a.keys), len(found.b.keys))
     return agree >= clash and (agree > 0 or 2 * shared >= fewer)

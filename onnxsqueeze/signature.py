@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxsqueeze.dtypes import pack
 from onnxsqueeze.errors import ModelError
 from onnxsqueeze.graph import Graph, subgraphs
 from onnxsqueeze.weights import Stored, Weight, peek
@@ -90,7 +91,7 @@ class Signatures:
         elif np.dtype(constant.dtype).kind == "O":
             content = (*kind, tuple(str(item) for item in peek(constant).flat))
         else:
-            data = values.data() if isinstance(values, Weight) else np.ascontiguousarray(peek(constant)).view(np.uint8)
+            data = values.data() if isinstance(values, Weight) else pack(peek(constant))
             content = (*kind, hashlib.blake2b(data, digest_size=16).digest())
         if region is not None:
             self._regions[region] = content
@@ -150,12 +151,17 @@ class Signatures:
 
 
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
-    """Return the constant behind a tensor: an initializer, or the value of a Constant node."""
-    if isinstance(tensor, gs.Constant):
+    """Return the constant behind a tensor: an initializer, or the value of a Constant node, maybe through Identity."""
+    node = None
+    while not isinstance(tensor, gs.Constant):
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or node.op not in ("Constant", "Identity") or node.domain not in (None, "", "ai.onnx"):
+            return None
+        if node.op == "Constant":
+            break
+        tensor = node.inputs[0]
+    else:
         return tensor
-    node = tensor.inputs[0] if tensor.inputs else None
-    if node is None or node.op != "Constant" or node.domain not in (None, "", "ai.onnx"):
-        return None
     value = node.attrs.get("value")
     return value if isinstance(value, gs.Constant) else None
 
