@@ -117,7 +117,9 @@ def put_tensor(out: TensorProto, constant: gs.Constant, placement: Inline, index
         put(out, "name", constant.name)
         return
     if isinstance(origin, Stored):
-        stale = [*_PAYLOAD, *(["data_location"] if origin.external else []), *(["segment"] if source is None else [])]
+        raw = source is not None and not origin.external and origin.proto.HasField("raw_data")
+        stale = ["raw_data"] if raw else [*_PAYLOAD, *(["data_location"] if origin.external else [])]
+        stale += [] if source is not None else ["segment"]
         out.CopyFrom(shell(origin.proto, *stale))
     put(out, "name", constant.name)
     weight = source or _weight(constant)
