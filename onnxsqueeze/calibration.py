@@ -26,6 +26,7 @@ __all__ = [
     "Statistics",
     "as_gram",
     "collect",
+    "input_rows",
     "load_statistics",
     "ordinary",
     "patches",
@@ -337,15 +338,18 @@ def _means(value: Array, axis: int) -> Moments:
 
 def _gram(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Moments:
     """Return the moments of up to ``rows`` rows; a mask or an infinity counts as zero."""
-    x = patches(value, need, rows, rng) if need.kernel else _rows(value, need.axis, rows, rng)
+    x = input_rows(value, need, rows, rng)
     usual = ordinary(x)
     x = x if usual is None else np.where(usual, x, 0)
     x = x.astype(np.float32 if np.abs(x).max(initial=0) < 1e15 else np.float64)  # squares of float32 end at 1e38
     return Moments(len(x), x.sum(0, dtype=np.float64), (x.T @ x).astype(np.float64))
 
 
-def _rows(value: Array, axis: int, rows: int, rng: np.random.Generator) -> Array:
-    flat = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+def input_rows(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Array:
+    """Return up to ``rows`` input rows of a linear operator; which ones depends on their number and ``rng`` alone."""
+    if need.kernel:
+        return patches(value, need, rows, rng)
+    flat = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
     return flat if len(flat) <= rows else flat[np.sort(rng.choice(len(flat), rows, replace=False))]
 
 
