@@ -16,13 +16,13 @@ from onnxsqueeze.bench import Bench
 from onnxsqueeze.budget import Option
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Need, Site, Skip
+from onnxsqueeze.contract import Need, Pass, Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.linear import Chain, Linear, Matrix, covariance, describe, matrix, rewrite
 from onnxsqueeze.speed import Shape
 from onnxsqueeze.view import View, key_of
 
-__all__ = ["By", "Problem", "Units", "Work", "apply", "layers", "needs", "pose", "settle"]
+__all__ = ["By", "Problem", "Units", "Work", "apply", "layers", "needs", "pose", "reconsider"]
 
 By = Literal["macs", "params", "latency"]
 FASTER = 0.9
@@ -36,8 +36,13 @@ TRIALS = 8
 TRIAL_WORK = 2e11
 """Multiply-accumulates that measuring the gains may take."""
 
-Fit = Callable[[Fitting], Iterable[Candidate]]
+Find = Callable[[Fitting], Iterable[Candidate] | str]
+"""The candidates of a layer, or why it has none."""
 Outline = Callable[[Linear, str, Sequence[int]], Sequence[Shape]]
+Built = tuple[Chain, list[list[Chain]], list[Matrix | None]]
+"""The stages that layers share, the branches of each layer, and what their biases take over."""
+Compose = Callable[[Fitting, Candidate], tuple[list[Chain], Matrix]]
+"""The branches of a candidate, which are added up, and the weight that they amount to."""
 
 
 def layers(view: View, only: Sequence[str], exclude: Sequence[str]) -> Iterator[tuple[gs.Node, Linear] | Skip]:
@@ -92,14 +97,14 @@ class Problem:
 
     units: Units
     outline: Outline
+    compose: Compose
     by: By
     ratio: float | None
-    max_error: float | None
+    max_error: float
+    shares: bool = True
     gains: dict[str, float] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
-    built: dict[tuple[str, Candidate | Joint], tuple[Chain, list[Chain], list[Matrix | None]]] = field(
-        default_factory=dict
-    )
+    built: dict[tuple[str, Candidate | Joint], Built] = field(default_factory=dict)
 
     def holds(self, key: str) -> bool:
         """Whether the layer takes part."""
@@ -142,6 +147,8 @@ class Problem:
         if len(single) == 1:
             return [replace(option, choice=(option.choice,)) for option in single[0]]
         options = budget.combined(single)
+        if not self.shares:
+            return options
         values = factors.channel(self.stacked(unit))[1]
         left = np.maximum(values.sum() - np.cumsum(values), 0.0)
         linear = [f.layer for f in unit.fittings]
@@ -163,12 +170,26 @@ class Problem:
         return [float(np.sqrt(max(self.gain(f), 1e-9) / e)) for f, e in zip(unit.fittings, energy, strict=True)]
 
     def solve(self, max_error: float | None = None) -> list[Option]:
-        """Return the choice for every unit."""
+        """Return the choice for every unit within ``ratio``, or else within ``max_error`` (None: its own)."""
         options = [self.unit_options(unit) for unit in self.units]
         if self.ratio is not None:
             whole = sum(o[0].cost for o in options)
             return budget.spend(options, cost=self.ratio * whole)
-        return budget.spend(options, error=self.max_error or 0.0 if max_error is None else max_error)
+        return budget.spend(options, error=self.max_error if max_error is None else max_error)
+
+    def each(self, energy: float) -> Iterator[Site | Skip]:
+        """Decide layer by layer: the cheapest that keeps ``energy`` of the variance; the closest if that is 0."""
+        for unit in self.units:
+            for fitting, found in zip(unit.fittings, unit.found, strict=True):
+                pairs = [(o.cost, o.choice) for o in self.options(fitting, found)]
+                close = [
+                    (c, choice) for c, choice in pairs if isinstance(choice, Candidate) and choice.error <= 1 - energy
+                ]
+                if not close:
+                    yield Skip(fitting.layer.key, "no factors with so little error are faster")
+                    continue
+                best = min(close, key=lambda pair: pair[0] if energy else pair[1].error)
+                yield self.site(fitting, best[1])
 
     def entries(self, chosen: Sequence[Option]) -> Iterator[Site | Skip]:
         """Yield a site per rewritten layer or group of layers, and why the others stay."""
@@ -213,32 +234,28 @@ class Problem:
         weight = sum(self.gain(f) for f in unit.fittings)
         return Site(names[0], words, detail, error / max(weight, 1e-30), work=Work(self, tuple(unit.fittings), joint))
 
-    def build(
-        self, fittings: Sequence[Fitting], choice: Candidate | Joint
-    ) -> tuple[Chain, list[Chain], list[Matrix | None]]:
+    def build(self, fittings: Sequence[Fitting], choice: Candidate | Joint) -> Built:
         """Return the shared stages, a chain per layer and what its bias takes over."""
         key = (fittings[0].layer.key, choice)
         if key not in self.built:
             self.built[key] = self._build(list(fittings), choice)
         return self.built[key]
 
-    def _build(
-        self, fittings: list[Fitting], choice: Candidate | Joint
-    ) -> tuple[Chain, list[Chain], list[Matrix | None]]:
+    def _build(self, fittings: list[Fitting], choice: Candidate | Joint) -> Built:
         if isinstance(choice, Candidate):
-            stages = factors.chain(fittings[0], choice)
-            return (), [stages], [fittings[0].shift(factors.effective(fittings[0].layer, stages))]
+            branches, weight = self.compose(fittings[0], choice)
+            return (), [branches], [fittings[0].shift(weight)]
         unit = Unit(fittings)
         stacked, layer = self.stacked(unit), fittings[0].layer
         left, right = factors.balanced(*factors.channel(stacked), stacked.weight, choice.rank)
         shared = layer.stage(right.reshape(-1, layer.channels, *layer.kernel), range(len(layer.kernel)))
-        chains: list[Chain] = []
+        chains: list[list[Chain]] = []
         shifts: list[Matrix | None] = []
         start = 0
         for fitting, scale in zip(fittings, self.scales(unit), strict=True):
             rows = left[start : start + fitting.layer.outputs] / scale
             start += fitting.layer.outputs
-            chains.append((fitting.layer.stage(rows),))
+            chains.append([(fitting.layer.stage(rows),)])
             shifts.append(fitting.shift(rows @ right))
         return (shared,), chains, shifts
 
@@ -256,8 +273,8 @@ def apply(site: Site, graph: Graph, label: str) -> None:
     """Rewrite the layer or layers of a site."""
     assert isinstance(site.work, Work)
     problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
-    shared, chains, shifts = problem.build(fittings, choice)
-    rewrite(graph, [f.layer.key for f in fittings], shared, [[c] for c in chains], shifts, label)
+    shared, branches, shifts = problem.build(fittings, choice)
+    rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
 
 
 def dense(layer: Linear) -> tuple[Shape]:
@@ -266,7 +283,7 @@ def dense(layer: Linear) -> tuple[Shape]:
 
 
 def pose(
-    view: View, stats: Statistics, only: Sequence[str], exclude: Sequence[str], find: Fit
+    view: View, stats: Statistics, only: Sequence[str], exclude: Sequence[str], find: Find
 ) -> tuple[Units, list[Skip], dict[str, int]]:
     """Return the layers with their candidates, by the input they share, why others stay, and the output positions."""
     units: Units = []
@@ -280,9 +297,11 @@ def pose(
         node, layer = entry
         spread, mean = covariance(stats, layer)
         fitting = Fitting(layer, matrix(view, node), spread, mean)
-        found = list(find(fitting))
+        answer = find(fitting)
+        found = [] if isinstance(answer, str) else list(answer)
         if not found:
-            skips.append(Skip(layer.key, "it answers nothing on the calibration feeds"))
+            reason = answer if isinstance(answer, str) else "it answers nothing on the calibration feeds"
+            skips.append(Skip(layer.key, reason))
             continue
         count = _positions(view, node, layer)
         if count is not None:
@@ -352,22 +371,20 @@ def probe(fitting: Fitting, offset: Matrix | float) -> sensitivity.Probe:
     return change, -change @ mean, error
 
 
-def settle(problem: Problem, bench: Bench, variant: Callable[[list[Site | Skip]], float]) -> list[Site | Skip]:
-    """Solve the problem with measured gains; a budget of error is lowered until the measured error keeps it too."""
+def reconsider(pass_: Pass, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    """Solve the plan's problem again with measured gains, until the measured error keeps a budget of error too."""
+    work = next(e.work for e in plan if isinstance(e, Site))
+    assert isinstance(work, Work)
+    problem = work.problem
     measure(problem, bench)
-    plan = list(problem.entries(problem.solve()))
-    if problem.max_error is None:
-        return plan
-    limit = problem.max_error
-    for _ in range(4):
-        if not any(isinstance(entry, Site) for entry in plan):
-            break
-        error = variant(plan)
-        if error <= problem.max_error:
-            break
-        limit *= 0.8 * problem.max_error / error if np.isfinite(error) else 0.1
-        plan = list(problem.entries(problem.solve(limit)))
-    else:
-        if variant(plan) > problem.max_error:
-            plan = list(problem.entries(problem.solve(0.0)))
-    return plan
+    kept: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
+    found = list(problem.entries(problem.solve()))
+    limit, budget = problem.max_error, problem.max_error
+    for _ in range(0 if problem.ratio is not None else 5):
+        sites = [entry for entry in found if isinstance(entry, Site)]
+        error = 10 ** (-bench.sqnr(bench.variant(pass_, sites)) / 10) if sites else 0.0
+        if error <= budget:
+            return kept + found
+        limit *= 0.8 * budget / error if np.isfinite(error) else 0.1
+        found = list(problem.entries(problem.solve(limit)))
+    return kept + (found if problem.ratio is not None else list(problem.entries(problem.solve(0.0))))

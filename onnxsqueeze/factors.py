@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from onnxsqueeze.linear import Chain, Linear, Matrix
 from onnxsqueeze.speed import Shape
 
-__all__ = ["Candidate", "Fitting", "candidates", "chain", "channel", "effective", "forms", "outline", "relative_error"]
+__all__ = [
+    "Candidate",
+    "Fitting",
+    "candidates",
+    "chain",
+    "channel",
+    "compose",
+    "effective",
+    "forms",
+    "outline",
+    "relative_error",
+]
 
 STEP = 8
 """Ranks are multiples of this where a layer has 32 or more: SIMD lanes are filled, and curves are short."""
@@ -223,6 +234,12 @@ def chain(fitting: Fitting, candidate: Candidate) -> Chain:
     values, basis = np.linalg.eigh((image + image.T) / 2)
     left, core = balanced(basis[:, ::-1], np.maximum(values[::-1], 0), second, ranks_[1])
     return (first, layer.stage(core.reshape(-1, r, *layer.kernel), dims), layer.stage(left))
+
+
+def compose(fitting: Fitting, candidate: Candidate) -> tuple[list[Chain], Matrix]:
+    """Return the stages of a candidate as one branch, and the weight (O, K) that they amount to."""
+    stages = chain(fitting, candidate)
+    return [stages], effective(fitting.layer, stages)
 
 
 def balanced(basis: Matrix, values: Matrix, weight: Matrix, rank: int) -> tuple[Matrix, Matrix]:

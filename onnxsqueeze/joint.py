@@ -51,7 +51,7 @@ class Cross:
         if self.n == 0:
             o, k = y.shape[1], x.shape[1]
             self.x, self.xx, self.y, self.yx = np.zeros(k), np.zeros((k, k)), np.zeros(o), np.zeros((o, k))
-        self.x += x.sum(0, dtype=np.float64)
+        self.x = self.x + x.sum(0, dtype=np.float64)
         self.xx += x.T @ x
         self.y += y.sum(0, dtype=np.float64)
         self.yx += y.T @ x

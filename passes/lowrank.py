@@ -11,8 +11,7 @@ from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Pass, Site, Skip
-from onnxsqueeze.factorize import By, Problem, Work
-from onnxsqueeze.factors import Candidate
+from onnxsqueeze.factorize import By, Problem
 from onnxsqueeze.view import View
 
 __all__ = ["LowRank"]
@@ -78,36 +77,17 @@ class LowRank(Pass):
         units, skips, positions = factorize.pose(
             view, stats, self.only, self.exclude, lambda fitting: factors.candidates(fitting, rank=self.rank)
         )
-        budget = self.max_error or 0.01
-        problem = Problem(units, factors.outline, self.by, self.ratio, budget if self.ratio is None else None)
+        problem = Problem(units, factors.outline, factors.compose, self.by, self.ratio, self.max_error or 0.01)
         problem.positions = positions
         yield from skips
         if self.rank is None and self.energy is None:
             yield from problem.entries(problem.solve())
-            return
-        for unit in units:
-            for fitting, found in zip(unit.fittings, unit.found, strict=True):
-                options = [o for o in problem.options(fitting, found) if isinstance(o.choice, Candidate)]
-                least = 1.0 if self.energy is None else 1 - self.energy
-                close = [o for o in options if isinstance(o.choice, Candidate) and o.choice.error <= least]
-                best = min(close, key=(lambda o: o.cost) if self.energy else (lambda o: o.error), default=None)
-                if best is None:
-                    yield Skip(fitting.layer.key, "no factors with so little error are faster")
-                else:
-                    yield problem.site(fitting, best.choice if isinstance(best.choice, Candidate) else None)
+        else:
+            yield from problem.each(0.0 if self.energy is None else self.energy)
 
     def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
-        if self.rank is not None or self.energy is not None:
-            return plan
-        problem = next(e.work.problem for e in plan if isinstance(e, Site) and isinstance(e.work, Work))
-        kept: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
-
-        def error(entries: list[Site | Skip]) -> float:
-            graph = bench.variant(self, [e for e in entries if isinstance(e, Site)])
-            return float(10 ** (-bench.sqnr(graph) / 10))
-
-        return kept + factorize.settle(problem, bench, error)
+        return plan if self.rank is not None or self.energy is not None else factorize.reconsider(self, plan, bench)
 
     def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
         """Fit the layers behind factored ones to the original's outputs."""
