@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
-from onnxsqueeze.errors import PassError, SpecError, SqueezeError, UsageError
+from onnxsqueeze.errors import PassError, SpecError, SqueezeError, ToleranceError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,15 +140,22 @@ def main(
     from onnxsqueeze import render
     from onnxsqueeze.pipeline import squeeze
 
+    settings |= {"output": None if dry_run else target, "dry_run": dry_run}
+    failure: ToleranceError | None = None
     with render.progress(console_on(sys.stderr)) as progress:
-        result = squeeze(
-            source, pipeline, calib, output=None if dry_run else target, dry_run=dry_run, progress=progress, **settings
-        )
-    if not dry_run:
+        try:
+            run = squeeze(source, pipeline, calib, progress=progress, **settings).report
+        except ToleranceError as error:
+            if error.report is None:
+                raise
+            run, failure = error.report, error
+    if run.output is not None:
         ctx.obj = f"{target} was written"
     if report is not None:
-        write_report(Path(report), result.report.to_json())
-    render.show(result.report, console_on(sys.stdout))
+        write_report(Path(report), run.to_json())
+    render.show(run, console_on(sys.stdout))
+    if failure is not None:
+        raise failure
 
 
 @click.command()

@@ -17,7 +17,7 @@ from onnxsqueeze.dtypes import numpy_type
 from onnxsqueeze.report import Cost
 from onnxsqueeze.view import walk
 
-__all__ = ["activation_bytes", "cost", "file_size", "macs"]
+__all__ = ["activation_bytes", "cost", "file_size", "macs", "tensors"]
 
 Shape = tuple[int, ...]
 
@@ -45,7 +45,7 @@ def file_size(graph: Graph) -> int:
     """Return how many bytes the model takes on disk, data file included, without computing any weight."""
     model = codec.encode(graph, skeleton=True)
     total = 0
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             total += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
             tensor.ClearField("external_data")
@@ -53,7 +53,7 @@ def file_size(graph: Graph) -> int:
     return total + int(model.ByteSize())
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield the initializers and tensor attributes of the graph, its bodies and the functions."""
     stack: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
     while stack:
