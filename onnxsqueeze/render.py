@@ -39,7 +39,7 @@ def show(report: Report, console: Console) -> None:
     for note in report.notes:
         line(console, f"note: {note}", style="yellow")
     if report.dry_run:
-        line(console, f"dry run, {report.seconds:.1f} s: nothing was written", style="bold")
+        line(console, f"dry run, {report.seconds:.1f} s: no model was written", style="bold")
     elif report.output is not None:
         line(console, f"wrote {report.output} in {report.seconds:.1f} s", style="bold")
 

@@ -149,7 +149,7 @@ def test_every_option_reaches_the_engine(engine: Engine) -> None:
 def test_a_dry_run_has_no_output(engine: Engine) -> None:
     result = run("model.onnx", "-p", "int8", "--dry-run")
 
-    assert "nothing was written" in result.stdout
+    assert "no model was written" in result.stdout
     assert engine.calls[0][1]["output"] is None
     assert engine.calls[0][1]["dry_run"] is True
 

@@ -166,12 +166,12 @@ def test_a_result_that_is_worse_says_so() -> None:
     assert "opset  " not in text
 
 
-def test_a_dry_run_says_that_nothing_was_written() -> None:
+def test_a_dry_run_says_that_no_model_was_written() -> None:
     text = shown(replace(REPORT, output=None, dry_run=True, deviations=(), latency_ms=None, latency_ratio=None))
 
     assert text.startswith("resnet.onnx\n")
     assert "The answers were not compared with the original." in text
-    assert "dry run, 21.3 s: nothing was written" in text
+    assert "dry run, 21.3 s: no model was written" in text
     assert "wrote" not in text
     assert "latency" not in text
 
