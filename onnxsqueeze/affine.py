@@ -58,7 +58,7 @@ def usable(histogram: Histogram) -> bool:
     share[0] = True
     noise = counts[share].sum() * ((max(histogram.high, 0.0) - min(histogram.low, 0.0)) / 255) ** 2 / 12
     signal = float(counts[share] @ size[order][share] ** 2)
-    return noise == 0 or signal > 10 * noise
+    return bool(noise == 0 or signal > 10 * noise)
 
 
 def activation(histogram: Histogram, grid: int = 64) -> tuple[Affine, float]:
@@ -109,4 +109,4 @@ def weight_scales(rows: FloatArray, steps: int = 9) -> NDArray[np.float32]:
         error = np.einsum("ij,ij->i", q, q)
         better = error < best
         best[better], scale[better] = error[better], s[better]
-    return scale
+    return np.asarray(scale, np.float32)

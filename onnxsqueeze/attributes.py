@@ -50,7 +50,8 @@ def field_of(attribute: AttributeProto) -> str | None:
     if attribute.ref_attr_name:
         return None
     if attribute.type:
-        return FIELDS.get(attribute.type)
+        field = FIELDS.get(attribute.type)
+        return None if field == "g" and not attribute.HasField("g") else field
     found = [descriptor.name for descriptor, _ in attribute.ListFields() if descriptor.name in FIELDS.values()]
     return found[0] if len(found) == 1 else None
 

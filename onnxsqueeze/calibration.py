@@ -6,21 +6,32 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Gram, Mean, Need, Range
-from onnxsqueeze.errors import ModelError, UsageError
+from onnxsqueeze.cost import activation_bytes
+from onnxsqueeze.errors import UsageError
 from onnxsqueeze.runtime import Session
 
-__all__ = ["Histogram", "Moments", "Statistics", "as_gram", "collect", "load_statistics", "save_statistics"]
+__all__ = [
+    "Histogram",
+    "Moments",
+    "Statistics",
+    "as_gram",
+    "collect",
+    "input_rows",
+    "load_statistics",
+    "ordinary",
+    "patches",
+    "save_statistics",
+]
 
 BINS = 4096
 MASK = 1e30
@@ -29,10 +40,18 @@ SAMPLE = 1 << 16
 """At most this many elements of one tensor of one feed enter its histogram, evenly strided; minima are exact."""
 PARTS = ("gram", "squares", "inverse", "low", "high")
 FETCH_LIMIT = 1 << 29
-"""Activations fetched in one run, in bytes; a model with more is run several times per feed."""
+"""Activations that one run keeps, in bytes; a model with more is run several times over the feeds."""
 
 Array = NDArray[np.generic]
 Progress = Callable[[str, int, int], None]
+
+
+def ordinary(values: Array) -> NDArray[np.bool_] | None:
+    """Return where the values are no NaN, infinity or mask; None if all of them are, which is quickly seen."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if values.size == 0 or (float(values.min()) > -MASK and float(values.max()) < MASK):
+            return None
+        return np.asarray(np.abs(values.astype(np.float32)) < MASK)
 
 
 @dataclass
@@ -61,18 +80,15 @@ class Histogram:
 
     def update(self, values: Array) -> None:
         """Add one feed's values; infinite, NaN and mask-like ones are left out."""
-        flat = np.asarray(values, dtype=np.float32).reshape(-1)
+        flat = values.reshape(-1)
+        usual = ordinary(flat)
+        if usual is not None:
+            flat = flat[usual]
+            self.masked += usual.size - flat.size
         if flat.size == 0:
             return
         self.elements += flat.size
         low, high = float(flat.min()), float(flat.max())
-        if not (-MASK < low and high < MASK):
-            usual = flat[np.abs(flat) < MASK]
-            self.masked += flat.size - usual.size
-            flat = usual
-            if flat.size == 0:
-                return
-            low, high = float(flat.min()), float(flat.max())
         first = self.samples == 0
         self.low, self.high = (low, high) if first else (min(self.low, low), max(self.high, high))
         self.samples += 1
@@ -81,10 +97,11 @@ class Histogram:
         self._grow(max(abs(low), abs(high)))
         if flat.size > SAMPLE:
             flat = flat[:: -(-flat.size // SAMPLE) | 1]
-        flat_nonzero = flat[flat != 0]
-        self.zeros += flat.size - flat_nonzero.size
-        index = ((flat_nonzero + np.float32(self.limit)) * np.float32(BINS / (2 * self.limit))).astype(np.int32)
-        self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+        present = flat[flat != 0].astype(np.float64)
+        self.zeros += flat.size - present.size
+        # times a power of two, then floor: exact, so that a value's bins at two widths always agree
+        index = np.floor(present * (BINS / (2 * self.limit))).astype(np.int64) + BINS // 2
+        self.counts += np.bincount(index, minlength=BINS)
 
     def _grow(self, reach: float) -> None:
         if reach <= 0:
@@ -201,24 +218,26 @@ class Statistics:
 
 
 def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistics]) -> None:
-    """Write statistics by stage (the pipeline text that ran before the sweep) to an ``.npz`` file, atomically."""
+    """Write statistics by stage (the pipeline text that ran before the sweep) to an ``.npz`` file, all or nothing.
+
+    Raises UsageError if the file cannot be written.
+    """
     arrays: dict[str, Array] = {}
     index: list[dict[str, object]] = []
     for stage, statistics in stages.items():
-        for wanted, h in statistics.ranges.items():
-            key = f"s{len(index)}"
-            index.append({"stage": stage, "kind": "Range", "need": asdict(wanted), "key": key})
-            arrays[f"{key}.counts"] = h.counts
-            rest = [h.exponent, h.zeros, h.low, h.high, h.samples, h.low_sum, h.high_sum, h.elements, h.masked]
-            arrays[f"{key}.rest"] = np.array(rest, np.float64)
-        for need, m in statistics.moments.items():
+        for need in (*statistics.ranges, *statistics.moments):
             key = f"s{len(index)}"
             index.append({"stage": stage, "kind": type(need).__name__, "need": asdict(need), "key": key})
-            arrays[f"{key}.n"] = np.array(m.n)
-            arrays[f"{key}.total"] = m.total
-            for part in PARTS:
-                if (array := getattr(m, part)) is not None:
-                    arrays[f"{key}.{part}"] = array
+            if isinstance(need, Range):
+                h = statistics.ranges[need]
+                rest = [h.exponent, h.zeros, h.low, h.high, h.samples, h.low_sum, h.high_sum, h.elements, h.masked]
+                arrays[f"{key}.counts"], arrays[f"{key}.rest"] = h.counts, np.array(rest, np.float64)
+            else:
+                m = statistics.moments[need]
+                arrays[f"{key}.n"], arrays[f"{key}.total"] = np.array(m.n), m.total
+                for part in PARTS:
+                    if (array := getattr(m, part)) is not None:
+                        arrays[f"{key}.{part}"] = array
     arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -233,14 +252,13 @@ def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistic
 
 
 def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statistics]:
-    """Read files that ``save`` wrote and merge them. Raises UsageError if one is something else."""
+    """Read files that ``save_statistics`` wrote and merge them. Raises UsageError if one is something else."""
     stages: dict[str, Statistics] = {}
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 for entry in json.loads(arrays["index"].tobytes()):
-                    one = _read(entry, arrays)
-                    stage = entry["stage"]
+                    one, stage = _read(entry, arrays), str(entry["stage"])
                     stages[stage] = stages[stage].merge(one) if stage in stages else one
         except Exception as error:
             raise UsageError(f"'{path}' is not a statistics file that --stats wrote ({error})") from error
@@ -248,9 +266,9 @@ def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statis
 
 
 def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
-    key = entry["key"]
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["need"].items()}
-    if entry["kind"] == "Range":
+    key, kind = entry["key"], entry["kind"]
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["need"].items()}
+    if kind == "Range":
         exponent, zeros, low, high, samples, low_sum, high_sum, elements, masked = arrays[f"{key}.rest"].tolist()
         counts = arrays[f"{key}.counts"].astype(np.int64)
         if counts.shape != (BINS,):
@@ -259,9 +277,13 @@ def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
             int(exponent), counts, int(zeros), low, high, int(samples), low_sum, high_sum, int(elements), int(masked)
         )
         return Statistics({Range(**fields): histogram}, {})
-    need = {"Mean": Mean, "Channels": Channels, "Gram": Gram}[entry["kind"]](**fields)
+    kinds: dict[str, type[Mean | Channels | Gram]] = {"Mean": Mean, "Channels": Channels, "Gram": Gram}
+    need = kinds[kind](**fields)
+    total = arrays[f"{key}.total"].astype(np.float64)
     parts = {part: arrays[f"{key}.{part}"].astype(np.float64) for part in PARTS if f"{key}.{part}" in arrays}
-    return Statistics({}, {need: Moments(int(arrays[f"{key}.n"]), arrays[f"{key}.total"].astype(np.float64), **parts)})
+    if "gram" in parts and parts["gram"].shape != (total.size, total.size):
+        raise ValueError(f"a Gram matrix of shape {list(parts['gram'].shape)} for {total.size} sums")
+    return Statistics({}, {need: Moments(int(arrays[f"{key}.n"]), total, **parts)})
 
 
 def collect(
@@ -275,50 +297,45 @@ def collect(
 ) -> Statistics:
     """Run the graph once over the feeds and gather every need.
 
-    ``rows`` bounds the rows that enter one Gram matrix over all feeds, spread evenly over them. Tensors that the
-    main graph does not make (those inside bodies) are left out. Memory holds one feed's activations at most.
+    About ``rows`` rows enter one Gram matrix, spread evenly over the feeds. Tensors that the main graph does not make
+    (those inside bodies) are left out. Memory does not grow with the number of feeds: the tensors that one run keeps
+    take 512 MB at most, and the feeds are run again for the others.
     """
-    made = {t.name for node in graph.nodes for t in node.outputs if t.name} | {t.name for t in graph.inputs}
-    wanted = [need for need in dict.fromkeys(needs) if need.tensor in made]
+    inputs = {t.name for t in graph.inputs}
+    made = {t.name for node in graph.nodes for t in node.outputs if t.name}
+    wanted: dict[str, list[Need]] = {}
+    for need in dict.fromkeys(needs):
+        if need.tensor in inputs | made:
+            wanted.setdefault(need.tensor, []).append(need)
     statistics = Statistics()
     if not wanted or not len(feeds):
         return statistics
-    inputs = {t.name for t in graph.inputs}
-    fetch = list(dict.fromkeys(need.tensor for need in wanted if need.tensor not in inputs))
-    session = Session(_exposing(graph, fetch), graph.folder)
-    groups = [fetch]
-    by_tensor: dict[str, list[Need]] = {}
-    for need in wanted:
-        by_tensor.setdefault(need.tensor, []).append(need)
-    per_feed = max(64, rows // len(feeds))
-    for i, feed in enumerate(feeds):
-        if progress:
-            progress("calibrating", i, len(feeds))
-        sizes: dict[str, int] = {}
-        for group in groups:
-            values = {**{k: v for k, v in feed.items() if group is groups[0]}, **session.run(feed, group)}
-            for tensor, value in values.items():
-                if isinstance(value, np.ndarray) and tensor in by_tensor and value.dtype.kind in "fiu":
-                    sizes[tensor] = value.nbytes
-                    for need in by_tensor[tensor]:
-                        _add(statistics, need, value, per_feed, np.random.default_rng([seed, i]))
-        if i == 0:
-            groups = _grouped(fetch, sizes)
-    if progress:
-        progress("calibrating", len(feeds), len(feeds))
+    groups = _grouped([name for name in wanted if name in made], activation_bytes(graph, feeds[0]))
+    steps = len(groups) * len(feeds)
+    for first, group in zip(range(0, steps, len(feeds)), groups, strict=True):
+        session = Session(_exposing(graph, group))
+        for i, feed in enumerate(feeds):
+            if progress is not None:
+                progress("calibrating", first + i, steps)
+            seen: dict[str, object] = {name: feed[name] for name in inputs & wanted.keys()} if first == 0 else {}
+            for name, value in (seen | session.run(feed, group)).items():
+                if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+                    for need in wanted[name]:
+                        _add(statistics, need, value, max(64, rows // len(feeds)), np.random.default_rng([seed, i]))
     return statistics
 
 
-def _exposing(graph: Graph, tensors: Sequence[str]) -> onnx.ModelProto:
-    """Return the model with the tensors as further outputs."""
-    model = codec.encode(graph)
-    present = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
-    return model
+def _exposing(graph: Graph, tensors: Sequence[str]) -> Graph:
+    """Return a copy of the graph with the tensors as further outputs."""
+    copy = graph.copy()
+    present = {tensor.name for tensor in copy.outputs}
+    found = {tensor.name: tensor for node in copy.nodes for tensor in node.outputs}
+    copy.outputs.extend(found[name] for name in tensors if name not in present)
+    return copy
 
 
-def _grouped(tensors: Sequence[str], sizes: dict[str, int]) -> list[list[str]]:
-    """Split the tensors into runs that each fetch at most FETCH_LIMIT bytes."""
+def _grouped(tensors: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
+    """Split the tensors into runs that each keep at most FETCH_LIMIT bytes; there is at least one."""
     groups: list[list[str]] = [[]]
     total = 0
     for tensor in tensors:
@@ -336,29 +353,55 @@ def _add(statistics: Statistics, need: Need, value: Array, rows: int, rng: np.ra
         statistics.ranges.setdefault(need, Histogram()).update(value)
         return
     if isinstance(need, Mean):
-        other = tuple(a for a in range(value.ndim) if a != need.axis % value.ndim)
-        count = value.size // max(value.shape[need.axis], 1)
-        found = Moments(count, value.sum(axis=other, dtype=np.float64))
-    elif isinstance(need, Channels):
-        x = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
-        x = np.where(np.abs(x) < MASK, x, 0) if np.abs(x).max(initial=0) >= MASK else x
-        norms = np.einsum("ij,ij->i", x, x, dtype=np.float64)
-        weights = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-        squares, inverse = weights @ (x.astype(np.float64) ** 2), weights.sum(keepdims=True)
-        low, high = x.min(0, initial=0).astype(np.float64), x.max(0, initial=0).astype(np.float64)
-        found = Moments(len(x), x.sum(0, dtype=np.float64), None, squares, inverse, low, high)
+        found = _means(value, need.axis)
     else:
-        x = patches(value, need, rows, rng) if need.kernel else _rows(value, need.axis, rows, rng)
-        x = np.where(np.abs(x) < MASK, x, 0).astype(np.float32)
-        found = Moments(len(x), x.sum(0, dtype=np.float64), (x.T @ x).astype(np.float64))
-    if not np.isfinite(found.total).all():
-        raise ModelError(f"tensor '{need.tensor}' holds NaN or infinity on a calibration feed; check the feeds")
+        found = _channels(value, need.axis) if isinstance(need, Channels) else _gram(value, need, rows, rng)
     old = statistics.moments.get(need)
     statistics.moments[need] = found if old is None else old.merge(found)
 
 
-def _rows(value: Array, axis: int, rows: int, rng: np.random.Generator) -> Array:
-    flat = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+def _means(value: Array, axis: int) -> Moments:
+    """Return the moments per index of ``axis``; a mask or an infinity counts as the mean of the others."""
+    other = tuple(a for a in range(value.ndim) if a != axis % value.ndim)
+    count = value.size // max(value.shape[axis], 1)
+    usual = ordinary(value)
+    if usual is None:
+        return Moments(count, value.sum(axis=other, dtype=np.float64))
+    sums = np.where(usual, value, 0).sum(axis=other, dtype=np.float64)
+    return Moments(count, sums * count / np.maximum(usual.sum(axis=other), 1))
+
+
+def _channels(value: Array, axis: int) -> Moments:
+    """Return the moments that Channels asks for; a mask or an infinity counts as zero."""
+    x = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+    usual = ordinary(x)
+    x = np.asarray(x if usual is None else np.where(usual, x, 0), np.float64)
+    norms = np.einsum("ij,ij->i", x, x)
+    weights = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    return Moments(
+        len(x),
+        x.sum(0),
+        squares=weights @ x**2,
+        inverse=weights.sum(keepdims=True),
+        low=x.min(0, initial=0.0),
+        high=x.max(0, initial=0.0),
+    )
+
+
+def _gram(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Moments:
+    """Return the moments of up to ``rows`` rows; a mask or an infinity counts as zero."""
+    x = input_rows(value, need, rows, rng)
+    usual = ordinary(x)
+    x = x if usual is None else np.where(usual, x, 0)
+    x = x.astype(np.float32 if np.abs(x).max(initial=0) < 1e15 else np.float64)  # squares of float32 end at 1e38
+    return Moments(len(x), x.sum(0, dtype=np.float64), (x.T @ x).astype(np.float64))
+
+
+def input_rows(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Array:
+    """Return up to ``rows`` input rows of a linear operator; which ones depends on their number and ``rng`` alone."""
+    if need.kernel:
+        return patches(value, need, rows, rng)
+    flat = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
     return flat if len(flat) <= rows else flat[np.sort(rng.choice(len(flat), rows, replace=False))]
 
 
@@ -368,7 +411,7 @@ def patches(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Ar
     strides, dilations = need.strides or (1,) * dims, need.dilations or (1,) * dims
     size = value.shape[2:]
     extent = [(k - 1) * d + 1 for k, d in zip(need.kernel, dilations, strict=True)]
-    if need.auto_pad.startswith("SAME"):
+    if need.auto_pad:
         total = [max((-(-n // s) - 1) * s + e - n, 0) for n, s, e in zip(size, strides, extent, strict=True)]
         small, big = [t // 2 for t in total], [t - t // 2 for t in total]
         begin, end = (small, big) if need.auto_pad == "SAME_UPPER" else (big, small)
@@ -377,28 +420,33 @@ def patches(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Ar
         begin, end = list(pads[:dims]), list(pads[dims:])
     padded = np.pad(value, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
     out = [(n + b + e - x) // s + 1 for n, b, e, x, s in zip(size, begin, end, extent, strides, strict=True)]
-    count = len(value) * int(np.prod(out))
+    count = len(value) * prod(out)
     chosen = np.arange(count) if count <= rows else np.sort(rng.choice(count, rows, replace=False))
     batch, *where = np.unravel_index(chosen, (len(value), *out))
-    index: list[Array] = []
+    index: list[Array] = [_along(batch, 0, dims), _along(np.arange(value.shape[1]), 1, dims)]
     for axis in range(dims):
         taps = np.arange(need.kernel[axis]) * dilations[axis]
-        shape = [1] * (dims + 2)
-        shape[axis + 2] = -1
-        index.append(where[axis].reshape(-1, *[1] * (dims + 1)) * strides[axis] + taps.reshape(shape))
-    channels = np.arange(value.shape[1]).reshape(1, -1, *[1] * dims)
-    taken: Array = padded[(batch.reshape(-1, *[1] * (dims + 1)), channels, *index)]
+        index.append(_along(where[axis] * strides[axis], 0, dims) + _along(taps, axis + 2, dims))
+    taken: Array = padded[tuple(index)]
     return taken.reshape(len(chosen), -1)
+
+
+def _along(vector: Array, axis: int, dims: int) -> Any:
+    """Return the vector along one axis of (rows, C, *kernel), so that indices broadcast against each other."""
+    shape = [1] * (dims + 2)
+    shape[axis] = -1
+    return vector.reshape(shape)
 
 
 def as_gram(node: gs.Node, weight_shape: Sequence[int]) -> Gram:
     """Return the Gram need of a Conv node of one group."""
     attrs = node.attrs
+    auto_pad = str(attrs.get("auto_pad") or "NOTSET")
     return Gram(
         node.inputs[0].name,
         kernel=tuple(int(k) for k in weight_shape[2:]),
         strides=tuple(attrs.get("strides") or ()),
         dilations=tuple(attrs.get("dilations") or ()),
-        pads=tuple(attrs.get("pads") or ()),
-        auto_pad=str(attrs.get("auto_pad") or "").replace("NOTSET", "").replace("VALID", ""),
+        pads=tuple(attrs.get("pads") or ()) if auto_pad == "NOTSET" else (),
+        auto_pad=auto_pad if auto_pad.startswith("SAME") else "",
     )

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
-from onnxsqueeze.errors import PassError, SpecError, SqueezeError, UsageError
+from onnxsqueeze.errors import PassError, SpecError, SqueezeError, ToleranceError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["main"]
+__all__ = ["console_on", "main", "number", "numbers", "refuse_to_overwrite", "seed", "write_report"]
 
 COMMANDS = {
+    "diff": ("onnxsqueeze.diff_command:command", "Say how two models differ, and where an error is born."),
     "passes": ("onnxsqueeze.cli:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""
@@ -68,23 +69,25 @@ class CommandLine(click.Command):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Return the number that an option gives."""
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
-        number = math.nan
-    if math.isnan(number):
+        value = math.nan
+    if math.isnan(value):
         raise click.BadParameter(f"{text!r} is not a number")
-    return number
+    return value
 
 
-def _numbers(text: str) -> float | list[float]:
-    """One number for all channels, or one for each with commas between them."""
-    values = [_number(each) for each in text.split(",")]
+def numbers(text: str) -> float | list[float]:
+    """Return one number for all channels, or one for each with commas between them."""
+    values = [number(each) for each in text.split(",")]
     return values if len(values) > 1 else values[0]
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
+    """Return the seed that an option gives."""
     if not text.isdecimal():
         raise click.BadParameter(f"{text!r} is not an integer of 0 or more")
     return int(text)
@@ -104,14 +107,14 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--calib", metavar="PATH", help="Calibration data: a folder or file of .npz, .npy or images; or random.")
 @click.option("-o", "--output", metavar="FILE", help="The squeezed model.  [default: MODEL.squeezed.onnx]")
 @click.option("--report", metavar="FILE", help="Also write the report, as JSON.")
-@click.option("--min-sqnr", type=_number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
+@click.option("--min-sqnr", type=number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
 @click.option("--validate", type=click.Choice(["full", "none"]), default="full", help="none: neither compare nor time.")
 @click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")
-@click.option("--seed", type=_seed, default="0", metavar="N", help="Seed of everything random.")
-@click.option("--mean", type=_numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
-@click.option("--std", type=_numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
-@click.option("--scale", type=_number, metavar="X", help="Images: multiplies the pixels 0..255.")
+@click.option("--seed", type=seed, default="0", metavar="N", help="Seed of everything random.")
+@click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
+@click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
+@click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_context
 def main(
@@ -130,22 +133,29 @@ def main(
         raise UsageError(f"no pipeline: say what to do with -p, for example {EXAMPLE}")
     source = Path(model)
     target = Path(output) if output is not None else source.with_name(f"{source.stem}.squeezed.onnx")
-    _refuse_to_overwrite("--output", target, {"the model": source})
+    refuse_to_overwrite("--output", target, {"the model": source})
     if report is not None:
-        _refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
+        refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
 
     from onnxsqueeze import render
     from onnxsqueeze.pipeline import squeeze
 
-    with render.progress(_console(sys.stderr)) as progress:
-        result = squeeze(
-            source, pipeline, calib, output=None if dry_run else target, dry_run=dry_run, progress=progress, **settings
-        )
-    if not dry_run:
+    settings |= {"output": None if dry_run else target, "dry_run": dry_run}
+    failure: ToleranceError | None = None
+    with render.progress(console_on(sys.stderr)) as progress:
+        try:
+            run = squeeze(source, pipeline, calib, progress=progress, **settings).report
+        except ToleranceError as error:
+            if error.report is None:
+                raise
+            run, failure = error.report, error
+    if run.output is not None:
         ctx.obj = f"{target} was written"
     if report is not None:
-        _write_report(Path(report), result.report.to_json())
-    render.show(result.report, _console(sys.stdout))
+        write_report(Path(report), run.to_json())
+    render.show(run, console_on(sys.stdout))
+    if failure is not None:
+        raise failure
 
 
 @click.command()
@@ -162,10 +172,10 @@ def passes(as_json: bool) -> None:
     else:
         from onnxsqueeze import render
 
-        render.show_passes(_console(sys.stdout))
+        render.show_passes(console_on(sys.stdout))
 
 
-def _console(stream: TextIO) -> Console:
+def console_on(stream: TextIO) -> Console:
     """Return a console on ``stream`` that writes "?" for what the encoding of the stream does not have."""
     from rich.console import Console
 
@@ -219,7 +229,7 @@ def _is_torn(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-") and argument.count("{") == argument.count("}") == 0
 
 
-def _refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> None:
+def refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> None:
     """Refuse a target that cannot be written or that is one of ``others`` before any work is done."""
     if target.is_dir():
         raise UsageError(f"{option} {target} is a folder: name a file")
@@ -232,7 +242,7 @@ def _refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> 
             raise UsageError(f"{option} {target} would overwrite {what}: name another file")
 
 
-def _write_report(path: Path, text: str) -> None:
+def write_report(path: Path, text: str) -> None:
     """Write the report whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:

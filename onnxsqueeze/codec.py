@@ -53,14 +53,16 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Graph:
     return graph
 
 
-def save(graph: Graph, path: str | os.PathLike[str]) -> None:
+def save(graph: Graph, path: str | os.PathLike[str]) -> int:
     """Write ``graph`` to the file ``path``, all of it or nothing.
 
     Weights of 1 KiB and more go to ``<path>.data`` if the source had external data or the file would pass 2 GB; one
     weight at a time is in memory. An unchanged model without external data is written byte by byte as it was.
+    Returns how many bytes were written.
     Raises UsageError if that would overwrite the input, or cannot be written.
     """
     path = Path(path)
+    size = 0
     with _Files(path, graph.file) as files:
         parts = None if graph.external else _one_file(graph)
         if parts is None:
@@ -71,9 +73,12 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
                 for offset, weight in streamed.layout.items():
                     file.seek(offset)
                     file.write(weight.data())
+                size += file.tell()
         with files.create(path) as file:
             for part in parts:
                 file.write(part)
+            size += file.tell()
+    return size
 
 
 def _parse(path: Path, data: memoryview) -> tuple[onnx.ModelProto, dict[int, memoryview]]:

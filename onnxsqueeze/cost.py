@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from math import prod
 
 import numpy as np
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import codec
 from onnxsqueeze.codec import Graph
+from onnxsqueeze.dtypes import numpy_type
 from onnxsqueeze.report import Cost
 from onnxsqueeze.view import walk
 
-__all__ = ["cost", "file_size", "macs"]
+__all__ = ["activation_bytes", "cost", "file_size", "macs", "tensors"]
 
 Shape = tuple[int, ...]
 
@@ -23,19 +25,17 @@ Shape = tuple[int, ...]
 def cost(graph: Graph, size: int, feed: Mapping[str, NDArray[np.generic]] | None) -> Cost:
     """Return the cost of a graph whose file has ``size`` bytes; MACs are those of one ``feed``, None without one.
 
-    Parameters are the elements of floating-point and integer initializers and Constant nodes that nodes read,
-    without scalars and shape-like int64 vectors.
+    Parameters are the elements of the initializers and Constant nodes that nodes read, without scalars and int64
+    tensors, which are shapes and indices.
     """
     counted: set[int] = set()
     parameters = nodes = 0
     for node, _ in walk(graph):
         nodes += 1
-        tensors = [t for t in node.inputs if isinstance(t, gs.Constant)]
-        tensors += [v for v in node.attrs.values() if isinstance(v, gs.Constant)]
-        for tensor in tensors:
-            if id(tensor) not in counted:
+        for tensor in (*node.inputs, *node.attrs.values()):
+            if isinstance(tensor, gs.Constant) and id(tensor) not in counted:
                 counted.add(id(tensor))
-                elements = prod(int(d) for d in tensor.shape)
+                elements = prod(tensor.shape)
                 if elements > 1 and np.dtype(tensor.dtype) != np.int64:
                     parameters += elements
     return Cost(size, parameters, None if feed is None else sum(macs(graph, feed).values()), nodes, int(graph.opset))
@@ -43,19 +43,28 @@ def cost(graph: Graph, size: int, feed: Mapping[str, NDArray[np.generic]] | None
 
 def file_size(graph: Graph) -> int:
     """Return how many bytes the model takes on disk, data file included, without computing any weight."""
-    skeleton = codec.encode(graph, skeleton=True)
-    total, stack = skeleton.ByteSize(), [skeleton.graph]
+    model = codec.encode(graph, skeleton=True)
+    total = 0
+    for tensor in tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            total += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return total + int(model.ByteSize())
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers and tensor attributes of the graph, its bodies and the functions."""
+    stack: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
     while stack:
         body = stack.pop()
-        tensors = list(body.initializer)
+        if isinstance(body, onnx.GraphProto):
+            yield from body.initializer
         for node in body.node:
-            tensors += [a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
-            stack += [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-        for tensor in tensors:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-                total += prod(tensor.dims) * dtype.itemsize
-    return int(total)
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    yield attribute.t
+                stack += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
 
 
 def macs(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int]:
@@ -63,9 +72,30 @@ def macs(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int
 
     Nodes whose shapes cannot be inferred are left out. A body counts as if it ran once.
     """
+    found: dict[str, int] = {}
+    _count(_inferred(graph, feed), {}, found)
+    return found
+
+
+def activation_bytes(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int]:
+    """Return the size of every tensor that the main graph computes, for the input shapes of ``feed``.
+
+    Tensors whose shape or type cannot be inferred are left out.
+    """
+    found: dict[str, int] = {}
+    inferred = _inferred(graph, feed)
+    for info in (*inferred.value_info, *inferred.output):
+        shape, dtype = _shape(info), numpy_type(info.type.tensor_type.elem_type)
+        if shape is not None and dtype is not None:
+            found[info.name] = prod(shape) * dtype.itemsize
+    return found
+
+
+def _inferred(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> onnx.GraphProto:
+    """Return the graph without weights, its shapes inferred from those of ``feed``."""
     model = codec.encode(graph, skeleton=True)
     for value in model.graph.input:
-        if value.name in feed:
+        if value.name in feed and value.type.HasField("tensor_type"):
             shape = value.type.tensor_type.shape
             del shape.dim[:]
             shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=d) for d in feed[value.name].shape)
@@ -74,21 +104,23 @@ def macs(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int
     for output in model.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
-    try:
+    with suppress(Exception):  # what cannot be inferred is not counted
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:
-        return {}
-    found: dict[str, int] = {}
-    _count(model.graph, {}, found)
-    return found
+    return model.graph
+
+
+def _shape(info: onnx.ValueInfoProto) -> Shape | None:
+    kind = info.type.tensor_type
+    if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
+        return None
+    return tuple(d.dim_value for d in kind.shape.dim)
 
 
 def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, int]) -> None:
     shapes: dict[str, Shape] = dict(outer)
     for info in (*graph.input, *graph.value_info, *graph.output):
-        kind = info.type.tensor_type
-        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
-            shapes[info.name] = tuple(d.dim_value for d in kind.shape.dim)
+        if (shape := _shape(info)) is not None:
+            shapes[info.name] = shape
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
     for node in graph.node:
@@ -99,9 +131,11 @@ def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, 
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _count(attribute.g, shapes, found)
-        count = _of(node, shapes)
-        if count:
-            found[next(name for name in node.output if name)] = count
+        if node.domain in ("", "ai.onnx"):
+            count = _of(node, shapes)
+            if count:
+                key = next(filter(None, node.output))
+                found[key] = found.get(key, 0) + count
 
 
 def _of(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
@@ -123,5 +157,3 @@ def _of(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
     if op in ("LSTM", "GRU", "RNN") and len(inputs) > 2 and inputs[2] is not None and len(x) == 3:
         return x[0] * x[1] * (prod(w) + prod(inputs[2]))
     return 0
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import ChainMap, OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.attributes import field_of, plain
+from onnxsqueeze.errors import ModelError
 from onnxsqueeze.external import DataFolder
 from onnxsqueeze.graph import Function, Graph, Node
 from onnxsqueeze.protos import describe, entries, shell, standard
@@ -29,7 +31,13 @@ def decode(
     ``payloads`` gives the raw bytes of those initializers, by index, whose proto came without them.
     Raises ModelError for a tensor whose data does not fill its shape.
     """
-    return _Decoder(folder).model(model, payloads or {})
+    collecting = gc.isenabled()
+    gc.disable()  # none of the many new objects is garbage: looking for it takes most of the time
+    try:
+        return _Decoder(folder).model(model, payloads or {})
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Decoder:
@@ -60,22 +68,22 @@ class _Decoder:
 
     def function(self, proto: onnx.FunctionProto, outer: Graph) -> Function:
         function = Function(
-            proto.name,
-            domain=proto.domain,
+            _name(proto.name),
+            domain=_name(proto.domain),
             doc_string=proto.doc_string,
             opset=opset_of(proto.opset_import) if proto.opset_import else outer.opset,
             import_domains=[shell(entry) for entry in proto.opset_import],
             ir_version=outer.ir_version,
         )
         function._functions = outer._functions
-        function.overload = proto.overload
+        function.overload = _name(proto.overload)
         function.metadata = entries(proto.metadata_props)
         function.proto = shell(proto, "node", "value_info", "attribute", "attribute_proto", "input", "output")
         scope: Scope = ChainMap()
         function.inputs = [_find(name, scope) for name in proto.input]
-        function.attrs = dict.fromkeys(proto.attribute)
+        function.attrs = dict.fromkeys(map(_name, proto.attribute))
         for attribute in proto.attribute_proto:
-            function.attrs[attribute.name] = self.attribute(attribute, function, scope)
+            function.attrs[_name(attribute.name)] = self.attribute(attribute, function, scope)
         function.defaults = tuple(proto.attribute_proto)
         self.body(function, proto, scope)
         function.outputs = [_find(name, scope) for name in proto.output]
@@ -127,22 +135,20 @@ class _Decoder:
             for name in node.output:
                 _find(name, scope, local=True)
         graph.nodes.extend(self.node(node, graph, scope) for node in proto.node)
-        local = scope.maps[0]
         for info in proto.value_info:
-            tensor = local.get(info.name)
-            graph.source.value_info.append((tensor, info))
-            _set_type(tensor, info)
+            graph.source.value_info.append((scope.get(info.name), info))
+            _set_type(scope.maps[0].get(info.name), info)  # an outer graph types its tensors itself
 
     def node(self, proto: onnx.NodeProto, graph: Graph, scope: Scope) -> Node:
         inputs = [_find(name, scope) for name in proto.input]
         self.used.update(map(id, inputs))
         node = Node(
-            proto.op_type,
-            proto.name,
-            attrs=OrderedDict((item.name, self.attribute(item, graph, scope)) for item in proto.attribute),
+            _name(proto.op_type),
+            _name(proto.name),
+            attrs=OrderedDict((_name(item.name), self.attribute(item, graph, scope)) for item in proto.attribute),
             inputs=inputs,
             outputs=[_find(name, scope) for name in proto.output],
-            domain=standard(proto.domain),
+            domain=standard(_name(proto.domain)),
         )
         node.proto = proto
         return node
@@ -168,12 +174,12 @@ class _Decoder:
 
     def constant(self, proto: onnx.TensorProto | onnx.SparseTensorProto, raw: memoryview | None = None) -> gs.Constant:
         if isinstance(proto, onnx.SparseTensorProto):
-            constant = gs.Constant(proto.values.name, Sparse(proto))
+            constant = gs.Constant(_name(proto.values.name), Sparse(proto))
         else:
             stored = Stored(proto, self.folder, raw)
             if stored.external:
                 self.external.append(stored)
-            constant = gs.Constant(proto.name, stored)
+            constant = gs.Constant(_name(proto.name), stored)
         constant.origin = constant._values
         return constant
 
@@ -187,14 +193,21 @@ def _find(name: str, scope: Scope, local: bool = False) -> gs.Tensor:
     """Return the tensor called ``name``, a new one if there is none in the scope, or in the innermost if ``local``."""
     if not name:
         return gs.Variable.empty()
-    tensor = (scope.maps[0] if local else scope).get(name)
-    if tensor is None:
-        tensor = scope[name] = gs.Variable(name)
+    for names in scope.maps[:1] if local else scope.maps:
+        tensor = names.get(name)
+        if tensor is not None:
+            return tensor
+    tensor = scope[name] = gs.Variable(_name(name))
     return tensor
+
+
+def _name(name: str | bytes) -> str:
+    if isinstance(name, bytes):  # what protobuf returns for text that is not UTF-8
+        raise ModelError(f"the model has a name that is not UTF-8: {name!r}")
+    return name
 
 
 def _set_type(tensor: gs.Tensor | None, info: onnx.ValueInfoProto) -> None:
     if isinstance(tensor, gs.Variable) and info.type.WhichOneof("value"):
-        tensor.dtype, shape, tensor.type = describe(info)
-        tensor.shape = None if shape is None else list(shape)
-        tensor.origin = info
+        dtype, shape, kind = describe(info)
+        vars(tensor).update(dtype=dtype, shape=None if shape is None else list(shape), type=kind, origin=info)

@@ -73,6 +73,7 @@ def _known() -> dict[int, np.dtype[Any]]:
 
 _NUMPY = _known()
 _ONNX = {dtype.name: code for code, dtype in _NUMPY.items()}
+_BITS = {dtype: _SUB_BYTE.get(dtype.name, 8 * dtype.itemsize) for dtype in _NUMPY.values()}
 
 
 def numpy_type(element: int) -> np.dtype[Any] | None:
@@ -93,7 +94,7 @@ def element_type(dtype: Any) -> int:
 
 def bits(dtype: np.dtype[Any]) -> int:
     """Return the number of bits that one element takes in a file."""
-    return _SUB_BYTE.get(dtype.name, 8 * dtype.itemsize)
+    return _BITS.get(dtype, 8 * dtype.itemsize)
 
 
 def typed_field(dtype: np.dtype[Any], count: int) -> tuple[str, np.dtype[Any], int]:
@@ -124,7 +125,8 @@ def pack(array: Array) -> memoryview:
     packed: Array = codes[0::per].copy()
     for slot in range(1, per):
         packed |= codes[slot::per] << np.uint8(width * slot)
-    return memoryview(packed)
+    data: memoryview = packed.data
+    return data
 
 
 def unpack(data: bytes | memoryview, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:

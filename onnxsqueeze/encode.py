@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from onnxsqueeze.weights import Sparse, Stored, Weight, encoded
 __all__ = ["encode", "encode_with", "tensor_proto"]
 
 Body = onnx.GraphProto | onnx.FunctionProto
+Typed = tuple[gs.Tensor, onnx.ValueInfoProto]
+Info = onnx.ValueInfoProto | None
 
 
 def encode(graph: gs.Graph, *, skeleton: bool = False) -> onnx.ModelProto:
@@ -53,8 +55,8 @@ class _Encoder:
     def __init__(self, placement: Inline) -> None:
         self.placement = placement
         self.ir_version = 0
-        self.used: set[int] = set()
-        """The ids of the constants that some node or output uses."""
+        self.present: set[int] = set()
+        """The ids of the tensors that nodes, inputs and outputs use, in any graph."""
         self.new: dict[int, list[gs.Constant]] = {}
         """The constants that no source graph owns, by the id of the graph that they are written to."""
         self.domains: set[str] = set()
@@ -88,18 +90,14 @@ class _Encoder:
 
     def needs(self, graph: gs.Graph) -> dict[int, tuple[gs.Constant, gs.Graph]]:
         """Return the constants used but not owned by ``graph``, each with the innermost graph around all its users."""
-        found: dict[int, tuple[gs.Constant, gs.Graph]] = {}
+        self.present.update(map(id, (*graph.inputs, *graph.outputs)))
+        found = {id(tensor): (tensor, graph) for tensor in graph.outputs if isinstance(tensor, gs.Constant)}
         for node in graph.nodes:
-            for tensor in node.inputs:
-                if isinstance(tensor, gs.Constant):
-                    found[id(tensor)] = tensor, graph
+            self.present.update(map(id, (*node.inputs, *node.outputs)))
+            found.update({id(tensor): (tensor, graph) for tensor in node.inputs if isinstance(tensor, gs.Constant)})
             for body in subgraphs(node):
                 for key, (constant, owner) in self.needs(body).items():
                     found[key] = constant, graph if key in found else owner
-        for tensor in graph.outputs:
-            if isinstance(tensor, gs.Constant):
-                found[id(tensor)] = tensor, graph
-        self.used.update(found)
         for constant in _source(graph).initializers:
             found.pop(id(constant), None)
         return found
@@ -114,12 +112,11 @@ class _Encoder:
         put(out, "doc_string", graph.doc_string or "")
         constants = self.initializers(out, graph, main)
         self.inputs(out, graph, constants)
-        infos = _by_id(source.outputs)
-        for tensor in graph.outputs:
-            _put_info(out.output.add(), tensor, infos.get(id(tensor)))
-        present = self.body(out, graph, constants)
+        for tensor, info in _with_infos(graph.outputs, source.outputs):
+            _put_info(out.output.add(), tensor, info)
+        self.body(out, graph)
         for tensor, annotation in source.annotations:
-            if tensor is None or id(tensor) in present:
+            if tensor is None or id(tensor) in self.present:
                 added = out.quantization_annotation.add()
                 added.CopyFrom(annotation)
                 put(added, "tensor_name", annotation.tensor_name if tensor is None else tensor.name)
@@ -131,13 +128,14 @@ class _Encoder:
             constant
             for constant in _source(graph).initializers
             if isinstance(constant, gs.Constant)
-            and (id(constant) in self.used or id(constant) in spare or getattr(constant, "overridable", False))
+            and (id(constant) in self.present or id(constant) in spare or getattr(constant, "overridable", False))
         ]
         new = self.new.get(id(graph), [])
         if main or self.ir_version >= 4:
             constants += new
         else:  # before IR version 4 an initializer would have to be an input of the body, too
             self.constant_nodes(out, new)
+        self.present.update(map(id, constants))
         for constant in constants:
             if isinstance(getattr(constant, "origin", None), Sparse) and unchanged(constant):
                 sparse = out.sparse_initializer.add()
@@ -149,34 +147,33 @@ class _Encoder:
 
     def inputs(self, out: onnx.GraphProto, graph: gs.Graph, constants: list[gs.Constant]) -> None:
         """Write the inputs; constants that are listed too keep their place among them."""
-        source = _source(graph)
-        infos = _by_id(source.inputs)
+        source = _source(graph).inputs
         listed = {id(item) for item in constants if self.ir_version < 4 or getattr(item, "overridable", False)}
-        waiting = iter(graph.inputs)
-        for tensor, info in source.inputs:
-            if isinstance(getattr(tensor, "origin", None), Weight):
+        fed = [(tensor, info) for tensor, info in source if not _was_constant(tensor)]
+        waiting = _with_infos(graph.inputs, fed)
+        for tensor, info in source:
+            if _was_constant(tensor):
                 if id(tensor) in listed:
                     _put_info(out.input.add(), tensor, info)
             elif (following := next(waiting, None)) is not None:
-                _put_info(out.input.add(), following, infos.get(id(following)))
-        for tensor in waiting:
-            _put_info(out.input.add(), tensor, infos.get(id(tensor)))
+                _put_info(out.input.add(), *following)
+        for following in waiting:
+            _put_info(out.input.add(), *following)
         if self.ir_version < 4:
-            for constant in constants[len(constants) - len(self.new.get(id(graph), ())) :]:
-                _put_info(out.input.add(), constant, None)
+            new = set(map(id, self.new.get(id(graph), ())))
+            for constant in constants:
+                if id(constant) in new:
+                    _put_info(out.input.add(), constant, None)
 
-    def body(self, out: Body, graph: gs.Graph, constants: list[gs.Constant]) -> set[int]:
-        """Write the nodes and the types of what they compute; return the ids of all tensors of ``graph``."""
-        present = {id(tensor) for tensor in (*constants, *graph.inputs, *graph.outputs)}
+    def body(self, out: Body, graph: gs.Graph) -> None:
+        """Write the nodes and the types of what they compute."""
         for node in graph.nodes:
             self.node(out.node.add(), node)
-            present.update(map(id, node.inputs))
-            present.update(map(id, node.outputs))
         typed = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
         for tensor, info in _source(graph).value_info:
             if tensor is None:
                 out.value_info.add().CopyFrom(info)
-            elif id(tensor) in present and not _folded(tensor):
+            elif id(tensor) in self.present and _was_constant(tensor) == isinstance(tensor, gs.Constant):
                 _put_info(out.value_info.add(), tensor, info)
                 typed.add(id(tensor))
         for node in graph.nodes:
@@ -184,7 +181,6 @@ class _Encoder:
                 if isinstance(tensor, gs.Variable) and tensor.dtype is not None and id(tensor) not in typed:
                     typed.add(id(tensor))
                     _put_info(out.value_info.add(), tensor, None)
-        return present
 
     def function(self, out: onnx.FunctionProto, function: gs.Function) -> None:
         proto = getattr(function, "proto", None)
@@ -207,7 +203,7 @@ class _Encoder:
             else:
                 self.attribute(out.attribute_proto.add(), name, value, defaults.get(name))
         self.constant_nodes(out, self.new.get(id(function), []))
-        self.body(out, function, [])
+        self.body(out, function)
         self.opsets(out.opset_import, function)
 
     def constant_nodes(self, out: Body, constants: Iterable[gs.Constant]) -> None:
@@ -287,17 +283,18 @@ class _Encoder:
             out.CopyFrom(value if isinstance(value, AttributeProto) else proto)
             put(out, "name", name)
             return
+        reference = isinstance(value, gs.Node.AttributeRef)
+        kind = convert_to_onnx_attr_type(value.type) if reference else kind_of(name, value, proto.type if proto else 0)
+        field = FIELDS.get(kind, "")
         if proto is not None:
-            out.CopyFrom(shell(proto, "ref_attr_name", *FIELDS.values()))
+            stale = (field,) if field == field_of(proto) and not reference else ("ref_attr_name", *FIELDS.values())
+            out.CopyFrom(shell(proto, *stale))
         put(out, "name", name)
-        if isinstance(value, gs.Node.AttributeRef):
-            out.ref_attr_name = value.name
-            put(out, "type", convert_to_onnx_attr_type(value.type))
-            return
-        kind = kind_of(name, value, out.type)
         if proto is None or proto.type:  # the oldest files have none
             put(out, "type", kind)
-        field = FIELDS[kind]
+        if reference:
+            out.ref_attr_name = value.name
+            return
         if field == "g":
             out.g.SetInParent()
             self.graph(out.g, value)
@@ -325,21 +322,23 @@ def _source(graph: gs.Graph) -> Source:
     return graph.source if isinstance(graph, Graph) else Source()
 
 
-def _by_id(infos: list[tuple[gs.Tensor, onnx.ValueInfoProto]]) -> dict[int, onnx.ValueInfoProto]:
-    """Return the types by the id of their tensor; the first of several for one tensor wins."""
-    return {id(tensor): info for tensor, info in reversed(infos)}
+def _with_infos(tensors: Iterable[gs.Tensor], source: list[Typed]) -> Iterator[tuple[gs.Tensor, Info]]:
+    """Yield the tensors with their types in the source: that of the same place, or the first of the tensor, or None."""
+    infos = {id(tensor): info for tensor, info in reversed(source)}
+    for index, tensor in enumerate(tensors):
+        same_place = index < len(source) and source[index][0] is tensor
+        yield tensor, source[index][1] if same_place else infos.get(id(tensor))
 
 
-def _folded(tensor: gs.Tensor) -> bool:
-    """Whether a variable of the source has become a constant."""
-    return isinstance(tensor, gs.Constant) and not isinstance(getattr(tensor, "origin", None), Weight)
+def _was_constant(tensor: gs.Tensor) -> bool:
+    return isinstance(getattr(tensor, "origin", None), Weight)
 
 
 def _constant(value: Any) -> gs.Constant:
     return value if isinstance(value, gs.Constant) else gs.Constant("", np.asarray(value))
 
 
-def _put_info(out: onnx.ValueInfoProto, tensor: gs.Tensor, info: onnx.ValueInfoProto | None) -> None:
+def _put_info(out: onnx.ValueInfoProto, tensor: gs.Tensor, info: Info) -> None:
     """Write name and type of ``tensor``: the source ``info``, changed where the type is not what it was at load."""
     origin = getattr(tensor, "origin", None)
     if info is None and isinstance(origin, onnx.ValueInfoProto):
@@ -349,7 +348,7 @@ def _put_info(out: onnx.ValueInfoProto, tensor: gs.Tensor, info: onnx.ValueInfoP
     put(out, "name", tensor.name)
     if isinstance(tensor, gs.Constant):
         now = tensor.dtype, tuple(tensor.shape), "tensor_type"
-        if info is None or (tensor._values is not origin and not same_type(describe(info), now)):
+        if info is None or not (isinstance(origin, Weight) and same_type((origin.dtype, origin.shape, now[2]), now)):
             put_type(out, tensor)
         return
     shape = None if tensor.shape is None else tuple(tensor.shape)

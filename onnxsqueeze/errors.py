@@ -12,6 +12,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxsqueeze.report import Report
+
 __all__ = [
     "FeedError",
     "ModelError",
@@ -61,6 +66,10 @@ class PassError(SqueezeError):
 
 
 class ToleranceError(SqueezeError):
-    """The result is further from the original than allowed; nothing is written."""
+    """The result is further from the original than allowed; nothing is written. ``report`` tells the whole run."""
 
     exit_code = 5
+
+    def __init__(self, message: str, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report

@@ -14,9 +14,10 @@ __all__ = ["DataFolder", "map_file"]
 
 def map_file(path: Path) -> memoryview:
     """Map the regular file ``path`` read-only; the mapping lives as long as a view of it does."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ModelError(f"{path} is not a regular file")  # to open a pipe would wait for ever
     with path.open("rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ModelError(f"{path} is not a regular file")
         if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

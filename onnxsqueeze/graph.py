@@ -54,7 +54,7 @@ def subgraphs(node: gs.Node) -> Iterator[gs.Graph]:
 class Source:
     """What a graph was decoded from, in the order of its proto; the tensors are the live objects.
 
-    A value_info or an annotation of a tensor that the graph does not have comes with None.
+    A value_info or an annotation of a tensor that is nowhere comes with None.
     """
 
     inputs: list[tuple[gs.Tensor, onnx.ValueInfoProto]] = field(default_factory=list)

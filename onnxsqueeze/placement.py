@@ -26,7 +26,6 @@ _PAYLOAD = (
     "double_data",
     "uint64_data",
     "external_data",
-    "segment",
 )
 _PAGE = 4096
 
@@ -71,7 +70,8 @@ class Spliced(Inline):
         self.payloads: dict[int, Weight] = {}
 
     def keeps(self, weight: Stored) -> bool:
-        return weight.raw is None and not weight.external
+        big = weight.nbytes >= CUT and weight.proto.HasField("raw_data")
+        return not (weight.external or big)
 
     def place(self, tensor: TensorProto, weight: Weight, index: int | None) -> None:
         if index is None or weight.nbytes < CUT:
@@ -117,7 +117,10 @@ def put_tensor(out: TensorProto, constant: gs.Constant, placement: Inline, index
         put(out, "name", constant.name)
         return
     if isinstance(origin, Stored):
-        out.CopyFrom(shell(origin.proto, *_PAYLOAD, *(("data_location",) if origin.external else ())))
+        raw = source is not None and not origin.external and origin.proto.HasField("raw_data")
+        stale = ["raw_data"] if raw else [*_PAYLOAD, *(["data_location"] if origin.external else [])]
+        stale += [] if source is not None else ["segment"]
+        out.CopyFrom(shell(origin.proto, *stale))
     put(out, "name", constant.name)
     weight = source or _weight(constant)
     if not isinstance(source, Stored):
@@ -133,8 +136,8 @@ def put_tensor(out: TensorProto, constant: gs.Constant, placement: Inline, index
 
 def unchanged(constant: gs.Constant) -> Weight | None:
     """Return the weight that ``constant`` was decoded with if it still holds just these values, pinned or not."""
-    origin: object = getattr(constant, "origin", None)
-    values = constant._values
+    origin: Weight | None = getattr(constant, "origin", None)
+    values: object = constant._values
     if not isinstance(origin, Weight) or constant._export_dtype is not None:
         return None
     if values is origin:

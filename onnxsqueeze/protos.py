@@ -26,12 +26,18 @@ def shell(message: M, *without: str) -> M:
     for descriptor, value in message.ListFields():
         if descriptor.name in without:
             continue
-        if isinstance(value, Message):
-            getattr(copy, descriptor.name).CopyFrom(value)
-        elif isinstance(value, (str, bytes, int, float)):
-            setattr(copy, descriptor.name, value)
-        else:
-            getattr(copy, descriptor.name).extend(value)
+        try:
+            if isinstance(value, Message):
+                getattr(copy, descriptor.name).CopyFrom(value)
+            elif isinstance(value, (str, bytes, int, float)):
+                setattr(copy, descriptor.name, value)
+            else:
+                getattr(copy, descriptor.name).extend(value)
+        except UnicodeDecodeError:  # text that is not UTF-8 can be read, as bytes, but not set
+            copy.ClearField(descriptor.name)
+            for item in [value] if isinstance(value, bytes) else value:
+                raw = item if isinstance(item, bytes) else item.encode()
+                copy.MergeFromString(varint(descriptor.number << 3 | 2) + varint(len(raw)) + raw)
     unknown = _wire(UnknownFieldSet(message))
     if unknown:
         copy.MergeFromString(unknown)
@@ -102,6 +108,8 @@ def describe(info: ValueInfoProto) -> Described:
 
 def same_type(one: Described, other: Described) -> bool:
     """Whether two descriptions mean the same type, however their element types are written."""
+    if one == other:
+        return True
     if one[1:] != other[1:] or (one[0] is None) != (other[0] is None):
         return False
     return one[0] is None or element_type(one[0]) == element_type(other[0])

@@ -60,7 +60,7 @@ def requantize(graph: Graph, tensor: gs.Tensor, affine: Affine) -> None:
         producer.outputs[slot] = raw
         _pair(graph, raw, affine, tensor, producer)
         return
-    readers = [node for node in tensor.outputs]
+    readers = list(tensor.outputs)
     result = _pair(graph, tensor, affine, f"{tensor.name}_dequantized", producer)
     edit.redirect(tensor, result, only=readers)
 
@@ -71,7 +71,7 @@ def scales_of(values: FloatArray, axes: Sequence[int], floor: FloatArray | float
     count = prod(moved.shape[: len(axes)])
     scales = np.maximum(weight_scales(moved.reshape(count, -1)), np.float32(floor))
     shape = [values.shape[a] if a in axes else 1 for a in range(values.ndim)]
-    return scales.reshape(shape).astype(np.float32)
+    return np.asarray(scales.reshape(shape), np.float32)
 
 
 def _integers(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
@@ -82,7 +82,7 @@ def _integers(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
 def integers(
     graph: Graph, hint: str, values: FloatArray, scales: FloatArray, read: Callable[[], FloatArray] | None = None
 ) -> gs.Constant:
-    """Return the int8 initializer of ``values``; a large one is computed from ``read()`` while the file is written."""
+    """Return the int8 initializer of ``values``; a large one is computed from ``read()`` when the file is written."""
     if values.size > HELD and read is not None:
         return edit.constant(graph, f"{hint}_int8", Derived(values.shape, np.int8, lambda: _integers(read(), scales)))
     return edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(_integers(values, scales)))
@@ -98,7 +98,7 @@ def values_of(tensor: gs.Tensor) -> FloatArray:
     value = constant_value(tensor)
     if value is None:
         raise PassError(f"the weight '{tensor.name}' is not constant any more")
-    return value
+    return np.asarray(value, np.float32)
 
 
 def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int) -> None:
@@ -251,7 +251,7 @@ def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> None:
 
 
 def _block(shape: Sequence[int]) -> int:
-    """Return how many neighbouring weights share a scale: a divisor of the rows' length from 32 to 64 if there is one."""
+    """Return how many neighbouring weights share a scale: a divisor of the row from 32 to 64 if it has one."""
     row = prod(shape[1:]) if len(shape) > 1 else shape[0]
     if row <= 64:
         return row

@@ -116,7 +116,7 @@ class Layers:
         return node.op == "Conv" or value.ndim == 2
 
     def _on_tokens(self, node: gs.Node) -> bool:
-        """MatMul on (batch, sequence, features): outliers come and go with the input, so ranges are taken at run time."""
+        """MatMul on (batch, sequence, features): outliers come and go, so ranges are taken at run time."""
         shape = self.view.shape(node.inputs[0])
         return node.op == "MatMul" and (shape is None or len(shape) >= 3)
 
@@ -126,8 +126,7 @@ class Layers:
 
     def matrix(self, node: gs.Node) -> NDArray[np.float32]:
         """Return the weight of a Gemm or MatMul as (inputs, outputs)."""
-        value = self.view.value(node.inputs[1])
-        assert value is not None
+        value = np.asarray(self.view.value(node.inputs[1]), np.float32)
         return value.T if node.attrs.get("transB", 0) else value
 
     def bias_add(self, node: gs.Node) -> gs.Node | None:

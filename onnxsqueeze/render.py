@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnxsqueeze.report import Deviation, Report, StepReport
 
-__all__ = ["printable", "progress", "show", "show_passes"]
+__all__ = ["amount", "change", "db", "grid", "line", "milliseconds", "printable", "progress", "show", "show_passes"]
 
 MAX_OUTPUTS = 8
 MAX_REASONS = 5
@@ -25,22 +25,23 @@ VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)-?\d\w*(?:[.,]\d\w*)*")
 
 def show(report: Report, console: Console) -> None:
     """Print the report: what it cost and costs now, how far the outputs moved, what each pass did and left alone."""
-    _line(console, f"{report.model} → {report.output}" if report.output else report.model, style="bold")
+    line(console, f"{report.model} → {report.output}" if report.output else report.model, style="bold")
     feeds = [("calibration", report.calibration or "none"), ("compared on", report.deviations and report.held_out)]
-    _line(console, "; ".join(f"{what}: {where}" for what, where in feeds if where), style="dim")
+    line(console, "; ".join(f"{what}: {where}" for what, where in feeds if where), style="dim")
     console.print()
     console.print(_costs(report))
     console.print()
     _deviations(report.deviations, console)
     for step in report.steps:
-        _step(step, console)
+        if not step.implicit or step.done or step.skipped or not step.kept:
+            _step(step, console)
     console.print()
     for note in report.notes:
-        _line(console, f"note: {note}", style="yellow")
+        line(console, f"note: {note}", style="yellow")
     if report.dry_run:
-        _line(console, f"dry run, {report.seconds:.1f} s: nothing was written", style="bold")
+        line(console, f"dry run, {report.seconds:.1f} s: no model was written", style="bold")
     elif report.output is not None:
-        _line(console, f"wrote {report.output} in {report.seconds:.1f} s", style="bold")
+        line(console, f"wrote {report.output} in {report.seconds:.1f} s", style="bold")
 
 
 def show_passes(console: Console) -> None:
@@ -49,7 +50,7 @@ def show_passes(console: Console) -> None:
 
     from onnxsqueeze.registry import listing
 
-    table = _grid("left", "left")
+    table = grid("left", "left")
     for each in listing():
         summary = each.error or each.summary
         where = "" if each.origin == "built-in" else f" [{each.origin}]"
@@ -92,53 +93,53 @@ def printable(text: str) -> str:
 
 def _costs(report: Report) -> Table:
     before, after = report.before, report.after
-    table = _grid("left", "right", "right", "left")
+    table = grid("left", "right", "right", "left")
     table.add_row("", "before", "after", "", style="dim")
     table.add_row(
         "file size",
-        _amount(before.bytes, "B"),
-        _amount(after.bytes, "B"),
-        _change(before.bytes, after.bytes, "smaller"),
+        amount(before.bytes, "B"),
+        amount(after.bytes, "B"),
+        change(before.bytes, after.bytes, "smaller"),
     )
-    counts = (("parameters", before.parameters, after.parameters), ("MACs", before.macs, after.macs))
+    counts = (("parameters", before.parameters, after.parameters), ("MACs per feed", before.macs, after.macs))
     for name, old, new in (*counts, ("nodes", before.nodes, after.nodes)):
         if old is not None and new is not None:
-            table.add_row(name, _amount(old), _amount(new), _change(old, new, "fewer"))
+            table.add_row(name, amount(old), amount(new), change(old, new, "fewer"))
     if before.opset != after.opset:
         table.add_row("opset", str(before.opset), str(after.opset), "")
     if report.latency_ms is not None:
         old_ms, new_ms = report.latency_ms
         ratio = report.latency_ratio if report.latency_ratio is not None else new_ms / old_ms
-        table.add_row("latency", _time(old_ms), _time(new_ms), _change(1.0, ratio, "faster"))
+        table.add_row("latency per feed", milliseconds(old_ms), milliseconds(new_ms), change(1.0, ratio, "faster"))
     return table
 
 
 def _deviations(deviations: tuple[Deviation, ...], console: Console) -> None:
     if not deviations:
-        _line(console, "The answers were not compared with the original.")
+        line(console, "The answers were not compared with the original.")
         console.print()
         return
     from rich.text import Text
 
     scores = any(each.top1 is not None for each in deviations)
-    table = _grid("left", "right", "right", "right", *(["right"] if scores else []))
+    table = grid("left", "right", "right", "right", *(["right"] if scores else []))
     table.add_row("output", "SQNR dB", "cosine", "max abs", *(["top-1"] if scores else []), style="dim")
     for each in deviations[:MAX_OUTPUTS]:
         top1 = "" if each.top1 is None else f"{100 * each.top1:.1f} %"
         name = Text(printable(each.output), overflow="ellipsis", no_wrap=True)
-        table.add_row(name, _db(each.sqnr_db), f"{each.cosine:.6f}", f"{each.max_abs:.3g}", *([top1] if scores else []))
+        table.add_row(name, db(each.sqnr_db), f"{each.cosine:.6f}", f"{each.max_abs:.3g}", *([top1] if scores else []))
     console.print(table)
     rest = deviations[MAX_OUTPUTS:]
     if rest:
         worst = min(rest, key=lambda each: (not math.isnan(each.sqnr_db), each.sqnr_db))
-        _line(console, f"and {len(rest)} more, worst {worst.output} at {_db(worst.sqnr_db)} dB")
+        line(console, f"and {len(rest)} more, worst {worst.output} at {db(worst.sqnr_db)} dB")
     named = defaultdict(list)
     for each in deviations:
         if each.note:
             named[each.note].append(each.output)
     for note, outputs in named.items():
         more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
-        _line(console, f"{', '.join(outputs[:3])}{more}: {note}", style="dim")
+        line(console, f"{', '.join(outputs[:3])}{more}: {note}", style="dim")
     console.print()
 
 
@@ -147,22 +148,22 @@ def _step(step: StepReport, console: Console) -> None:
     if not step.kept:
         facts = ["rolled back"]
     elif step.done:
-        facts += [f"own SQNR {_db(step.sqnr_db)} dB"] if step.sqnr_db not in (None, math.inf) else []
+        facts += [f"own SQNR {db(step.sqnr_db)} dB"] if step.sqnr_db not in (None, math.inf) else []
         facts += ["exact"] if step.sqnr_db == math.inf else []
         facts += [f"nodes {step.nodes[0]} → {step.nodes[1]}"] if step.nodes[0] != step.nodes[1] else []
-        if step.bytes[0] != step.bytes[1]:
-            facts.append(f"{_amount(step.bytes[0], 'B')} → {_amount(step.bytes[1], 'B')}")
+        old, new = (amount(size, "B") for size in step.bytes)
+        facts += [f"{old} → {new}"] if old != new else []
     name = f"{step.spec} (implied)" if step.implicit else step.spec
-    _line(console, f"{name}: {', '.join(facts)}, {step.seconds:.1f} s", style="bold" if step.kept else "bold yellow")
+    line(console, f"{name}: {', '.join(facts)}, {step.seconds:.1f} s", style="bold" if step.kept else "bold yellow")
     if step.reason is not None:
-        _line(console, step.reason, style="yellow", indent=4)
+        line(console, step.reason, style="yellow", indent=4)
     if step.done:
-        _line(console, _grouped(site.action for site in step.done), indent=4)
+        line(console, _grouped(site.action for site in step.done), indent=4)
     if step.skipped:
         reasons = _grouped(skip.reason for skip in step.skipped)
-        _line(console, f"{len(step.skipped)} skipped: {reasons}", style="dim", indent=4)
+        line(console, f"{len(step.skipped)} skipped: {reasons}", style="dim", indent=4)
     for note in step.notes:
-        _line(console, note, style="dim", indent=4)
+        line(console, note, style="dim", indent=4)
 
 
 def _grouped(reasons: Iterable[str]) -> str:
@@ -194,7 +195,8 @@ def _span(values: tuple[str, ...]) -> str:
 # Words and figures
 
 
-def _line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+def line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Print text that may come from a model: without markup, folded where the terminal ends."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -202,7 +204,8 @@ def _line(console: Console, text: str, style: str = "", indent: int = 0) -> None
     console.print(Padding(content, (0, 0, 0, indent), expand=False) if indent else content)
 
 
-def _grid(*justify: str) -> Table:
+def grid(*justify: str) -> Table:
+    """Return a table without lines with these columns, ``left`` or ``right``; figures are never folded."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -211,8 +214,8 @@ def _grid(*justify: str) -> Table:
     return table
 
 
-def _amount(value: float, unit: str = "") -> str:
-    """Three digits and a decimal prefix: 25.6 M, 97.8 MB."""
+def amount(value: float, unit: str = "") -> str:
+    """Return three digits and a decimal prefix: 25.6 M, 97.8 MB."""
     prefixes = ["", "k", "M", "G", "T"]
     while abs(value) >= 999.5 and len(prefixes) > 1:
         value /= 1000
@@ -221,16 +224,18 @@ def _amount(value: float, unit: str = "") -> str:
     return f"{digits} {prefixes[0]}{unit}".rstrip()
 
 
-def _time(milliseconds: float) -> str:
-    return f"{milliseconds:.3g} ms" if milliseconds < 999.5 else f"{milliseconds / 1000:.3g} s"
+def milliseconds(value: float) -> str:
+    """Return a time in ms, or in s from a second on."""
+    return f"{value:.3g} ms" if value < 999.5 else f"{value / 1000:.3g} s"
 
 
-def _db(value: float | None) -> str:
+def db(value: float | None) -> str:
+    """Return decibels with one decimal, ``exact`` for infinity and ``?`` for what is not known."""
     return "?" if value is None or math.isnan(value) else "exact" if value == math.inf else f"{value:.1f}"
 
 
-def _change(before: float, after: float, better: str) -> str:
-    """Say how many times ``better`` it is now: 3.93× smaller."""
+def change(before: float, after: float, better: str) -> str:
+    """Return how many times ``better`` it is now: 3.93× smaller."""
     worse = {"smaller": "larger", "fewer": "more", "faster": "slower"}[better]
     if not before or not after or abs(before / after - 1) < 0.005:
         return ""

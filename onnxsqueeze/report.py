@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 from onnxsqueeze.contract import Site, Skip
 
-__all__ = ["Cost", "Deviation", "Report", "StepReport"]
+__all__ = ["Cost", "Deviation", "Report", "StepReport", "plain"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON values; infinities become "inf" and "-inf", NaN becomes null."""
-        return {"sqnr_db": _json(self.sqnr_db), **_fields(self)}
+        return {"sqnr_db": plain(self.sqnr_db), **_fields(self)}
 
     def to_json(self) -> str:
         """Return the report as indented JSON text that ends with a newline."""
@@ -98,23 +98,24 @@ class Report:
 
 def _fields(value: object) -> dict[str, object]:
     """Return the fields of a dataclass that take part in its equality; a site's ``work`` is not for the reader."""
-    return {each.name: _json(getattr(value, each.name)) for each in fields(value) if each.compare}  # type: ignore[arg-type]
+    return {each.name: plain(getattr(value, each.name)) for each in fields(value) if each.compare}  # type: ignore[arg-type]
 
 
-def _json(value: object) -> object:
+def plain(value: object) -> object:
+    """Return ``value`` as JSON values; infinities become "inf" and "-inf", NaN null, dataclasses mappings."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays
-        return _json(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
         number = float(value)
         return number if math.isfinite(number) else None if math.isnan(number) else str(number)
     if isinstance(value, Mapping):
-        return {str(key): _json(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_json(each) for each in value]
+        return [plain(each) for each in value]
     if is_dataclass(value):
         return _fields(value)
     return str(value)

@@ -27,7 +27,8 @@ class Smoothing:
 def smoothing(moments: Moments, weights: Sequence[NDArray[np.float32]]) -> Smoothing:
     """Return the scales ``s_j = max|x_j|^α / max|w_j|^(1−α)`` with the least predicted error, over a grid of α.
 
-    ``weights`` (K, N each) all read the same input; errors are taken on about 128 of their columns, evenly strided. With ``x' = x/s`` and ``W' = sW`` the relative error is
+    ``weights`` (K, N each) all read the same input; errors are taken on about 128 of their columns, evenly
+    strided. With ``x' = x/s`` and ``W' = sW`` the relative error is
     ``(Δ²/12·ΣW'²·E[1/‖x‖²] + Σ(W' − Ŵ')²·E[x²/‖x‖²]/s²) / ΣW²·E[x²/‖x‖²]``, Δ being 1/255 of the range of x': the
     mean is over rows relative to their own size, since in a transformer a few tokens are a hundred times as large as
     the others. After SmoothQuant (Xiao et al. 2022), with α found in closed form instead of by running the model.

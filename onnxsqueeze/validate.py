@@ -1,8 +1,9 @@
-"""Numbers against the original: per-output deviations on held-out feeds."""
+"""Numbers against the original: how far each output has moved, over the same feeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +11,37 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsqueeze.calibration import MASK
+from onnxsqueeze.codec import Graph
 from onnxsqueeze.report import Deviation
 from onnxsqueeze.runtime import Session
 
 __all__ = ["Answers", "answer", "compare", "worst"]
 
 Array = NDArray[np.generic]
-_KEEP = 1 << 28
-
-
+Floats = NDArray[np.float64]
 Answers = list[dict[str, object]]
+Progress = Callable[[str, int, int], None]
+
+KEPT = 1 << 28
+"""Bytes of answers that are kept at most: the feeds after that are not compared."""
 
 
 def answer(
-    model: onnx.ModelProto | bytes | Path, folder: Path | None, feeds: Sequence[dict[str, Array]]
+    model: Graph | onnx.ModelProto | bytes | Path,
+    folder: Path | None,
+    feeds: Sequence[dict[str, Array]],
+    progress: Progress | None = None,
 ) -> Answers:
     """Return the model's outputs on the feeds, one dict per feed; it stops early when they exceed 256 MB."""
     session = Session(model, folder)
     answers: Answers = []
     size = 0
-    for feed in feeds:
+    for index, feed in enumerate(feeds):
+        if progress is not None:
+            progress("comparing", index, len(feeds))
         answers.append(session.run(feed))
-        size += sum(v.nbytes for v in answers[-1].values() if isinstance(v, np.ndarray))
-        if size > _KEEP:
+        size += sum(leaf.nbytes for value in answers[-1].values() for leaf in _leaves(value))
+        if size > KEPT:
             break
     return answers
 
@@ -40,45 +49,54 @@ def answer(
 def compare(expected: Answers, found: Answers) -> tuple[Deviation, ...]:
     """Return how far each output is from what was expected, over all feeds.
 
-    SQNR is ``10·log10(Σy² / Σ(y − ŷ)²)`` in dB, over the elements that are finite and no masks in the original.
+    SQNR is ``10·log10(Σy² / Σ(y − ŷ)²)`` in dB, over the elements that are finite and no masks in the original; it is
+    −∞ where the other has NaN, infinity or another shape. Text counts 1 where it is equal and 0 where it is not.
     """
     sums: dict[str, _Sums] = {}
-    for one, two in zip(expected, found, strict=False):
+    for one, other in zip(expected, found, strict=False):
         for name, value in one.items():
-            sums.setdefault(name, _Sums()).add(value, two.get(name))
-    return tuple(entry.deviation(name) for name, entry in sums.items())
+            sums.setdefault(name, _Sums()).add(_leaves(value), _leaves(other.get(name)))
+    return tuple(each.deviation(name) for name, each in sums.items())
 
 
 def worst(deviations: Sequence[Deviation]) -> float:
-    """Return the lowest SQNR of all outputs, infinity if there are none."""
-    return min((d.sqnr_db for d in deviations), default=float("inf"))
+    """Return the lowest SQNR of all outputs in dB, infinity if there are none; NaN counts as −∞."""
+    return min((-math.inf if math.isnan(d.sqnr_db) else d.sqnr_db for d in deviations), default=math.inf)
 
 
 class _Sums:
+    """What one output adds up to over the feeds."""
+
     def __init__(self) -> None:
         self.signal = self.error = self.dot = self.other = self.max_abs = 0.0
         self.same = self.rows = 0
         self.scores = True
         self.note = ""
 
-    def add(self, expected: object, found: object) -> None:
-        if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub":
-            self.note, self.scores = "not a tensor of numbers: not compared", False
+    def add(self, expected: list[Array], found: list[Array]) -> None:
+        if len(expected) != len(found):
+            self.refuse(f"{len(found)} tensors instead of {len(expected)}")
             return
-        if not isinstance(found, np.ndarray) or found.shape != expected.shape:
-            shape = list(found.shape) if isinstance(found, np.ndarray) else type(found).__name__
-            self.note, self.error, self.scores = f"shape {shape} instead of {list(expected.shape)}", float("inf"), False
+        for one, other in zip(expected, found, strict=True):
+            self.tensor(one, other)
+
+    def tensor(self, expected: Array, found: Array) -> None:
+        if found.shape != expected.shape:
+            self.refuse(f"shape {list(found.shape)} instead of {list(expected.shape)}")
             return
         if expected.size == 0:
             return
-        a, b = expected.astype(np.float64), found.astype(np.float64)
+        if expected.dtype.kind in "OUS":
+            a, b = np.ones(expected.shape), (expected == found).astype(np.float64)
+        else:
+            a, b = _as_float(expected), _as_float(found)
         usual = np.abs(a) < MASK
         if not usual.all():
-            self.note = "compared where finite"
-        if not np.isfinite(b[usual]).all():
-            self.note, self.error, self.scores = "NaN or infinity", float("inf"), False
-            return
+            self.note = self.note or "compared where finite"
         x, y = a[usual], b[usual]
+        if not np.isfinite(y).all():
+            self.refuse("NaN or infinity")
+            return
         difference = x - y
         self.signal += float(x @ x)
         self.error += float(difference @ difference)
@@ -90,23 +108,43 @@ class _Sums:
             self.same += int((a.argmax(-1) == b.argmax(-1)).sum())
             self.rows += a[..., 0].size
 
+    def refuse(self, note: str) -> None:
+        self.note, self.error, self.max_abs, self.scores = note, math.inf, math.inf, False
+
     def deviation(self, name: str) -> Deviation:
+        norm = math.sqrt(self.signal) * math.sqrt(self.other)
         if self.error == 0:
-            sqnr = float("inf")
-        elif not np.isfinite(self.error) or self.signal == 0:
-            sqnr = float("-inf")
+            sqnr, cosine = math.inf, 1.0
+        elif self.signal == 0 or not math.isfinite(self.error):
+            sqnr, cosine = -math.inf, 0.0
         else:
-            sqnr = 10 * float(np.log10(self.signal / self.error))
-        norm = (self.signal * self.other) ** 0.5
-        cosine = self.dot / norm if norm else 1.0
+            sqnr = 10 * math.log10(self.signal / self.error)
+            cosine = min(self.dot / norm, 1.0) if norm else 0.0
         top1 = self.same / self.rows if self.scores and self.rows else None
-        return Deviation(name, sqnr, min(cosine, 1.0), self.max_abs, top1, self.note)
+        return Deviation(name, sqnr, cosine, self.max_abs, top1, self.note)
 
 
-def _looks_like_scores(values: NDArray[np.float64]) -> bool:
+def _leaves(value: object) -> list[Array]:
+    """Return the arrays in an output: a tensor is one, a sequence several, an empty optional none."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return [np.asarray(list(value)), np.asarray(list(value.values()))]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [np.asarray(value)]
+
+
+def _as_float(values: Array) -> Floats:
+    if values.dtype.kind == "c":
+        values = np.stack([values.real, values.imag], -1)
+    return values.astype(np.float64)
+
+
+def _looks_like_scores(values: Floats) -> bool:
     """Rows of class scores: a matrix with some columns, or any stack of probability rows."""
-    if values.ndim < 2 or values.shape[-1] < 2:
+    if values.ndim < 2 or not 2 <= values.shape[-1] <= 100_000:
         return False
     if values.ndim == 2:
-        return values.shape[-1] <= 100_000
-    return bool((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-2))
+        return True
+    return bool(np.all(values >= 0)) and bool(np.allclose(values.sum(-1), 1, atol=1e-2))

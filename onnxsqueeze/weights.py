@@ -110,7 +110,7 @@ class Stored(Weight):
         self.readable = known is not None and not proto.HasField("segment")
         """Whether the element type and the layout are known; other tensors can only be copied."""
         self.dtype = known or np.dtype("V1")
-        if known is None:
+        if not self.readable:
             self.nbytes = self._length()
         elif self.dtype.kind == "O":
             self.nbytes = sum(map(len, proto.string_data))
@@ -160,7 +160,7 @@ class Stored(Weight):
                 f"tensor {name!r} of shape {list(self.shape)} needs {self.nbytes} bytes, "
                 f"but its external data entry says {length} at offset {offset}"
             )
-        return entries.get("location", ""), offset, length
+        return str(entries.get("location", "")), offset, length
 
     def find(self) -> Path:
         """Return the data file, once it is sure that all of the external data is there; ModelError if it is not."""
@@ -169,7 +169,7 @@ class Stored(Weight):
         return self.folder.resolve(self.proto.name, self.region()[0])
 
     def _length(self) -> int:
-        """Return how many bytes there are for elements of unknown size."""
+        """Return how many bytes there are where the shape does not say."""
         if self.external:
             lengths = [entry.value for entry in self.proto.external_data if entry.key == "length"]
             return int(lengths[-1]) if lengths and lengths[-1].isdecimal() else 0

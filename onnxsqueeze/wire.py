@@ -105,22 +105,37 @@ def _fields(data: memoryview, start: int, end: int, model: bool = False) -> Iter
     while position < end:
         tag = position
         key, position = _read(data, position, end)
-        number, wire = key >> 3, key & 7
-        content = position
-        if wire == 2:
-            length, content = _read(data, position, end)
-            position = content + length
-        elif wire == 0:
-            _, position = _read(data, position, end)
-        elif wire in (1, 5):
-            position += 8 if wire == 1 else 4
-        else:
-            raise Malformed(f"wire type {wire}")
+        number, kind = key >> 3, key & 7
+        content, position = _skip(data, kind, position, end)
+        depth = {3: 1, 4: -1}.get(kind, 0)
+        while depth > 0:
+            key, position = _read(data, position, end)
+            _, position = _skip(data, key & 7, position, end)
+            depth += {3: 1, 4: -1}.get(key & 7, 0)
+        if depth < 0:
+            raise Malformed("the end of a group that never began")
         if position > end:
             if model and number in _MODEL_FIELDS and data[0] == 8:  # field 1, the IR version, comes first
                 raise Truncated(position - end)
             raise Malformed("a field ends after its message")
         yield number, tag, content, position
+
+
+def _skip(data: memoryview, kind: int, position: int, end: int) -> tuple[int, int]:
+    """Return where the content of a field begins and ends; it may end after ``end``.
+
+    A group is a field of kind 3 without content, any fields, and a field of kind 4 without content.
+    """
+    if kind == 2:
+        length, position = _read(data, position, end)
+        return position, position + length
+    if kind == 0:
+        return position, _read(data, position, end)[1]
+    if kind in (1, 5):
+        return position, position + (8 if kind == 1 else 4)
+    if kind in (3, 4):
+        return position, position
+    raise Malformed(f"wire type {kind}")
 
 
 def _read(data: memoryview, position: int, end: int) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def _scalar_factor(view: View, node: gs.Node | None, tensor: gs.Tensor) -> float
 
 def _hard_sigmoid(view: View, clip: gs.Node) -> _HardSigmoid | None:
     add = view.producer(clip.inputs[0])
-    if add is None or add.op != "Add" or not is_standard(add) or view.only_consumer(clip.inputs[0]) is not clip:
+    if add is None or add.op != "Add" or not is_standard(add) or view.only_consumer(clip.inputs[0]) != clip:
         return None
     slot = next((i for i, t in enumerate(add.inputs) if view.scalar(t) is not None), None)
     low, high = view.limits(clip)
@@ -190,7 +190,7 @@ def _exchangeable(view: View, node: gs.Node, slot: int, constant: NDArray[np.gen
         return None
     scale = view.producer(node.inputs[slot])
     factor = None if scale is None else _scalar_factor(view, scale, _variable_input(view, scale))
-    if scale is None or factor is None or scale.op != "Mul" or view.only_consumer(scale.outputs[0]) is not node:
+    if scale is None or factor is None or scale.op != "Mul" or view.only_consumer(scale.outputs[0]) != node:
         return None
     readers = view.consumers(node.outputs[0])
     if not readers or not all(_linear(view, r, node.outputs[0]) for r in readers) or view.is_output(node.outputs[0]):

@@ -139,9 +139,7 @@ def _foldable(view: View, limit: int) -> dict[str, Array]:
     if not chosen:
         return {}
     inside = {id(node) for node in chosen}
-    frontier = [
-        n for n in chosen if len(n.outputs) == 1 and any(id(c) not in inside for c in n.outputs[0].outputs)
-    ]
+    frontier = [n for n in chosen if len(n.outputs) == 1 and any(id(c) not in inside for c in n.outputs[0].outputs)]
     return _evaluate(view, chosen, frontier) if frontier else {}
 
 
@@ -197,7 +195,7 @@ def _into_linear(view: View, node: gs.Node) -> Iterator[Site | Skip]:
         return
     if node.op == "BatchNormalization" and slot != 0:
         return
-    if view.only_consumer(linear.outputs[0]) is not node or view.scope(linear) is not view.scope(node):
+    if view.only_consumer(linear.outputs[0]) != node or view.scope(linear) is not view.scope(node):
         return
     weight = view.value(linear.inputs[1])
     bias = view.value(linear.inputs[2]) if len(linear.inputs) > 2 and linear.inputs[2].name else None
@@ -261,7 +259,8 @@ def _fold_linear(graph: Graph, scope: Graph, node: gs.Node, site: Site) -> None:
     if not np.all(factor == 1.0):
         scaled = weight.astype(np.float64) * _along(linear, weight, factor)
         linear.inputs[1] = edit.constant(graph, linear.inputs[1].name + "_folded", scaled.astype(weight.dtype))
-    constant = edit.constant(graph, (linear.inputs[2].name if bias is not None else linear.inputs[1].name + "_bias"), new_bias)
+    hint = linear.inputs[2].name if bias is not None else f"{linear.inputs[1].name}_bias"
+    constant = edit.constant(graph, hint, new_bias)
     if len(linear.inputs) > 2:
         linear.inputs[2] = constant
     else:

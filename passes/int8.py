@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxsqueeze import edit, qdq
 from onnxsqueeze.affine import Affine, activation, fixed, usable
 from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Histogram, Statistics
+from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Mean, Need, Pass, Range, Site, Skip
 from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
@@ -115,7 +115,7 @@ class Int8(Pass):
             tried.append((bench.sqnr(bench.variant(self, _sites(plan))), plan))
             if tried[-1][0] >= target:
                 break
-            if not effects and price > 0 or all(e.action != "static" for e in _sites(plan)):
+            if (not effects and price > 0) or all(e.action != "static" for e in _sites(plan)):
                 effects = effects or self._effects(plan, bench)
         stored = [_as_stored(entry) for entry in plan]
         if tried[-1][0] < target:
@@ -176,10 +176,11 @@ class Int8(Pass):
     ) -> Iterator[Site | Skip]:
         layers = Layers(view, self._wanted)
         work = _integers(view, stats, layers, price, effects)
-        for node, entry in _run_time(view, stats, layers, effects, budget, smoothed):
-            work[id(node)] = entry
+        for node, dynamic in _run_time(view, stats, layers, effects, budget, smoothed):
+            work[id(node)] = dynamic
         for node in view.nodes:
-            key, entry = key_of(node), work.get(id(node))
+            key = key_of(node)
+            entry: _Work | None = work.get(id(node))
             if entry is None and self._wanted(node):
                 reasons = [layers.refusal(node, slot) for slot in weight_slots(node)]
                 if "" in reasons:
@@ -233,7 +234,8 @@ def _integers(
     possible = [n for n in layers.static if measured(n.inputs[0]) and measured(layers.tail(n).outputs[0])]
     possible += [
         n for n in layers.carried
-        if all(measured(t) for t in layers.data_inputs(n)) and all(measured(t) for t in n.outputs if t.name and t.outputs)
+        if all(measured(t) for t in layers.data_inputs(n))
+        and all(measured(t) for t in n.outputs if t.name and t.outputs)
     ]  # fmt: skip
     if not possible:
         return {}
@@ -255,7 +257,7 @@ def _cut(
     for node in possible:
         made = layers.tail(node).outputs[0] if node.op in ("Conv", "Gemm", "MatMul") else node.outputs[0]
         size = elements.get(id(made), 0.0)
-        weight = None if node.op not in ("Conv", "Gemm", "MatMul") else np.shape(view.value(node.inputs[1]))
+        weight = None if node.op not in ("Conv", "Gemm", "MatMul") else np.asarray(view.value(node.inputs[1])).shape
         times.append((node, *(layer_times(node, weight, size) if weight is not None else carry_times(node.op, size))))
     total = sum(float_time for _, float_time, _ in times) or 1.0
     penalty = price * total
@@ -311,7 +313,7 @@ def _assign(
                 id(r) in chosen for r in tail.outputs[0].outputs
             )  # fmt: skip
             work[id(node)] = _Work(
-                "static", affine(node.inputs[0]), target if read else None, moments and moments.mean,
+                "static", affine(node.inputs[0]), target if read else None, None if moments is None else moments.mean,
                 tail=key_of(tail), add="" if add is None else key_of(add),
             )  # fmt: skip
             carried[id(tail.outputs[0])] = target
@@ -399,4 +401,4 @@ def _mean_error(
     if len(mean) != per_input.shape[1] * group:
         return np.zeros(len(per_input))
     by_group = mean.reshape(group, -1)
-    return np.einsum("goc,gc->go", per_input.reshape(group, -1, per_input.shape[1]), by_group).reshape(-1)
+    return np.asarray(np.einsum("goc,gc->go", per_input.reshape(group, -1, per_input.shape[1]), by_group)).reshape(-1)

@@ -149,7 +149,7 @@ def test_every_option_reaches_the_engine(engine: Engine) -> None:
 def test_a_dry_run_has_no_output(engine: Engine) -> None:
     result = run("model.onnx", "-p", "int8", "--dry-run")
 
-    assert "nothing was written" in result.stdout
+    assert "no model was written" in result.stdout
     assert engine.calls[0][1]["output"] is None
     assert engine.calls[0][1]["dry_run"] is True
 
@@ -275,7 +275,7 @@ def test_an_interrupt_after_the_work_says_what_was_written(engine: Engine, monke
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_write_report", interrupt)
+    monkeypatch.setattr(cli, "write_report", interrupt)
 
     assert failure("model.onnx", "-p", "int8", "--report", "r.json") == (
         130,

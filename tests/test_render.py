@@ -61,7 +61,7 @@ REPORT = Report(
     output="resnet.squeezed.onnx",
     pipeline="clean, lowrank{energy=0.98}, int8",
     calibration="images/",
-    held_out="26 feeds",
+    held_out="26 of 208 feeds, held out",
     before=Cost(97_800_000, 25_560_000, 4_090_000_000, 222, 11),
     after=Cost(80_100_000, 20_100_000, 3_100_000_000, 181, 13),
     latency_ms=(12.34, 6.1),
@@ -76,15 +76,15 @@ REPORT = Report(
 )
 GOLDEN = """\
 resnet.onnx → resnet.squeezed.onnx
-calibration: images/; compared on: 26 feeds
+calibration: images/; compared on: 26 of 208 feeds, held out
 
-             before    after
-file size   97.8 MB  80.1 MB  1.22× smaller
-parameters   25.6 M   20.1 M  1.27× fewer
-MACs         4.09 G   3.10 G  1.32× fewer
-nodes           222      181  1.23× fewer
-opset            11       13
-latency     12.3 ms   6.1 ms  2.00× faster
+                   before    after
+file size         97.8 MB  80.1 MB  1.22× smaller
+parameters         25.6 M   20.1 M  1.27× fewer
+MACs per feed      4.09 G   3.10 G  1.32× fewer
+nodes                 222      181  1.23× fewer
+opset                  11       13
+latency per feed  12.3 ms   6.1 ms  2.00× faster
 
 output  SQNR dB    cosine  max abs   top-1
 logits     32.4  0.999810    0.031  99.2 %
@@ -166,14 +166,22 @@ def test_a_result_that_is_worse_says_so() -> None:
     assert "opset  " not in text
 
 
-def test_a_dry_run_says_that_nothing_was_written() -> None:
+def test_a_dry_run_says_that_no_model_was_written() -> None:
     text = shown(replace(REPORT, output=None, dry_run=True, deviations=(), latency_ms=None, latency_ratio=None))
 
     assert text.startswith("resnet.onnx\n")
     assert "The answers were not compared with the original." in text
-    assert "dry run, 21.3 s: nothing was written" in text
+    assert "dry run, 21.3 s: no model was written" in text
     assert "wrote" not in text
     assert "latency" not in text
+
+
+def test_a_pass_that_nobody_asked_for_and_that_did_nothing_is_not_mentioned() -> None:
+    idle = replace(CLEAN, done=(), skipped=())
+
+    assert "clean" not in shown(replace(REPORT, steps=(idle, LOWRANK)))
+    assert "clean" in shown(replace(REPORT, steps=(replace(idle, implicit=False), LOWRANK)))
+    assert "clean" in shown(replace(REPORT, steps=(replace(idle, kept=False, reason="it broke"), LOWRANK)))
 
 
 def test_many_kinds_of_reasons_are_cut() -> None:
@@ -196,7 +204,7 @@ def test_reasons_that_differ_in_names_or_figures_are_one_kind() -> None:
 def test_figures_have_three_digits_and_a_prefix() -> None:
     values = [0, 7, 999, 999.6, 1234, 25_560_000, 999_600_000, 2.7e9, 3e15]
 
-    found = [render._amount(each, "B") for each in values]
+    found = [render.amount(each, "B") for each in values]
     assert found == ["0 B", "7 B", "999 B", "1.00 kB", "1.23 kB", "25.6 MB", "1.00 GB", "2.70 GB", "3.00e+03 TB"]
 
 

@@ -1,0 +1,128 @@
+"""One budget over all layers: every layer has options, each with a cost and an error; which to take, all at once.
+
+The options of a layer are reduced to their lower convex hull; walking all hulls at once in the order of the error that
+a unit of saved cost adds is the Lagrangian ``min Σ error + μ·Σ cost`` for every μ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+__all__ = ["Option", "combined", "hull", "spend", "uniform"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way to treat a layer, what it costs and the error that it makes; ``choice`` is the caller's."""
+
+    cost: float
+    error: float
+    choice: object = field(default=None, compare=False)
+
+
+def frontier(options: Iterable[Option]) -> list[Option]:
+    """Return the options that no other beats in cost and error, dearest first."""
+    best: list[Option] = []
+    for option in sorted(options, key=lambda o: (o.cost, o.error)):
+        if not best or option.error < best[-1].error:
+            best.append(option)
+    return best[::-1]
+
+
+def hull(options: Iterable[Option]) -> list[Option]:
+    """Return the lower convex hull of the options, dearest first: each step adds more error per cost saved."""
+    kept: list[Option] = []
+    for option in frontier(options):
+        while len(kept) > 1 and _slope(kept[-2], kept[-1]) >= _slope(kept[-2], option):
+            kept.pop()
+        kept.append(option)
+    return kept
+
+
+def _slope(dear: Option, cheap: Option) -> float:
+    saved = dear.cost - cheap.cost
+    return (cheap.error - dear.error) / saved if saved > 0 else inf
+
+
+def combined(layers: Sequence[Sequence[Option]]) -> list[Option]:
+    """Return the hull of several layers taken together; a choice is the tuple of theirs."""
+    hulls = [hull(options) for options in layers]
+    at = [0] * len(hulls)
+    steps = sorted(
+        (_slope(h[i], h[i + 1]), n, i) for n, h in enumerate(hulls) for i in range(len(h) - 1)
+    )  # within a hull the slopes rise, so its steps stay in order
+    found = [_sum(hulls, at)]
+    for _, n, i in steps:
+        at[n] = i + 1
+        found.append(_sum(hulls, at))
+    return found
+
+
+def _sum(hulls: Sequence[Sequence[Option]], at: Sequence[int]) -> Option:
+    chosen = [h[i] for h, i in zip(hulls, at, strict=True)]
+    return Option(sum(o.cost for o in chosen), sum(o.error for o in chosen), tuple(o.choice for o in chosen))
+
+
+def spend(layers: Sequence[Sequence[Option]], *, cost: float = inf, error: float = inf) -> list[Option]:
+    """Choose an option per layer: the least total error within ``cost``, or the least total cost within ``error``.
+
+    When even the cheapest options exceed ``cost`` they are returned; when the budget is ``error``, the dearest are
+    the start, whatever their error. The result is never worse than the best that treats all layers alike.
+    """
+    hulls = [hull(options) for options in layers]
+    at = [0] * len(hulls)
+    steps = sorted((_slope(h[i], h[i + 1]), n, i) for n, h in enumerate(hulls) for i in range(len(h) - 1))
+    total_cost = sum(h[0].cost for h in hulls)
+    total_error = sum(h[0].error for h in hulls)
+    closed: set[int] = set()
+    for _, n, i in steps:
+        if cost < inf and total_cost <= cost:
+            break
+        added = hulls[n][i + 1].error - hulls[n][i].error
+        if n in closed or total_error + added > error:
+            closed.add(n)
+            continue
+        at[n] = i + 1
+        total_error += added
+        total_cost -= hulls[n][i].cost - hulls[n][i + 1].cost
+    chosen = [h[i] for h, i in zip(hulls, at, strict=True)]
+    if cost == inf:
+        return chosen
+    chosen = _spend_rest(layers, chosen, cost)
+    alike = uniform(layers, cost)
+    return alike if alike is not None and _error(alike) < _error(chosen) else chosen
+
+
+def _spend_rest(layers: Sequence[Sequence[Option]], chosen: list[Option], cost: float) -> list[Option]:
+    """Take back, while the budget allows it, the options that save the most error for what is left."""
+    chosen = list(chosen)
+    frontiers = [frontier(options) for options in layers]
+    while True:
+        left = cost - sum(o.cost for o in chosen)
+        moves = [
+            (chosen[n].error - option.error, -n, option)
+            for n, options in enumerate(frontiers)
+            for option in options
+            if option.error < chosen[n].error and option.cost - chosen[n].cost <= left
+        ]
+        if not moves:
+            return chosen
+        _, n, option = max(moves, key=lambda move: move[:2])
+        chosen[-n] = option
+
+
+def uniform(layers: Sequence[Sequence[Option]], cost: float) -> list[Option] | None:
+    """Give every layer the same share of its dearest cost, the largest that fits ``cost``; None if none fits."""
+    frontiers = [frontier(options) for options in layers]
+    shares = sorted({o.cost / f[0].cost for f in frontiers for o in f if f[0].cost > 0}, reverse=True)
+    for share in shares:
+        chosen = [next((o for o in f if o.cost <= share * f[0].cost * (1 + 1e-12)), f[-1]) for f in frontiers]
+        if sum(o.cost for o in chosen) <= cost:
+            return chosen
+    return None
+
+
+def _error(options: Sequence[Option]) -> float:
+    return sum(o.error for o in options)

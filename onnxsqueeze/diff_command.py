@@ -1,0 +1,247 @@
+"""``onnxsqueeze diff``: the difference of two models on a terminal, as JSON or as a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxsqueeze.cli import console_on, number, numbers, seed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxsqueeze.diff import Change, GraphDiff, NodeRef, WeightChange
+    from onnxsqueeze.trace import Trace
+
+__all__ = ["command", "show", "title", "words"]
+
+FEW = 6
+"""Rows of one kind before the rest is only counted."""
+
+
+@click.command(name="diff", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("before", metavar="A.onnx")
+@click.argument("after", metavar="B.onnx")
+@click.option("--calib", metavar="PATH", help="Also compare the numbers on these feeds: a folder or file, or random.")
+@click.option("--threshold", type=number, default=60.0, metavar="DB", help="An error is born under this SQNR.  [60]")
+@click.option("--seed", type=seed, default="0", metavar="N", help="Seed of random feeds.")
+@click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
+@click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
+@click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Write nothing; the exit code tells.")
+@click.pass_context
+def command(
+    ctx: click.Context, /, before: str, after: str, calib: str | None, as_json: bool, quiet: bool, **settings: Any
+) -> None:
+    """Say how two models differ, and where an error is born.
+
+    Tells what was added, removed, replaced, changed and renamed from A to B, and with --calib the numbers. The exit
+    code is 0 if the models are the same, 1 if they differ; the order of nodes does not count.
+    """
+    from onnxsqueeze.diff import diff
+
+    found = diff(before, after, calib, **settings)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+    elif not quiet:
+        show(found, console_on(sys.stdout))
+    if not found.same:
+        ctx.exit(1)
+
+
+def show(found: GraphDiff, console: Console) -> None:
+    """Print the difference: the verdict, the interface, the changes, the renames, the totals and the numbers."""
+    from onnxsqueeze.render import line
+
+    line(console, f"{found.before} → {found.after}", style="bold")
+    line(console, found.verdict)
+    if found.interface:
+        console.print()
+        for field in found.interface:
+            what = f"{field.what} {field.name}".strip()
+            line(console, f"{what}: {_short(field.before)} → {_short(field.after)}", indent=2)
+    _changes(found.changes, console)
+    _renames(found, console)
+    if found.changes:
+        _totals(found, console)
+    if found.numbers is not None:
+        _numbers(found.numbers, console)
+
+
+def title(change: Change) -> str:
+    """Return the operators before and after: ``Conv + BatchNormalization → Conv``."""
+    before, after = _ops(change.before), _ops(change.after)
+    if change.kind == "changed":
+        return before
+    return f"{before} → {after}" if before and after else before or after
+
+
+def words(change: Change) -> list[str]:
+    """Return the details of a change in words, one line for each attribute, input and weight; of a replaced
+    one only the weights with two axes and more."""
+    found = [f"{each.name}: {_short(each.before)} → {_short(each.after)}" for each in change.attributes]
+    found += [f"reads {after} instead of {before}" for before, after in change.inputs]
+    if change.kind == "changed":
+        return found + [_weight(each) for each in change.weights]
+    matrices = [each for each in change.weights if len(each.shape[0] or each.shape[1] or ()) > 1]
+    old = [_weight(each) for each in matrices if each.name[0] is not None]
+    new = [_weight(each) for each in matrices if each.name[1] is not None]
+    return found + ([f"{', '.join(old) or '·'} → {', '.join(new) or '·'}"] if old or new else [])
+
+
+def _changes(changes: tuple[Change, ...], console: Console) -> None:
+    from onnxsqueeze.render import line
+
+    marks = {"added": ("+", "green"), "removed": ("-", "red"), "replaced": ("~", "yellow"), "changed": ("*", "cyan")}
+    groups: dict[tuple[str, str], list[Change]] = defaultdict(list)
+    for change in changes:
+        groups[change.kind, title(change)].append(change)
+    for (kind, what), group in groups.items():
+        mark, colour = marks[kind]
+        console.print()
+        count = f" × {len(group)}" if len(group) > 1 else ""
+        line(console, f"{mark} {kind} {what}{count}", style=colour)
+        for change in group[:FEW]:
+            where = f"{change.scope}: " if change.scope else ""
+            line(console, where + _place(change), indent=4)
+            for text in words(change)[:FEW]:
+                line(console, text, style="dim", indent=6)
+        if len(group) > FEW:
+            line(console, f"and {len(group) - FEW} more", style="dim", indent=4)
+
+
+def _place(change: Change) -> str:
+    before, after = (side[-1].key if side else "" for side in (change.before, change.after))
+    return f"{before} → {after}" if before and after and before != after else before or after
+
+
+def _renames(found: GraphDiff, console: Console) -> None:
+    from onnxsqueeze.render import line
+
+    counts = Counter(each.kind for each in found.renamed)
+    for kind, count in counts.items():
+        console.print()
+        line(console, f"= renamed {count} {kind}{'s' if count > 1 else ''}", style="blue")
+        some = [each for each in found.renamed if each.kind == kind]
+        for each in some[:3]:
+            line(console, f"{each.before or '(no name)'} → {each.after or '(no name)'}", style="dim", indent=4)
+        if count > 3:
+            line(console, f"and {count - 3} more", style="dim", indent=4)
+
+
+def _totals(found: GraphDiff, console: Console) -> None:
+    from rich.text import Text
+
+    from onnxsqueeze.render import amount, change, grid, printable
+
+    before, after = found.totals.before, found.totals.after
+    table = grid("left", "right", "right", "left")
+    table.add_row("", "before", "after", "", style="dim")
+    table.add_row(
+        "file size", amount(before.bytes, "B"), amount(after.bytes, "B"), change(before.bytes, after.bytes, "smaller")
+    )
+    for name, old, new in (
+        ("parameters", before.parameters, after.parameters),
+        ("MACs", before.macs, after.macs),
+        ("nodes", before.nodes, after.nodes),
+    ):
+        if old is not None and new is not None:
+            table.add_row(name, amount(old), amount(new), change(old, new, "fewer"))
+    console.print()
+    console.print(table)
+    rows = [row for row in found.totals.by_op if len({*row.nodes}) > 1 or len({*row.parameters}) > 1]
+    if not rows:
+        return
+    table = grid("left", "right", "right", "right")
+    table.add_row("operator", "nodes", "parameters", "MACs", style="dim")
+    for row in rows[: 2 * FEW]:
+        cells = [
+            amount(old or 0) if old == new else f"{amount(old or 0)} → {amount(new or 0)}"
+            for old, new in (row.nodes, row.parameters, row.macs)
+        ]
+        table.add_row(Text(printable(row.op), overflow="ellipsis", no_wrap=True), *cells)
+    console.print()
+    console.print(table)
+
+
+def _numbers(numbers: Trace, console: Console) -> None:
+    from rich.text import Text
+
+    from onnxsqueeze.render import db, grid, line, printable
+
+    console.print()
+    line(console, f"compared on {numbers.feeds}", style="dim")
+    table = grid("left", "right", "right", "right")
+    table.add_row("output", "SQNR dB", "cosine", "max abs", style="dim")
+    for each in numbers.outputs[:FEW]:
+        name = Text(printable(each.output), overflow="ellipsis", no_wrap=True)
+        table.add_row(name, db(each.sqnr_db), f"{each.cosine:.6f}", f"{each.max_abs:.3g}")
+    console.print(table)
+    console.print()
+    line(console, born(numbers), style="bold")
+    worst = [fall for fall in numbers.worst if fall.noise > 1e-8][:FEW]
+    if not worst:
+        return
+    table = grid("left", "left", "right", "right")
+    table.add_row("adds most to the error", "", "in dB", "out dB", style="dim")
+    for fall in worst:
+        name = Text(printable(fall.tensor), overflow="ellipsis", no_wrap=True)
+        table.add_row(name, fall.op, db(fall.inputs_db), db(fall.sqnr_db))
+    console.print(table)
+
+
+def born(numbers: Trace) -> str:
+    """Return in one sentence where the error is born."""
+    from onnxsqueeze.render import db
+
+    fall = numbers.born
+    if fall is None:
+        lowest = min((each.sqnr_db for each in numbers.along), default=math.inf)
+        worst = "all are exact" if lowest == math.inf else f"the lowest is {db(lowest)} dB"
+        return f"Of {len(numbers.along)} common tensors none is under {numbers.threshold:g} dB: {worst}."
+    source = "exact" if fall.inputs_db == math.inf else f"at {db(fall.inputs_db)} dB"
+    return (
+        f"The error is born at {fall.op} '{fall.tensor}': what it reads is {source}, what it makes at "
+        f"{db(fall.sqnr_db)} dB."
+    )
+
+
+def _ops(nodes: tuple[NodeRef, ...]) -> str:
+    """Join operators in order, and the same ones in a row as a count."""
+    runs: list[list[Any]] = []
+    for node in nodes:
+        if runs and runs[-1][0] == node.op:
+            runs[-1][1] += 1
+        else:
+            runs.append([node.op, 1])
+    parts = [op if count == 1 else f"{count} {op}" for op, count in runs]
+    return " + ".join(parts if len(parts) <= FEW else [*parts[: FEW - 1], f"{len(nodes)} nodes in all"])
+
+
+def _weight(change: WeightChange) -> str:
+    """Return a weight in words: name, type and shape, and how far it moved."""
+    sides = [
+        None if name is None else f"{dtype}[{', '.join(map(str, shape or ()))}]"
+        for name, dtype, shape in zip(change.name, change.dtype, change.shape, strict=True)
+    ]
+    name = change.name[0] if change.name[0] is not None else change.name[1]
+    if sides[0] is None or sides[1] is None:
+        return f"{name} {sides[0] or sides[1]}"
+    parts = [f"{sides[0]} → {sides[1]}" if sides[0] != sides[1] else sides[0]]
+    if change.relative is not None:
+        parts.append(f"moved by {100 * change.relative:.3g} %")
+    if None not in change.sparsity and change.sparsity[0] != change.sparsity[1]:
+        parts.append(f"zeros {100 * (change.sparsity[0] or 0):.3g} % → {100 * (change.sparsity[1] or 0):.3g} %")
+    return f"{name} {', '.join(parts)}"
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "·"
+    return text if len(text) <= 60 else text[:59] + "…"

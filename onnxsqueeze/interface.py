@@ -1,0 +1,161 @@
+"""What two models show to the outside, and what they weigh, side by side."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxsqueeze import feeds
+from onnxsqueeze.cost import cost, file_size, macs
+from onnxsqueeze.errors import FeedError
+from onnxsqueeze.graph import Graph
+from onnxsqueeze.report import Cost
+from onnxsqueeze.view import key_of, walk
+
+__all__ = ["FieldChange", "OpTotal", "Totals", "interface", "sample", "totals"]
+
+
+@dataclass(frozen=True)
+class FieldChange:
+    """A fact about the whole model, as text, None on the side that does not have it.
+
+    ``what`` is ``input``, ``output``, ``order``, ``opset``, ``ir``, ``producer``, ``metadata``, ``doc`` or
+    ``function``; ``name`` says which one.
+    """
+
+    what: str
+    name: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True)
+class OpTotal:
+    """What all nodes of one operator sum up to, (before, after); MACs are None where no shapes are known."""
+
+    op: str
+    nodes: tuple[int, int]
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    macs: tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The cost of both models, as a whole and by operator."""
+
+    before: Cost
+    after: Cost
+    by_op: tuple[OpTotal, ...]
+
+
+def interface(a: Graph, b: Graph) -> tuple[FieldChange, ...]:
+    """Return how inputs, outputs, opsets, metadata and the set of local functions differ."""
+    found: list[FieldChange] = []
+    for what, one, two in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
+        names = [[str(tensor.name) for tensor in side] for side in (one, two)]
+        found += _fields(what, *({t.name: described(t) for t in side} for side in (one, two)))
+        if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
+            found.append(FieldChange("order", f"{what}s", ", ".join(names[0]), ", ".join(names[1])))
+    found += _fields("opset", *(_opsets(side) for side in (a, b)))
+    for what, *values in (
+        ("ir", *(str(side.ir_version or "") for side in (a, b))),
+        ("producer", *(f"{side.producer_name or ''} {side.producer_version or ''}".strip() for side in (a, b))),
+        ("doc", *(str(side.doc_string or "") for side in (a, b))),
+    ):
+        if values[0] != values[1]:
+            found.append(FieldChange(what, "", values[0] or None, values[1] or None))
+    found += _fields("metadata", a.metadata, b.metadata)
+    found += _fields(
+        "function", *({_id(f): f"{len(f.nodes)} nodes" for f in side.functions} for side in (a, b)), same=True
+    )
+    return tuple(found)
+
+
+def totals(a: Graph, b: Graph) -> Totals:
+    """Return what both models weigh; MACs are those of one sample of made-up size where the model leaves it open."""
+    feed = sample(a)
+    sums: list[dict[str, list[int | None]]] = []
+    costs = []
+    for graph in (a, b):
+        names = {str(tensor.name) for tensor in graph.inputs}
+        fits = feed is not None and names == set(feed)
+        counted = macs(graph, feed) if feed is not None and fits else None
+        weight = cost(graph, file_size(graph), None)
+        total = None if counted is None else sum(counted.values())
+        costs.append(Cost(weight.bytes, weight.parameters, total, weight.nodes, weight.opset))
+        sums.append(_by_op(graph, counted))
+    none: list[int | None] = [0, 0, 0, 0]
+    rows = []
+    for op in sorted({*sums[0], *sums[1]}):
+        one, two = sums[0].get(op, none), sums[1].get(op, none)
+        rows.append(OpTotal(op, *((one[k], two[k]) for k in range(4))))  # type: ignore[arg-type]
+    rows.sort(key=lambda row: (-max(m or 0 for m in row.macs), -max(row.bytes), -max(row.nodes), row.op))
+    return Totals(costs[0], costs[1], tuple(rows))
+
+
+def sample(graph: Graph) -> dict[str, Any] | None:
+    """Return a random feed for the model, None if there can be none."""
+    try:
+        return feeds.read("random", [feeds.Input(t.name, np.dtype(t.dtype), _dims(t)) for t in graph.inputs])[0]
+    except (FeedError, TypeError):  # TypeError: an element type that NumPy has not
+        return None
+
+
+def _dims(tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
+    if tensor.dtype is None or tensor.shape is None:
+        return None
+    return tuple(
+        (d or None) if isinstance(d, str) else None if d is None else max(int(d), 0) or None for d in tensor.shape
+    )
+
+
+def described(tensor: gs.Tensor) -> str:
+    """Return type and shape as text: ``float32[N, 3, 224, 224]``."""
+    dtype = "?" if tensor.dtype is None else np.dtype(tensor.dtype).name if not isinstance(tensor.dtype, int) else "?"
+    shape = tensor.shape
+    return f"{dtype}[{'...' if shape is None else ', '.join('?' if d in (None, '') else str(d) for d in shape)}]"
+
+
+def _by_op(graph: Graph, counted: dict[str, int] | None) -> dict[str, list[int | None]]:
+    """Return [nodes, parameters, bytes, MACs] by operator; a shared weight counts for its first reader."""
+    found: dict[str, list[int | None]] = defaultdict(lambda: [0, 0, 0, None if counted is None else 0])
+    seen: set[int] = set()
+    for node, _ in walk(graph):
+        op = node.op if not node.domain else f"{node.domain}::{node.op}"
+        row = found[op]
+        row[0] = (row[0] or 0) + 1
+        if counted is not None:
+            row[3] = (row[3] or 0) + counted.get(key_of(node), 0)
+        attached = [v for v in node.attrs.values() if isinstance(v, gs.Constant)]
+        for tensor in (*node.inputs, *attached):
+            if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                size = prod(map(int, tensor.shape))
+                row[1] = (row[1] or 0) + size
+                values = tensor._values
+                row[2] = (row[2] or 0) + int(getattr(values, "nbytes", 0))
+    return found
+
+
+def _fields(what: str, one: dict[str, str], two: dict[str, str], *, same: bool = False) -> Iterable[FieldChange]:
+    """Yield what differs; with ``same`` only what one side does not have."""
+    for name in [*one, *(name for name in two if name not in one)]:
+        before, after = one.get(name), two.get(name)
+        if before != after and not (same and before is not None and after is not None):
+            yield FieldChange(what, name, before, after)
+
+
+def _opsets(graph: Graph) -> dict[str, str]:
+    others = {e.domain: str(e.version) for e in graph.import_domains or () if e.domain not in ("", "ai.onnx")}
+    return {"": str(graph.opset), **others}
+
+
+def _id(function: gs.Function) -> str:
+    return "::".join(part for part in function.unique_id if part)

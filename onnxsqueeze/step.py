@@ -1,0 +1,220 @@
+"""One pass over one graph, guarded: view, collect, plan, apply, check, compare, then keep it or roll it back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxsqueeze import codec, registry
+from onnxsqueeze.bench import Bench
+from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Pass, Site, Skip
+from onnxsqueeze.cost import file_size, tensors
+from onnxsqueeze.edit import tidy
+from onnxsqueeze.errors import FeedError, ModelError, PassError, SqueezeError, UsageError
+from onnxsqueeze.opset import raise_opset
+from onnxsqueeze.report import StepReport
+from onnxsqueeze.runtime import Session
+from onnxsqueeze.validate import Answers, answer, compare, worst
+from onnxsqueeze.view import View, walk
+
+__all__ = ["Run", "quantized", "refuse_quantized", "run_pass"]
+
+Progress = Callable[[str, int, int], None]
+Feeds = Sequence[dict[str, NDArray[np.generic]]]
+
+COLLAPSE = 0.0
+"""A pass whose worst output falls under this SQNR in dB has wrecked the model and is rolled back."""
+CONVERTED = 60.0
+"""A raised opset under this SQNR in dB is another model: the converter has misread an operator."""
+ROUNDS = 64
+"""How often a pass that repeats is planned at most."""
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+
+
+@dataclass
+class Run:
+    """What the passes of one run share: feeds, statistics by stage, and the answers that results are held against.
+
+    ``reference`` are the original's answers on ``held``, ``previous`` those after the last pass that was kept;
+    both are empty where nothing can be run. ``check`` says whether results are checked, run and compared.
+    """
+
+    calib: Feeds
+    held: Feeds
+    stages: dict[str, Statistics]
+    check: bool
+    seed: int
+    progress: Progress
+    reference: Answers = field(default_factory=list)
+    previous: Answers = field(default_factory=list)
+
+
+def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) -> tuple[Graph, StepReport]:
+    """Return a rewritten copy of the graph, or the graph itself if the pass had to be rolled back, and what was done.
+
+    ``stage`` is the text of the pipeline that has led to the graph. Raises UsageError for a pass that cannot work on
+    this graph and for bad feeds, PassError for a pass that breaks, and what would be rolled back if nothing is checked.
+    """
+    start = time.perf_counter()
+    refuse_quantized(pass_, graph)
+    done: list[Site] = []
+    skipped: list[Skip] = []
+    notes: list[str] = []
+    own = reason = None
+    try:
+        trial = _raised(pass_, graph, run, notes) or graph.copy()
+        done, skipped = _rewrite(pass_, trial, run, stage, notes)
+        if done and run.check:
+            own = _judge(trial, run)
+    except SqueezeError as error:
+        if isinstance(error, UsageError) or not run.check:
+            raise
+        reason, done = str(error), []
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise PassError(f"the pass '{pass_.name}' failed on this model: {type(error).__name__}: {error}") from error
+    after = trial if done else graph
+    before = _count(graph), file_size(graph)
+    now = (_count(after), file_size(after)) if done else before
+    report = StepReport(
+        spec=str(registry.spec(pass_)),
+        implicit=implicit,
+        done=tuple(done),
+        skipped=tuple(skipped),
+        kept=reason is None,
+        reason=reason,
+        sqnr_db=own,
+        nodes=(before[0], now[0]),
+        bytes=(before[1], now[1]),
+        seconds=time.perf_counter() - start,
+        notes=tuple(notes) if done else (),
+    )
+    return after, report
+
+
+def refuse_quantized(pass_: Pass, graph: Graph) -> None:
+    """Raise UsageError if the graph has quantized operators and the pass needs float ones."""
+    found = quantized(graph) if pass_.float_only else []
+    if found:
+        what = f"{len(found)} nodes such as {found[0]}"
+        raise UsageError(f"the model is already quantized ({what}): {pass_.name} needs the float model")
+
+
+def quantized(graph: Graph) -> list[str]:
+    """Return the operators of the graph that quantize."""
+    return [node.op for node, _ in walk(graph) if node.op in QUANTIZED or node.op.startswith("QLinear")]
+
+
+def _raised(pass_: Pass, graph: Graph, run: Run, notes: list[str]) -> Graph | None:
+    """Return the graph in the opset of the pass if it is lower and the pass has something to do, else None."""
+    if graph.opset >= pass_.min_opset:
+        return None
+    # without statistics a plan is quick, and it stops at the first site
+    if not any(isinstance(entry, Site) for entry in pass_.plan(View(graph), Statistics())):
+        return None
+    raised = raise_opset(graph, pass_.min_opset)
+    if run.check and run.previous:
+        low = worst(compare(run.previous[:2], answer(raised, None, run.held[:2])))
+        if low < CONVERTED:
+            raise ModelError(
+                f"raising the model from opset {graph.opset} to {raised.opset}, ONNX's converter changes its answers "
+                f"({low:.1f} dB SQNR); export the model for opset {raised.opset}"
+            )
+    notes.append(f"opset raised from {graph.opset} to {raised.opset}")
+    return raised
+
+
+def _rewrite(pass_: Pass, graph: Graph, run: Run, stage: str, notes: list[str]) -> tuple[list[Site], list[Skip]]:
+    """Plan and apply, again and again for a pass that repeats; return what was done, and what the last plan skips."""
+    bench = _bench(pass_, graph, run)
+    done: list[Site] = []
+    for _ in range(ROUNDS if pass_.repeats else 1):
+        view = View(graph)
+        stats = _collect(pass_, view, run, stage)
+        run.progress(pass_.name, len(done), 0)
+        plan = list(pass_.plan(view, stats))
+        if bench is not None and any(isinstance(entry, Site) for entry in plan):
+            bench.stats = stats
+            plan = pass_.select(plan, bench)
+        sites = [entry for entry in plan if isinstance(entry, Site) and entry.key not in view.ambiguous]
+        skipped = [entry for entry in plan if isinstance(entry, Skip)]
+        skipped += [
+            Skip(entry.key, "its output has a name that another tensor has too")
+            for entry in plan
+            if isinstance(entry, Site) and entry.key in view.ambiguous
+        ]
+        for i, site in enumerate(sites):
+            run.progress(pass_.name, i, len(sites))
+            pass_.apply(site, graph)
+        if not sites:
+            break
+        done += [replace(site, work=None) for site in sites]
+        tidy(graph)
+    if bench is not None and done:
+        notes += pass_.tune(graph, bench)
+        tidy(graph)
+    return done, skipped
+
+
+def _bench(pass_: Pass, graph: Graph, run: Run) -> Bench | None:
+    """Return the bench for a pass that experiments, if there are feeds to experiment on."""
+    own = type(pass_)
+    if not run.check or not len(run.calib) or (own.select is Pass.select and own.tune is Pass.tune):
+        return None
+    return Bench(graph.copy(), run.calib, run.seed, run.progress)
+
+
+def _collect(pass_: Pass, view: View, run: Run, stage: str) -> Statistics:
+    """Return the statistics that the pass declares: from files where they are there, measured else."""
+    needs = list(dict.fromkeys(pass_.needs(view)))
+    have = run.stages.get(stage, Statistics())
+    missing = have.missing(needs)
+    if missing and len(run.calib):
+        have = have.merge(collect(view.graph, missing, run.calib, seed=run.seed, progress=run.progress))
+        run.stages[stage] = have
+    return have
+
+
+def _judge(graph: Graph, run: Run) -> float | None:
+    """Return this pass's own SQNR in dB, None without feeds; ModelError says why it must be rolled back."""
+    _check(graph)
+    try:
+        if not run.reference:
+            Session(graph)
+            return None
+        found = answer(graph, None, run.held, run.progress)
+    except (ModelError, FeedError) as error:
+        raise ModelError(f"the result does not run: {error}") from error
+    low = worst(compare(run.reference, found))
+    if low < COLLAPSE:
+        raise ModelError(f"the answers collapse to {low:.1f} dB SQNR")
+    own = worst(compare(run.previous, found))
+    run.previous = found
+    return own
+
+
+def _check(graph: Graph) -> None:
+    """Have ONNX's checker read the graph; ModelError if it objects."""
+    model = codec.encode(graph, skeleton=True)
+    for tensor in tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # left out: the checker would look for the file
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.dims[:] = [0]
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError(f"the checker refuses the result: {reason}") from error
+
+
+def _count(graph: Graph) -> int:
+    return sum(1 for _ in walk(graph))
