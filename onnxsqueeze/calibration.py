@@ -376,7 +376,7 @@ def _channels(value: Array, axis: int) -> Moments:
     x = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
     usual = ordinary(x)
     x = np.asarray(x if usual is None else np.where(usual, x, 0), np.float64)
-    norms = np.einsum("ij,ij->i", x, x)
+    norms = (x * x).sum(axis=1)
     weights = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     return Moments(
         len(x),
