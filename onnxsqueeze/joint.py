@@ -73,9 +73,9 @@ class Cross:
 
     def error(self, weight: Matrix, bias: Matrix) -> float:
         """Return the mean of ``‖y − W·x − b‖²`` per row."""
-        fit = np.sum((weight @ self.xx) * weight) - 2 * np.sum(weight * self.yx) + self.yy
-        fit += 2 * bias @ (weight @ self.x - self.y) + self.n * bias @ bias
-        return max(float(fit), 0.0) / max(self.n, 1)
+        quadratic = float(np.sum((weight @ self.xx) * weight) - 2 * np.sum(weight * self.yx)) + self.yy
+        linear = float(2 * bias @ (weight @ self.x - self.y) + self.n * bias @ bias)
+        return max(quadratic + linear, 0.0) / max(self.n, 1)
 
 
 def truncated(graph: Graph, tensors: Iterable[str]) -> Session:

@@ -92,10 +92,10 @@ class Streamed(Inline):
         self._seen: dict[Any, int] = {}
 
     def keeps(self, weight: Stored) -> bool:
-        return weight.raw is None and not weight.external and (weight.nbytes < CUT or not weight.readable)
+        return weight.raw is None and not weight.external and self._stays(weight)
 
     def place(self, tensor: TensorProto, weight: Weight, index: int | None) -> None:
-        if weight.nbytes < CUT:
+        if self._stays(weight):
             super().place(tensor, weight, index)
             return
         key = (id(weight.folder), *weight.region()) if isinstance(weight, Stored) and weight.external else id(weight)
@@ -106,6 +106,11 @@ class Streamed(Inline):
             self.layout[offset] = weight
             self._end = offset + weight.nbytes
         _refer(tensor, self.location, self._seen[key], weight.nbytes)
+
+    @staticmethod
+    def _stays(weight: Weight) -> bool:
+        unknown = isinstance(weight, Stored) and not (weight.readable or weight.external)
+        return weight.nbytes < CUT or unknown
 
 
 def put_tensor(out: TensorProto, constant: gs.Constant, placement: Inline, index: int | None = None) -> None:

@@ -81,7 +81,9 @@ def refit(graph: Graph, bench: Bench) -> Iterator[str]:
         for key, slot, tensor in reversed(undo):
             edit.find(graph, key)[0].inputs[slot] = tensor
         yield f"refitting {fitted} layers was taken back: {before:.1f} to {after:.1f} dB on calibration feeds"
-    elif fitted:
+    elif not fitted:
+        yield "refitting the layers behind would not help: nothing was changed"
+    else:
         yield f"refitted {fitted} layers: {before:.1f} to {after:.1f} dB on calibration feeds"
 
 

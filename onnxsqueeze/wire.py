@@ -30,9 +30,9 @@ def cut(data: memoryview) -> tuple[bytes, dict[int, memoryview]]:
     The order of fields is kept, so that putting the raw data back gives ``data`` again. Raises Malformed.
     """
     graphs = [field for field in _fields(data, 0, len(data), model=True) if field[0] == _GRAPH]
-    if len(graphs) != 1:
-        return bytes(data), {}  # no graph, or one in several parts, which protobuf merges
-    _, start, inside, end = graphs[0]
+    if not graphs:
+        return bytes(data), {}
+    _, start, inside, end = graphs[0]  # protobuf appends what further parts of it hold
     payloads: dict[int, memoryview] = {}
     parts: list[bytes | memoryview] = []
     done = inside

@@ -197,7 +197,22 @@ def test_a_graph_in_two_parts_is_read_as_protobuf_merges_it(tmp_path: Path) -> N
     two.graph.initializer.append(numpy_helper.from_array(np.ones(1000, np.float32), "more"))
     (tmp_path / "in.onnx").write_bytes(one.SerializeToString() + two.SerializeToString())
 
-    assert [item.name for item in codec.load(tmp_path / "in.onnx").source.initializers] == ["w", "b", "more"]
+    graph = codec.load(tmp_path / "in.onnx")
+
+    assert [item.name for item in graph.source.initializers] == ["w", "b", "more"]
+    assert peek(graph.spare[0]).sum() == 1000
+    codec.save(graph, tmp_path / "out.onnx")
+    assert onnx.load(tmp_path / "out.onnx") == onnx.load(tmp_path / "in.onnx")
+
+
+def test_of_raw_data_given_twice_the_last_counts_as_in_protobuf(tmp_path: Path) -> None:
+    one, two = TensorProto(name="w", data_type=1, dims=[500]), TensorProto()
+    one.raw_data, two.raw_data = bytes(2000), np.ones(500, np.float32).tobytes()
+    tensor = one.SerializeToString() + two.SerializeToString()
+    graph = b"\x2a" + wire.varint(len(tensor)) + tensor
+    (tmp_path / "in.onnx").write_bytes(b"\x08\x08\x3a" + wire.varint(len(graph)) + graph)
+
+    assert peek(codec.load(tmp_path / "in.onnx").spare[0]).sum() == 500
 
 
 OPS = {"Relu": 1, "Neg": 1, "Add": 2, "Mul": 2, "Max": 3}
@@ -356,6 +371,23 @@ def test_a_changed_node_keeps_its_docs_and_its_other_attributes() -> None:
     assert list(after["brand new"].floats) == [1.5]
 
 
+def test_an_attribute_of_the_oldest_files_stays_without_a_type() -> None:
+    graph = codec.load(build("attributes without or of an unknown type"))
+    graph.nodes[2].attrs["f"] = 2.5
+    attribute = codec.encode(graph).graph.node[2].attribute[0]
+
+    assert (attribute.f, attribute.HasField("type")) == (2.5, False)
+
+
+def test_overloads_are_different_functions() -> None:
+    model = build("function overloads")
+    graph = codec.load(model)
+    graph.toposort()
+
+    assert len({function.unique_id for function in graph.functions}) == 4
+    assert len(codec.encode(graph).functions) == 4
+
+
 def test_nodes_of_plain_graphsurgeon_are_written() -> None:
     graph = codec.load(plain())
     y = graph.outputs[0]
@@ -503,6 +535,11 @@ def test_an_overridable_initializer_is_marked_and_stays_an_input() -> None:
     after = codec.encode(graph).graph
     assert [item.name for item in after.input] == ["w", "x"]
     assert [dim.dim_value for dim in after.input[0].type.tensor_type.shape.dim] == [4, 5]
+    graph.nodes[0].inputs[1] = gs.Constant("other", np.zeros((4, 3), np.float32))
+    assert [item.name for item in codec.encode(graph).graph.input] == ["w", "x"]
+    weight.overridable = False
+    assert [item.name for item in codec.encode(graph).graph.input] == ["x"]
+    assert [item.name for item in codec.encode(graph).graph.initializer] == ["b", "other"]
 
 
 def test_inputs_and_outputs_can_be_added_reordered_and_removed() -> None:
@@ -751,6 +788,22 @@ def test_external_weights_start_on_pages_and_shared_ones_are_written_once(tmp_pa
     assert (tmp_path / "out.onnx.data").stat().st_size == 8192 + 4096
 
 
+def test_tensors_that_cannot_be_read_stay_in_the_model(tmp_path: Path) -> None:
+    path = externally(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for name in ("big future", "big part"):
+        odd = build("an element type from the future and a segment").graph.initializer
+        model.graph.initializer.append(next(item for item in odd if item.name == name))
+    path.write_bytes(model.SerializeToString())
+    graph = codec.load(path)
+    codec.save(graph, tmp_path / "out.onnx")
+    saved = onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
+
+    assert list(saved)[2:] == list(model.graph.initializer)[2:]
+    graph.spare[1].values = np.ones(3, np.float32)
+    assert numpy_helper.to_array(codec.encode(graph).graph.initializer[3]).tolist() == [1, 1, 1]
+
+
 def test_a_model_beyond_the_limit_gets_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_LIMIT", 4000)
     graph = codec.load(wide())
@@ -857,6 +910,7 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "random": (lambda data: np.random.default_rng(0).bytes(999), "is not an ONNX model"),
     "zeros": (lambda data: bytes(999), "is not an ONNX model"),
     "no graph": (lambda data: b"\x08\x08", "is not an ONNX model"),
+    "no version": (lambda data: b"\x3a\x02\x12\x00", "is not an ONNX model"),
     "cut": (lambda data: data[:-100], "is cut short: at least .* bytes of the model are missing"),
     "nearly all cut": (lambda data: data[:30], "is cut short"),
     "pointer": (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),

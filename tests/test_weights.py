@@ -193,10 +193,13 @@ def test_external_data_must_fit_the_file_and_the_shape(tmp_path: Path) -> None:
         Stored(external(tmp_path, location="d").proto).load()
 
 
-@pytest.mark.parametrize("location", ["/etc/hostname", "../d", "a/../../d", "..\\d", "C:\\d", "C:d", "", "d\0", "."])
+@pytest.mark.parametrize(
+    "location", ["/etc/hostname", "../d", "a/../../d", "sub/../e", "..\\d", "C:\\d", "C:d", "", "d\0", "."]
+)
 def test_external_data_outside_of_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "d").write_bytes(bytes(8))
-    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "sub").mkdir(parents=True)
+    (tmp_path / "m" / "e").write_bytes(bytes(8))
     stored = external(tmp_path / "m", location=location)
 
     with pytest.raises(ModelError, match="tensor 'w'"):
