@@ -36,7 +36,7 @@ __all__ = [
 BINS = 4096
 MASK = 1e30
 """Values at least this large are masks or infinities, not signal: they enter no statistic."""
-SAMPLE = 1 << 16
+SAMPLE = 1 << 14
 """At most this many elements of one tensor of one feed enter its histogram, evenly strided; minima are exact."""
 PARTS = ("gram", "squares", "inverse", "low", "high")
 FETCH_LIMIT = 1 << 29
