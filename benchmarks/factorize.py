@@ -24,8 +24,8 @@ from onnxsqueeze.calibration import Statistics, collect
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Site
 from onnxsqueeze.edit import duplicate
-from onnxsqueeze.factorize import Problem, Unit
 from onnxsqueeze.passes.lowrank import LowRank
+from onnxsqueeze.problem import Problem, Unit
 from onnxsqueeze.refit import refit
 from onnxsqueeze.runtime import Session, latency
 from onnxsqueeze.view import View

@@ -119,8 +119,8 @@ def _mixing(kernels: Matrix, target: Matrix, spread: Matrix) -> Matrix:
     cross = np.einsum("oct,rct->orc", target.reshape(-1, c, taps), kernels, optimize=True).reshape(-1, r * c)
     gram = (gram + gram.T) / 2
     gram[np.diag_indices_from(gram)] += 1e-10 * float(np.trace(gram)) / len(gram)
-    solved: Matrix = np.linalg.solve(gram, cross.T).reshape(r, c, -1)
-    return solved.transpose(0, 2, 1)
+    solved: Matrix = np.asarray(np.linalg.solve(gram, cross.T), np.float64)
+    return np.asarray(solved.reshape(r, c, -1).transpose(0, 2, 1))
 
 
 def pointwise(fitting: Fitting, rank: int) -> tuple[Matrix, Matrix]:

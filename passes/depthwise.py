@@ -12,8 +12,8 @@ from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Pass, Site, Skip
-from onnxsqueeze.factorize import By, Problem
 from onnxsqueeze.factors import Candidate, Fitting
+from onnxsqueeze.problem import By, Problem, dense
 from onnxsqueeze.view import View
 
 __all__ = ["Depthwise"]
@@ -85,7 +85,7 @@ class Depthwise(Pass):
         found = list(separable.candidates(fitting, rank=self.rank))
         if self.rank is not None or not found:
             return found
-        itself = speed.work(factorize.dense(layer), None)
+        itself = speed.work(dense(layer), None)
         found = [c for c in found if speed.work(separable.outline(layer, c.form, c.ranks), None) <= 0.9 * itself]
         if not found:
             return "no sum of separable convolutions is faster"

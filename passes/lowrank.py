@@ -11,7 +11,7 @@ from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Pass, Site, Skip
-from onnxsqueeze.factorize import By, Problem
+from onnxsqueeze.problem import By, Problem
 from onnxsqueeze.view import View
 
 __all__ = ["LowRank"]

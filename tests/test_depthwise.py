@@ -3,20 +3,21 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from linear_models import Array, conv_model, correlated
+from linear_models import conv_model, correlated
+from numpy.typing import NDArray
 
 from onnxsqueeze import squeeze
 from onnxsqueeze.errors import UsageError
 
 
-def separable_weight(channels: int, rank: int) -> Array:
+def separable_weight(channels: int, rank: int) -> NDArray[np.float64]:
     """A weight that is a sum of ``rank`` depthwise-separable ones, and of no low rank otherwise."""
     rng = np.random.default_rng(0)
     mixing, kernels = rng.normal(size=(rank, channels, channels)), rng.normal(size=(rank, channels, 3, 3))
     return np.asarray(np.einsum("roc,rcij->ocij", mixing, kernels)) / channels
 
 
-def conv(weight: Array) -> onnx.ModelProto:
+def conv(weight: NDArray[np.float64]) -> onnx.ModelProto:
     return conv_model(weight, [10, 10], np.ones(len(weight)), pads=[1, 1, 1, 1])
 
 

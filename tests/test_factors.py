@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
 
@@ -76,12 +77,12 @@ def test_every_form_at_full_rank_answers_as_the_convolution_does(conv: dict[str,
         assert np.abs(answer - expected).max() <= 1e-4 * np.abs(expected).max(), candidate
 
 
-def run(model: onnx.ModelProto, feed: dict[str, Array]) -> NDArray[np.float64]:
+def run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> NDArray[np.float64]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, feed)[0], np.float64)
+    return np.asarray(session.run(None, dict(feed))[0], np.float64)
 
 
 @pytest.mark.parametrize("kernel", [(), (1, 1), (3,), (3, 3), (2, 3), (1, 3), (2, 2, 2)])
