@@ -143,7 +143,7 @@ def unchanged(constant: gs.Constant) -> Weight | None:
     """Return the weight that ``constant`` was decoded with if it still holds just these values, pinned or not."""
     origin: Weight | None = getattr(constant, "origin", None)
     values: object = constant._values
-    if not isinstance(origin, Weight) or constant._export_dtype is not None:
+    if not isinstance(origin, Weight) or getattr(constant, "_export_dtype", None) is not None:
         return None
     if values is origin:
         return origin
@@ -158,7 +158,7 @@ def unchanged(constant: gs.Constant) -> Weight | None:
 
 def _weight(constant: gs.Constant) -> Weight:
     """Return the values of ``constant`` as a weight, in its export type if it has one."""
-    values, wanted = constant._values, constant._export_dtype
+    values, wanted = constant._values, getattr(constant, "_export_dtype", None)
     if isinstance(values, Weight) and wanted is None:
         return values
     if type(values) is LazyValues and wanted is None:  # of graphsurgeon's own importer

@@ -13,7 +13,7 @@ _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 _FEW = 64  # a tensor of more fields is not one with raw data
 Field = tuple[int, int, int, int]
-"""Number, start of the tag, start of the content, end."""
+"""Number (0 if it has no length), start of the tag, start of the content, end."""
 
 
 class Malformed(ValueError):
@@ -87,14 +87,12 @@ def splice(model: bytes, sizes: Mapping[int, int]) -> Iterator[bytes | int]:
 
 
 def _raw_data(data: memoryview, start: int, end: int) -> Field | None:
-    """Return the only ``raw_data`` field of a tensor."""
+    """Return the ``raw_data`` field of a tensor, the last of several."""
     found = None
     for count, field in enumerate(_fields(data, start, end)):
         if count > _FEW:
             return None
         if field[0] == _RAW_DATA:
-            if found is not None:
-                return None
             found = field
     return found
 
@@ -107,18 +105,16 @@ def _fields(data: memoryview, start: int, end: int, model: bool = False) -> Iter
         key, position = _read(data, position, end)
         number, kind = key >> 3, key & 7
         content, position = _skip(data, kind, position, end)
-        depth = {3: 1, 4: -1}.get(kind, 0)
-        while depth > 0:
+        depth = int(kind == 3)
+        while depth:
             key, position = _read(data, position, end)
             _, position = _skip(data, key & 7, position, end)
             depth += {3: 1, 4: -1}.get(key & 7, 0)
-        if depth < 0:
-            raise Malformed("the end of a group that never began")
         if position > end:
             if model and number in _MODEL_FIELDS and data[0] == 8:  # field 1, the IR version, comes first
                 raise Truncated(position - end)
             raise Malformed("a field ends after its message")
-        yield number, tag, content, position
+        yield number if kind == 2 else 0, tag, content, position
 
 
 def _skip(data: memoryview, kind: int, position: int, end: int) -> tuple[int, int]:

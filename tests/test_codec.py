@@ -345,6 +345,33 @@ def test_a_new_shape_keeps_docs_denotations_and_the_dimensions_that_stay() -> No
     assert not codec.encode(graph).graph.value_info[0].type.tensor_type.HasField("shape")
 
 
+def test_attributes_are_python_values() -> None:
+    attrs = codec.load(build("attributes of every kind")).nodes[2].attrs
+
+    assert (attrs["int"], attrs["string"], attrs["bytes"]) == (-(2**63), "text", b"\xff\x00")
+    assert (attrs["ints"], attrs["strings"], attrs["bytes list"]) == ([1, 2], ["a", "", "ü"], ["a", b"\xff"])
+    assert attrs["tensor"].values.tolist() == [0, 1, 2]
+    assert [item.values.tolist() for item in attrs["tensors"]] == [[0, 1, 2], 1]
+    assert isinstance(attrs["type"], onnx.TypeProto)
+    assert isinstance(attrs["sparses"][1], onnx.SparseTensorProto)
+    assert [body.nodes[0].op for body in attrs["graphs"]] == ["Constant"] * 2
+    assert attrs["repeated"] == 2
+    reference = codec.load(build("functions with defaults references and calls")).functions[0].nodes[0].attrs
+    assert reference["value_float"] == gs.Node.AttributeRef("factor", float)
+
+
+def test_a_change_of_sign_or_type_is_a_change() -> None:
+    graph = codec.load(build("attributes of every kind"))
+    attrs = graph.nodes[2].attrs
+    attrs["negative zero"], attrs["ints"], attrs["graphs"] = 0.0, [1.0, 2.0], attrs["graphs"][:1]
+    after = {item.name: item for item in codec.encode(graph).graph.node[2].attribute}
+
+    assert str(after["negative zero"].f) == "0.0"
+    assert (after["ints"].type, list(after["ints"].floats)) == (onnx.AttributeProto.FLOATS, [1.0, 2.0])
+    assert not after["ints"].ints
+    assert len(after["graphs"].graphs) == 1
+
+
 def test_a_changed_node_keeps_its_docs_and_its_other_attributes() -> None:
     model = build("attributes of every kind")
     graph = codec.load(model)
