@@ -220,20 +220,21 @@ def _reader(scope: Graph, x: gs.Tensor, op: str, output: str = "") -> gs.Node | 
     return None
 
 
-def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> None:
+def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> FloatArray | None:
     """Keep a weight as int8 in blocks with a scale each, restored by Cast, Mul and Reshape when the model is loaded.
 
-    The table of a Gather stays int8 in memory too: only the rows that are read are restored.
+    The table of a Gather stays int8 in memory too: only the rows that are read are restored. Returns the restored
+    values of a weight that is small enough to be held.
     """
     tensor = node.inputs[slot]
     if not isinstance(tensor, gs.Constant) or np.dtype(tensor.dtype) != np.float32:
-        return  # another node that shares the weight has stored it already
+        return None  # another node that shares the weight has stored it already
     values = values_of(tensor)
     if not np.isfinite(values).all():
-        return
+        return None
     if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and len(tensor.outputs) == 1:
         _gathered(graph, scope, node, tensor, values)
-        return
+        return None
     blocks = (-1, _block(values.shape))
     flat = values.reshape(blocks)
     scales = scales_of(flat, (0,))
@@ -248,6 +249,9 @@ def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> None:
         shape = edit.constant(graph, f"{tensor.name}_shape", np.array(values.shape, np.int64))
         restored = edit.insert(graph, home, "Reshape", [restored, shape], f"{tensor.name}_restored", before=first)
     edit.redirect(tensor, restored)
+    if values.size > HELD:
+        return None
+    return np.asarray((np.asarray(q.values, np.float32) * scales).reshape(values.shape))
 
 
 def _block(shape: Sequence[int]) -> int:

@@ -18,6 +18,8 @@ __all__ = ["Layers", "weight_slots"]
 
 SMALL = 1024
 """Weights with fewer elements are left in float: nothing would be saved."""
+SPARED = 0.02
+"""The smallest weights, up to this share of all, are not stored in int8: much error is spared for a little size."""
 
 _SLOTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1), "Gather": (0,),
           "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}  # fmt: skip
@@ -100,9 +102,22 @@ class Layers:
             return "its weight is also an input, so the caller may override it"
         if np.dtype(tensor.dtype) != np.float32:
             return f"its weight is {np.dtype(tensor.dtype)}"
-        if prod(tensor.shape) < SMALL:
+        if prod(tensor.shape) < self._least:
             return f"its weight has only {prod(tensor.shape)} elements"
         return ""
+
+    @cached_property
+    def _least(self) -> int:
+        """How many elements a weight must have to be stored in int8."""
+        tensors = {id(n.inputs[s]): n.inputs[s] for n in self.view.nodes for s in weight_slots(n)}
+        sizes = sorted(prod(t.shape) for t in tensors.values())
+        budget, least = SPARED * sum(sizes), SMALL
+        for size in sizes:
+            budget -= size
+            if budget < 0:
+                break
+            least = max(least, size + 1)
+        return least
 
     def _is_layer(self, node: gs.Node) -> bool:
         value = self.view.value(node.inputs[1]) if len(node.inputs) > 1 else None
