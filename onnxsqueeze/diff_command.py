@@ -88,7 +88,7 @@ def words(change: Change) -> list[str]:
     found = [f"{each.name}: {_short(each.before)} → {_short(each.after)}" for each in change.attributes]
     found += [f"reads {after} instead of {before}" for before, after in change.inputs]
     if change.kind == "changed":
-        return found + [_weight(each) for each in change.weights]
+        return found + [_weight(each, told=True) for each in change.weights]
     matrices = [each for each in change.weights if len(each.shape[0] or each.shape[1] or ()) > 1]
     old = [_weight(each) for each in matrices if each.name[0] is not None]
     new = [_weight(each) for each in matrices if each.name[1] is not None]
@@ -224,17 +224,21 @@ def _ops(nodes: tuple[NodeRef, ...]) -> str:
     return " + ".join(parts if len(parts) <= FEW else [*parts[: FEW - 1], f"{len(nodes)} nodes in all"])
 
 
-def _weight(change: WeightChange) -> str:
-    """Return a weight in words: name, type and shape, and how far it moved."""
+def _weight(change: WeightChange, told: bool = False) -> str:
+    """Return a weight in words: name, type and shape, and how far it moved; ``told`` says if it came or went."""
     sides = [
         None if name is None else f"{dtype}[{', '.join(map(str, shape or ()))}]"
         for name, dtype, shape in zip(change.name, change.dtype, change.shape, strict=True)
     ]
-    name = change.name[0] if change.name[0] is not None else change.name[1]
+    name = change.name[0] or change.name[1] or "its constant"
     if sides[0] is None or sides[1] is None:
-        return f"{name} {sides[0] or sides[1]}"
+        gone = "no longer has" if sides[1] is None else "now has"
+        return f"{gone} {name} {sides[0] or sides[1]}" if told else f"{name} {sides[0] or sides[1]}"
     parts = [f"{sides[0]} → {sides[1]}" if sides[0] != sides[1] else sides[0]]
-    if change.relative is not None:
+    old, new = change.values
+    if old is not None and new is not None:
+        parts.append(f"{_short(old)} → {_short(new)}")
+    elif change.relative is not None:
         parts.append(f"moved by {100 * change.relative:.3g} %")
     if None not in change.sparsity and change.sparsity[0] != change.sparsity[1]:
         parts.append(f"zeros {100 * (change.sparsity[0] or 0):.3g} % → {100 * (change.sparsity[1] or 0):.3g} %")

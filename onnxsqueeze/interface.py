@@ -86,7 +86,7 @@ def totals(a: Graph, b: Graph) -> Totals:
     for graph in (a, b):
         names = {str(tensor.name) for tensor in graph.inputs}
         fits = feed is not None and names == set(feed)
-        counted = macs(graph, feed) if feed is not None and fits else None
+        counted = (macs(graph, feed) or None) if feed is not None and fits else None
         weight = cost(graph, file_size(graph), None)
         total = None if counted is None else sum(counted.values())
         costs.append(Cost(weight.bytes, weight.parameters, total, weight.nodes, weight.opset))

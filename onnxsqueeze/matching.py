@@ -10,7 +10,7 @@ from math import prod
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.graph import subgraphs
-from onnxsqueeze.signature import Signatures, constant_of
+from onnxsqueeze.signature import Signatures, constant_of, operands
 from onnxsqueeze.view import key_of
 
 __all__ = ["Match", "Side", "Wires", "match"]
@@ -47,7 +47,7 @@ class Side:
 
 
 def _reads(node: gs.Node) -> Iterator[tuple[int, gs.Tensor]]:
-    for slot, tensor in enumerate(node.inputs):
+    for slot, tensor in enumerate(operands(node)):
         if tensor.name:
             yield slot, tensor
     for body in subgraphs(node):
@@ -312,6 +312,6 @@ def _wire(found: Match) -> None:
                     wires.link(one, two, alias=alias)
             if alike is a.ops:
                 continue  # a changed operator may well read something else
-            for one, two in zip(a.nodes[i].inputs, b.nodes[j].inputs, strict=False):
+            for one, two in zip(operands(a.nodes[i]), operands(b.nodes[j]), strict=False):
                 if one.name and two.name and constant_of(one) is None and constant_of(two) is None:
                     wires.link(one, two)
