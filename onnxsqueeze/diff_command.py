@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxsqueeze.cli import console_on, number, numbers, seed
+from onnxsqueeze.cli import command_line, console_on, number, numbers, refuse_to_overwrite, seed, write_report
 from onnxsqueeze.wording import FEW, born, short, title, words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxsqueeze.diff import Change, GraphDiff
+    from onnxsqueeze.difference import Change, GraphDiff
     from onnxsqueeze.trace import Trace
 
 __all__ = ["command", "show"]
@@ -31,19 +32,37 @@ __all__ = ["command", "show"]
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+@click.option("--html", metavar="FILE", help="Also write the difference as a page for the browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Write nothing; the exit code tells.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, before: str, after: str, calib: str | None, as_json: bool, quiet: bool, **settings: Any
+    ctx: click.Context,
+    /,
+    before: str,
+    after: str,
+    calib: str | None,
+    as_json: bool,
+    html: str | None,
+    quiet: bool,
+    **settings: Any,
 ) -> None:
     """Say how two models differ, and where an error is born.
 
     Tells what was added, removed, replaced, changed and renamed from A to B, and with --calib the numbers. The exit
     code is 0 if the models are the same, 1 if they differ; the order of nodes does not count.
     """
-    from onnxsqueeze.diff import diff
+    if html is not None:
+        refuse_to_overwrite("--html", Path(html), {"the model": Path(before), "the other model": Path(after)})
 
-    found = diff(before, after, calib, **settings)
+    from onnxsqueeze.codec import load
+    from onnxsqueeze.difference import diff
+
+    graphs = load(before), load(after)
+    found = diff(*graphs, calib, **settings)
+    if html is not None:
+        from onnxsqueeze.html import diff_page
+
+        write_report(Path(html), diff_page(found, *graphs, command_line(ctx)))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     elif not quiet:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxsqueeze.diff import Change, GraphDiff
+from onnxsqueeze.difference import Change, GraphDiff, diff
 from onnxsqueeze.graph import Graph
 from onnxsqueeze.picture import attributes_of, pictures
 from onnxsqueeze.render import amount, change, db, milliseconds
@@ -30,10 +30,14 @@ BARS = 20
 """Bars of one ranking."""
 
 
-def report_page(report: Report, original: Graph, result: Graph, found: GraphDiff, command: str) -> str:
-    """Return the page of a run of ``squeeze``; ``found`` is the difference of the graphs, ``command`` repeats it."""
+def report_page(report: Report, original: Graph, result: Graph | None, command: str) -> str:
+    """Return the page of a run of ``squeeze``; ``command`` repeats it. Without a result there is no picture."""
     sites = {site.key: (step.spec, site) for step in report.steps for site in step.done}
-    errors = [(site.key, site.error, f"{site.action}") for _, site in sites.values() if site.error]
+    errors = [(site.key, site.error, site.action) for _, site in sites.values() if site.error]
+    found = None if result is None else diff(original, result)
+    graphs = ""
+    if result is not None and found is not None and found.changes:
+        graphs = _graphs(original, result, found, {key: _site(*site) for key, site in sites.items()})
     return _page(
         "report.html.j2",
         title=Path(report.model).name,
@@ -43,9 +47,9 @@ def report_page(report: Report, original: Graph, result: Graph, found: GraphDiff
         outputs=report.deviations,
         steps=report.steps,
         by_error=_bars(errors, lambda value: f"{_decibels(value)} dB"),
-        by_gain=_bars(_gains(found.changes), lambda value: amount(value, "B")),
+        by_gain=_bars(_gains(() if found is None else found.changes), lambda value: amount(value, "B")),
         figures=[each for key, (_, site) in sites.items() for each in _figures(key, site.detail)],
-        graphs=_graphs(original, result, found, {key: _site(*site) for key, site in sites.items()}),
+        graphs=graphs,
         command=command,
     )
 
@@ -59,7 +63,7 @@ def diff_page(found: GraphDiff, a: Graph, b: Graph, command: str) -> str:
         verdict=found.verdict,
         found=found,
         costs=_costs(found.totals.before, found.totals.after, None, None),
-        changes=[{"kind": each.kind, "title": title(each), "words": words(each), "change": each} for each in found.changes],
+        changes=[{"kind": c.kind, "title": title(c), "words": words(c), "change": c} for c in found.changes],
         born=None if numbers is None else born(numbers),
         outputs=() if numbers is None else numbers.outputs,
         profile=None if numbers is None else _profile(numbers.along, numbers.born),
@@ -188,23 +192,29 @@ def _site(spec: str, site: Any) -> dict[str, object]:
 def _figures(key: str, detail: Mapping[str, object]) -> list[dict[str, object]]:
     """Return the histogram (``low``, ``high``, ``counts``, maybe with ``range``) and curve (``x``, ``y``) of a site."""
     found: list[dict[str, object]] = []
-    histogram, chosen = detail.get("histogram"), detail.get("range")
-    if isinstance(histogram, Mapping) and histogram.get("counts"):
-        counts = [float(c) for c in histogram["counts"]]
-        low, high = float(histogram["low"]), float(histogram["high"])
-        top = max(counts) or 1.0
-        width = 100 / len(counts)
-        bars = [(i * width, width, 60 * math.sqrt(c / top)) for i, c in enumerate(counts)]
-        marks = []
-        if isinstance(chosen, (list, tuple)) and len(chosen) == 2 and high > low:
-            marks = [100 * (min(max(float(c), low), high) - low) / (high - low) for c in chosen]
-        found.append({"name": key, "kind": "histogram", "bars": bars, "marks": marks, "low": f"{low:.3g}", "high": f"{high:.3g}",
-                      "chosen": "" if not marks else " … ".join(f"{float(c):.3g}" for c in chosen)})  # type: ignore[union-attr]  # fmt: skip
-    curve = detail.get("curve")
-    if isinstance(curve, Mapping) and curve.get("x"):
-        found.append({"name": key, "kind": "curve", "line": _line(curve["x"], curve["y"]),
-                      "low": f"{min(curve['x']):.3g}", "high": f"{max(curve['x']):.3g}"})  # fmt: skip
+    histogram, curve = detail.get("histogram"), detail.get("curve")
+    if isinstance(histogram, Mapping) and len(histogram.get("counts", ())):
+        found.append({"name": key, "kind": "histogram", **_histogram(histogram, detail.get("range"))})
+    if isinstance(curve, Mapping) and len(curve.get("x", ())):
+        xs, ys = ([float(value) for value in curve[axis]] for axis in ("x", "y"))
+        ends = {"low": f"{min(xs):.3g}", "high": f"{max(xs):.3g}"}
+        found.append({"name": key, "kind": "curve", "chosen": "", "line": _line(xs, ys), **ends})
     return found
+
+
+def _histogram(histogram: Mapping[str, Any], chosen: object) -> dict[str, object]:
+    """Return bars (x, width, height) in a field of 100 x 60, as high as the roots of the counts, and range marks."""
+    counts = [float(count) for count in histogram["counts"]]
+    low, high = float(histogram["low"]), float(histogram["high"])
+    width, top = 100 / len(counts), max(counts) or 1.0
+    limits = [float(limit) for limit in chosen] if isinstance(chosen, (list, tuple)) and high > low else []
+    return {
+        "bars": [(i * width, width, 60 * math.sqrt(count / top)) for i, count in enumerate(counts)],
+        "marks": [100 * (min(max(limit, low), high) - low) / (high - low) for limit in limits],
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "chosen": " … ".join(f"{limit:.3g}" for limit in limits),
+    }
 
 
 def _line(xs: Iterable[float], ys: Iterable[float]) -> str:

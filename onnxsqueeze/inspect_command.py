@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from onnxsqueeze.cli import console_on
+from onnxsqueeze.cli import command_line, console_on, refuse_to_overwrite, write_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,14 +30,25 @@ ROWS = 40
 @click.option("--calib", metavar="PATH", help="Feeds to run it on: a folder or file.  [default: random]")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write one line of CSV for each layer.")
-def command(model: str, profile: bool, calib: str | None, as_json: bool, as_csv: bool) -> None:
+@click.option("--html", metavar="FILE", help="Also write a page for the browser.")
+@click.pass_context
+def command(
+    ctx: click.Context, /, model: str, profile: bool, calib: str | None, as_json: bool, as_csv: bool, html: str | None
+) -> None:
     """Say what every layer costs and what the model needs.
 
     Layers are sorted by measured time, else by MACs, then by bytes; their weights are described below them.
     """
+    if html is not None:
+        refuse_to_overwrite("--html", Path(html), {"the model": Path(model)})
+
     from onnxsqueeze.inspect_model import inspect_model
 
     found = inspect_model(model, profile=profile, calibration=calib)
+    if html is not None:
+        from onnxsqueeze.html import inspection_page
+
+        write_report(Path(html), inspection_page(found, command_line(ctx)))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     elif as_csv:

@@ -29,6 +29,14 @@ __all__ = ["Inspection", "Layer", "Requirement", "WeightStatistics", "inspect_mo
 RANK_LIMIT = 4096
 """The effective rank of a matrix whose smaller side is longer is not computed: it would take minutes."""
 LABEL = "onnxsqueeze#"
+QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "ConvInteger",
+    "MatMulNBits",
+)
 RUNTIMES = {25: "1.24", 24: "1.24", 23: "1.22", 22: "1.20", 21: "1.18", 20: "1.17", 19: "1.15", 18: "1.14", 17: "1.12",
             16: "1.11", 15: "1.9", 14: "1.8", 13: "1.7", 12: "1.3"}  # fmt: skip
 """The first ONNX Runtime that knows a version of the standard operators."""
@@ -238,9 +246,8 @@ def _statistics(node: gs.Node) -> WeightStatistics | None:
         if constant is None or len(constant.shape) < 2 or np.dtype(constant.dtype).kind in "OVSU?":
             continue
         stored = peek(constant)
-        if scale is None and stored.dtype.kind not in "f" and stored.dtype.name != "bfloat16":
-            if node.op in ("Gather", "Reshape", "Slice", "Pad", "Expand") or stored.dtype.itemsize > 1:
-                continue  # indices and shapes
+        if scale is None and stored.dtype.kind in "iu" and stored.dtype.itemsize > 1:
+            continue  # indices and shapes
         values = _dequantized(stored, scale, zero, axis)
         matrix = _as_matrix(node, values)
         return WeightStatistics(
@@ -345,12 +352,7 @@ def _how_quantized(node: gs.Node) -> str:
 
 def _quantization(graph: Graph) -> Iterable[str]:
     nodes = View(graph).nodes
-    counts = Counter(
-        node.op
-        for node in nodes
-        if node.op in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
-        or node.op.startswith("QLinear")
-    )  # fmt: skip
+    counts = Counter(node.op for node in nodes if node.op in QUANTIZED or node.op.startswith("QLinear"))
     yield from (f"{count} {op}" for op, count in sorted(counts.items()))
     constants = {id(c): c for node in nodes for t in node.inputs if (c := constant_of(t)) is not None}
     types: Counter[str] = Counter()

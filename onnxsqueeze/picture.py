@@ -16,7 +16,7 @@ from onnxsqueeze.view import key_of
 from onnxsqueeze.wording import summary
 
 if TYPE_CHECKING:
-    from onnxsqueeze.diff import GraphDiff
+    from onnxsqueeze.difference import GraphDiff
 
 __all__ = ["Box", "Picture", "attributes_of", "pictures"]
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
 from onnxsqueeze import cli, codec, squeeze
-from onnxsqueeze.diff import GraphDiff, diff
+from onnxsqueeze.difference import GraphDiff, diff
 from onnxsqueeze.errors import FeedError, ModelError
 from onnxsqueeze.view import View, key_of
 

@@ -161,7 +161,7 @@
     if (view.scale >= 0.55) return;
     const marked = view.boxes.filter((each) => each.status !== "same");
     const box = (marked.length ? marked : view.boxes).reduce((one, two) => (two.at.y < one.at.y ? two : one));
-    if (box) { centre(view, box.at, 0.8); view.y = Math.min(view.y, view.svg.getBoundingClientRect().height / 3 - 0.8 * box.at.y); place(view); }
+    if (box) { centre(view, box.at, 0.8); view.y = 70 - 0.8 * box.at.y; place(view); }
   }
   function zoom(view, factor, x, y) {
     const scale = Math.min(4, Math.max(0.02, view.scale * factor));

@@ -49,7 +49,8 @@ class AttributeChange:
 class WeightChange:
     """A constant that a changed node reads; the fields are (before, after), None on the side that has none.
 
-    ``values`` are those of up to eight elements, as text, and ``relative`` is ``‖after − before‖ / ‖before‖`` where both have the same shape; sparsity is the share of zeros.
+    ``values`` are those of up to eight elements, as text. ``relative`` is ``‖after − before‖ / ‖before‖`` where both
+    have the same shape; sparsity is the share of zeros.
     """
 
     name: tuple[str | None, str | None]
