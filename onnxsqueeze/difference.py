@@ -158,7 +158,7 @@ def diff(
         one, two = (model if isinstance(model, gs.Graph) else codec.load(model) for model in (a, b))
         comparison = _Comparison(one, two)
         main = comparison.run()
-        weights = totals(one, two)
+        weights = totals(one, two, [_size(model, graph) for model, graph in ((a, one), (b, two))])
     finally:
         if collecting:
             gc.enable()
@@ -175,6 +175,13 @@ def diff(
         pairs={main.a.keys[i]: main.b.keys[j] for i, j in main.pairs.items()},
         numbers=numbers,
     )
+
+
+def _size(model: object, graph: Graph) -> int | None:
+    """Return the size of the files of a model that was just loaded from them."""
+    if not isinstance(model, (str, os.PathLike)) or graph.file is None:
+        return None
+    return sum(path.stat().st_size for path in (graph.file.path, *graph.file.others))
 
 
 def _title(model: object) -> str:
