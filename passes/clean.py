@@ -175,7 +175,8 @@ def _into_linear(view: View, node: gs.Node) -> Site | Skip | None:
             return None
     if len(linear.inputs[1].outputs) > 1 and np.any(scaling.factor != 1):
         return Skip(key_of(node), "the weight before it is shared with another layer")
-    return Site(key_of(node), f"{node.op} folded into {linear.op}", work=scaling)
+    detail: dict[str, object] = {"into": key_of(linear)}
+    return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=scaling)
 
 
 def _is_linear(node: gs.Node | None) -> bool:
