@@ -52,7 +52,9 @@ class Layers:
         self.static = [n for n in layers if not view.in_body(n) and not self._on_tokens(n) and self._bias_is_known(n)]
         chosen = {id(n) for n in self.static}
         self.dynamic = [
-            n for n in layers if id(n) not in chosen and n.op != "Conv" and np.size(view.value(n.inputs[1])) >= SMALL
+            n
+            for n in layers
+            if id(n) not in chosen and n.op != "Conv" and np.asarray(view.value(n.inputs[1])).size >= SMALL
         ]
         self._wanted = wanted
 

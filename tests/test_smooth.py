@@ -65,7 +65,7 @@ def test_smoothing_never_predicts_more_error_than_none(seed: int, monkeypatch: p
 def test_even_channels_are_left_alone_since_a_further_node_would_not_pay() -> None:
     rng = np.random.default_rng(0)
 
-    x, w = rng.uniform(-1, 1, size=(200, 64)), rng.uniform(-1, 1, size=(64, 96))
+    x, w = rng.uniform(-1, 1, size=(200, 64)), rng.uniform(-1, 1, size=(64, 96)).astype(np.float32)
 
     assert smoothing(channel_moments(x), [w]).scale is None
 
@@ -85,8 +85,8 @@ def test_the_scales_cancel_out_in_the_rewritten_layer() -> None:
     x, w = outliers()
     scale = smoothing(channel_moments(x), [w]).scale
     assert scale is not None
-    proto = model([helper.make_node("MatMul", ["x", "w"], ["y"])], [constant("w", w)], {"x": [200, 64]}, {"y": [200, 96]})
-    graph = codec.load(proto)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = codec.load(model(nodes, [constant("w", w)], {"x": [200, 64]}, {"y": [200, 96]}))
     qdq.dynamic(graph, graph, graph.nodes[0], scale)
     edit.tidy(graph)
     constants = {t.name: np.asarray(t.values) for n in graph.nodes for t in n.inputs if hasattr(t, "values")}
