@@ -140,7 +140,7 @@ def chains(draw: st.DrawFn) -> onnx.ModelProto:
     return chain.proto([*extra, *(n.output[0] for n in chain.nodes if n.output[0] not in read)])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(chains())
 def test_a_random_chain_keeps_its_answers(proto: onnx.ModelProto) -> None:
     result = canonical(proto)
