@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnxsqueeze.codec import load, save
     from onnxsqueeze.contract import Pass, Site, Skip
+    from onnxsqueeze.difference import GraphDiff, diff
     from onnxsqueeze.errors import (
         FeedError,
         ModelError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         UnknownPassError,
         UsageError,
     )
+    from onnxsqueeze.inspect_model import Inspection, inspect_model
     from onnxsqueeze.passes.clean import Clean
     from onnxsqueeze.passes.int8 import Int8
     from onnxsqueeze.passes.lowrank import LowRank
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Clean",
     "FeedError",
+    "GraphDiff",
+    "Inspection",
     "Int8",
     "LowRank",
     "ModelError",
@@ -51,6 +55,8 @@ __all__ = [
     "UnknownPassError",
     "UsageError",
     "__version__",
+    "diff",
+    "inspect_model",
     "load",
     "save",
     "squeeze",
@@ -58,6 +64,8 @@ __all__ = [
 
 _HOMES = {
     "Clean": "passes.clean",
+    "GraphDiff": "difference",
+    "Inspection": "inspect_model",
     "Int8": "passes.int8",
     "LowRank": "passes.lowrank",
     "Pass": "contract",
@@ -65,6 +73,8 @@ _HOMES = {
     "Result": "pipeline",
     "Site": "contract",
     "Skip": "contract",
+    "diff": "difference",
+    "inspect_model": "inspect_model",
     "load": "codec",
     "save": "codec",
     "squeeze": "pipeline",

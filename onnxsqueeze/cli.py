@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,16 +22,20 @@ from onnxsqueeze.errors import PassError, SpecError, SqueezeError, ToleranceErro
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console_on", "main", "number", "numbers", "refuse_to_overwrite", "seed", "write_report"]
+    from onnxsqueeze.pipeline import Result
+
+__all__ = ["command_line", "console_on", "main", "number", "numbers", "refuse_to_overwrite", "seed", "write_report"]
 
 COMMANDS = {
     "diff": ("onnxsqueeze.diff_command:command", "Say how two models differ, and where an error is born."),
+    "inspect": ("onnxsqueeze.inspect_command:command", "Say what every layer costs and what the model needs."),
     "passes": ("onnxsqueeze.cli:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""
 
 EXAMPLE = "onnxsqueeze model.onnx -p lowrank,int8"
 DEBUG = "ONNXSQUEEZE_DEBUG"
+GIVEN = "onnxsqueeze.given"
 
 
 class CommandLine(click.Command):
@@ -40,11 +45,16 @@ class CommandLine(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         with _failures():
+            given = list(args)
             if not args or args[0] not in COMMANDS:
-                return super().make_context(info_name, args or ["--help"], parent, **extra)
+                context = super().make_context(info_name, args or ["--help"], parent, **extra)
+                context.meta[GIVEN] = given
+                return context
             module, _, attribute = COMMANDS[args[0]][0].partition(":")
             command: click.Command = getattr(import_module(module), attribute)
-            return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+            context = command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+            context.meta[GIVEN] = given
+            return context
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
@@ -107,6 +117,7 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--calib", metavar="PATH", help="Calibration data: a folder or file of .npz, .npy or images; or random.")
 @click.option("-o", "--output", metavar="FILE", help="The squeezed model.  [default: MODEL.squeezed.onnx]")
 @click.option("--report", metavar="FILE", help="Also write the report, as JSON.")
+@click.option("--html", metavar="FILE", help="Also write the report, as a page for the browser.")
 @click.option("--min-sqnr", type=number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
 @click.option("--validate", type=click.Choice(["full", "none"]), default="full", help="none: neither compare nor time.")
@@ -125,6 +136,7 @@ def main(
     calib: str | None,
     output: str | None,
     report: str | None,
+    html: str | None,
     dry_run: bool,
     **settings: Any,
 ) -> None:
@@ -136,15 +148,20 @@ def main(
     refuse_to_overwrite("--output", target, {"the model": source})
     if report is not None:
         refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
+    if html is not None:
+        others = {"the model": source, "the squeezed model": target}
+        refuse_to_overwrite("--html", Path(html), others | ({"the report": Path(report)} if report else {}))
 
     from onnxsqueeze import render
     from onnxsqueeze.pipeline import squeeze
 
     settings |= {"output": None if dry_run else target, "dry_run": dry_run}
     failure: ToleranceError | None = None
+    result: Result | None = None
     with render.progress(console_on(sys.stderr)) as progress:
         try:
-            run = squeeze(source, pipeline, calib, progress=progress, **settings).report
+            result = squeeze(source, pipeline, calib, progress=progress, **settings)
+            run = result.report
         except ToleranceError as error:
             if error.report is None:
                 raise
@@ -153,6 +170,12 @@ def main(
         ctx.obj = f"{target} was written"
     if report is not None:
         write_report(Path(report), run.to_json())
+    if html is not None:
+        from onnxsqueeze.codec import load
+        from onnxsqueeze.html import report_page
+
+        page = report_page(run, load(source), None if result is None else result.graph, command_line(ctx))
+        write_report(Path(html), page)
     render.show(run, console_on(sys.stdout))
     if failure is not None:
         raise failure
@@ -173,6 +196,11 @@ def passes(as_json: bool) -> None:
         from onnxsqueeze import render
 
         render.show_passes(console_on(sys.stdout))
+
+
+def command_line(ctx: click.Context) -> str:
+    """Return what the user typed, so that it can be typed again."""
+    return shlex.join(["onnxsqueeze", *ctx.meta[GIVEN]])
 
 
 def console_on(stream: TextIO) -> Console:

@@ -53,8 +53,8 @@ class _Decoder:
             import_domains=[shell(entry) for entry in model.opset_import],
             producer_name=model.producer_name,
             producer_version=model.producer_version,
-            ir_version=model.ir_version,
         )
+        graph.ir_version = model.ir_version
         graph.model = shell(model, "graph", "functions")
         graph.folder = None if self.folder is None else self.folder.path
         for function in model.functions:
@@ -73,8 +73,8 @@ class _Decoder:
             doc_string=proto.doc_string,
             opset=opset_of(proto.opset_import) if proto.opset_import else outer.opset,
             import_domains=[shell(entry) for entry in proto.opset_import],
-            ir_version=outer.ir_version,
         )
+        function.ir_version = outer.ir_version
         function._functions = outer._functions
         function.overload = _name(proto.overload)
         function.metadata = entries(proto.metadata_props)
@@ -167,7 +167,8 @@ class _Decoder:
         return [self.subgraph(item, graph, scope) for item in value]
 
     def subgraph(self, proto: onnx.GraphProto, outer: Graph, scope: Scope) -> Graph:
-        graph = Graph(opset=outer.opset, import_domains=outer.import_domains, ir_version=outer.ir_version)
+        graph = Graph(opset=outer.opset, import_domains=outer.import_domains)
+        graph.ir_version = outer.ir_version
         graph._functions = outer._functions
         self.graph(graph, proto, scope.new_child(), {})
         return graph

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxsqueeze.cli import console_on, number, numbers, seed
+from onnxsqueeze.cli import command_line, console_on, number, numbers, refuse_to_overwrite, seed, write_report
+from onnxsqueeze.wording import FEW, born, short, title, words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxsqueeze.diff import Change, GraphDiff, NodeRef, WeightChange
+    from onnxsqueeze.difference import Change, GraphDiff
     from onnxsqueeze.trace import Trace
 
-__all__ = ["command", "show", "title", "words"]
-
-FEW = 6
-"""Rows of one kind before the rest is only counted."""
+__all__ = ["command", "show"]
 
 
 @click.command(name="diff", context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,19 +32,37 @@ FEW = 6
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+@click.option("--html", metavar="FILE", help="Also write the difference as a page for the browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Write nothing; the exit code tells.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, before: str, after: str, calib: str | None, as_json: bool, quiet: bool, **settings: Any
+    ctx: click.Context,
+    /,
+    before: str,
+    after: str,
+    calib: str | None,
+    as_json: bool,
+    html: str | None,
+    quiet: bool,
+    **settings: Any,
 ) -> None:
     """Say how two models differ, and where an error is born.
 
     Tells what was added, removed, replaced, changed and renamed from A to B, and with --calib the numbers. The exit
     code is 0 if the models are the same, 1 if they differ; the order of nodes does not count.
     """
-    from onnxsqueeze.diff import diff
+    if html is not None:
+        refuse_to_overwrite("--html", Path(html), {"the model": Path(before), "the other model": Path(after)})
 
-    found = diff(before, after, calib, **settings)
+    from onnxsqueeze.codec import load
+    from onnxsqueeze.difference import diff
+
+    graphs = load(before), load(after)
+    found = diff(*graphs, calib, **settings)
+    if html is not None:
+        from onnxsqueeze.html import diff_page
+
+        write_report(Path(html), diff_page(found, *graphs, command_line(ctx)))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     elif not quiet:
@@ -65,34 +81,13 @@ def show(found: GraphDiff, console: Console) -> None:
         console.print()
         for field in found.interface:
             what = f"{field.what} {field.name}".strip()
-            line(console, f"{what}: {_short(field.before)} → {_short(field.after)}", indent=2)
+            line(console, f"{what}: {short(field.before)} → {short(field.after)}", indent=2)
     _changes(found.changes, console)
     _renames(found, console)
     if found.changes:
         _totals(found, console)
     if found.numbers is not None:
         _numbers(found.numbers, console)
-
-
-def title(change: Change) -> str:
-    """Return the operators before and after: ``Conv + BatchNormalization → Conv``."""
-    before, after = _ops(change.before), _ops(change.after)
-    if change.kind == "changed":
-        return before
-    return f"{before} → {after}" if before and after else before or after
-
-
-def words(change: Change) -> list[str]:
-    """Return the details of a change in words, one line for each attribute, input and weight; of a replaced
-    one only the weights with two axes and more."""
-    found = [f"{each.name}: {_short(each.before)} → {_short(each.after)}" for each in change.attributes]
-    found += [f"reads {after} instead of {before}" for before, after in change.inputs]
-    if change.kind == "changed":
-        return found + [_weight(each) for each in change.weights]
-    matrices = [each for each in change.weights if len(each.shape[0] or each.shape[1] or ()) > 1]
-    old = [_weight(each) for each in matrices if each.name[0] is not None]
-    new = [_weight(each) for each in matrices if each.name[1] is not None]
-    return found + ([f"{', '.join(old) or '·'} → {', '.join(new) or '·'}"] if old or new else [])
 
 
 def _changes(changes: tuple[Change, ...], console: Console) -> None:
@@ -194,54 +189,3 @@ def _numbers(numbers: Trace, console: Console) -> None:
         name = Text(printable(fall.tensor), overflow="ellipsis", no_wrap=True)
         table.add_row(name, fall.op, db(fall.inputs_db), db(fall.sqnr_db))
     console.print(table)
-
-
-def born(numbers: Trace) -> str:
-    """Return in one sentence where the error is born."""
-    from onnxsqueeze.render import db
-
-    fall = numbers.born
-    if fall is None:
-        lowest = min((each.sqnr_db for each in numbers.along), default=math.inf)
-        worst = "all are exact" if lowest == math.inf else f"the lowest is {db(lowest)} dB"
-        return f"Of {len(numbers.along)} common tensors none is under {numbers.threshold:g} dB: {worst}."
-    source = "exact" if fall.inputs_db == math.inf else f"at {db(fall.inputs_db)} dB"
-    return (
-        f"The error is born at {fall.op} '{fall.tensor}': what it reads is {source}, what it makes at "
-        f"{db(fall.sqnr_db)} dB."
-    )
-
-
-def _ops(nodes: tuple[NodeRef, ...]) -> str:
-    """Join operators in order, and the same ones in a row as a count."""
-    runs: list[list[Any]] = []
-    for node in nodes:
-        if runs and runs[-1][0] == node.op:
-            runs[-1][1] += 1
-        else:
-            runs.append([node.op, 1])
-    parts = [op if count == 1 else f"{count} {op}" for op, count in runs]
-    return " + ".join(parts if len(parts) <= FEW else [*parts[: FEW - 1], f"{len(nodes)} nodes in all"])
-
-
-def _weight(change: WeightChange) -> str:
-    """Return a weight in words: name, type and shape, and how far it moved."""
-    sides = [
-        None if name is None else f"{dtype}[{', '.join(map(str, shape or ()))}]"
-        for name, dtype, shape in zip(change.name, change.dtype, change.shape, strict=True)
-    ]
-    name = change.name[0] if change.name[0] is not None else change.name[1]
-    if sides[0] is None or sides[1] is None:
-        return f"{name} {sides[0] or sides[1]}"
-    parts = [f"{sides[0]} → {sides[1]}" if sides[0] != sides[1] else sides[0]]
-    if change.relative is not None:
-        parts.append(f"moved by {100 * change.relative:.3g} %")
-    if None not in change.sparsity and change.sparsity[0] != change.sparsity[1]:
-        parts.append(f"zeros {100 * (change.sparsity[0] or 0):.3g} % → {100 * (change.sparsity[1] or 0):.3g} %")
-    return f"{name} {', '.join(parts)}"
-
-
-def _short(text: str | None) -> str:
-    if text is None:
-        return "·"
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -67,7 +67,7 @@ class _Encoder:
         model = onnx.ModelProto() if source is None else shell(source)
         put(model, "producer_name", graph.producer_name or "")
         put(model, "producer_version", graph.producer_version or "")
-        if graph.ir_version:
+        if getattr(graph, "ir_version", None):  # the oldest graphsurgeon has none
             put(model, "ir_version", graph.ir_version)
         elif not model.ir_version and source is None:
             imports = [onnx.helper.make_opsetid("", graph.opset), *(graph.import_domains or ())]

@@ -84,6 +84,7 @@ class Graph(gs.Graph):  # type: ignore[misc]
     override (IR version 4 and later) it carries ``overridable = True``.
     """
 
+    ir_version: int | None = None
     proto: onnx.GraphProto | onnx.FunctionProto | None = None
     """The source without nodes, tensors and types; what else is in here can be edited and is exported."""
     model: onnx.ModelProto | None = None

@@ -28,8 +28,8 @@ def impacts(
     """Return, per layer, the relative squared error ‖Δy‖²/‖y‖² of the worst output for each of its rewrites alone.
 
     ``rewrites`` maps the name of a layer's output to functions that rewrite the node making a given tensor. Each
-    works on a copy of the layer, whose result is mixed in by a switch that is an input of the model:
-    ``y + s·(y' − y)``. So one session serves all layers. Layers inside bodies are left out.
+    works on a copy of the layer, whose result takes the place of the layer's own where a switch says so that is an
+    input of the model. So one session serves all layers. Layers inside bodies are left out.
     """
     graph = edit.duplicate(original)
     names = {t.name for t in original.outputs}
@@ -43,14 +43,14 @@ def impacts(
     edit.tidy(graph)
     session = Session(codec.encode(graph), graph.folder)
     wanted = [t.name for t in original.outputs]
-    off = {name: np.array(0, np.float32) for name in switches.values()}
+    off = {name: np.array(False) for name in switches.values()}
     small = [_smaller(session, feed, off, wanted) for feed in feeds]
     expected = [session.run({**feed, **off}, wanted) for feed in small]
     found: dict[str, list[float]] = {key: [] for key in rewrites}
     for step, ((key, _), switch) in enumerate(switches.items()):
         if progress:
             progress("measuring layers", step, len(switches))
-        on = {**off, switch: np.array(1, np.float32)}
+        on = {**off, switch: np.array(True)}
         answers = [session.run({**feed, **on}, wanted) for feed in small]
         worst = min((d.sqnr_db for d in compare(expected, answers)), default=float("inf"))
         found[key].append(10 ** (-worst / 10) if worst > -300 else float("inf"))
@@ -58,22 +58,20 @@ def impacts(
 
 
 def _switch(graph: Graph, node: gs.Node, rewrite: Callable[[Graph, str], None], hint: str, is_output: bool) -> str:
-    """Copy the node, rewrite the copy, and mix its result in where the switch says so; return the switch's name."""
+    """Copy the node, rewrite the copy, and take its result where the switch says so; return the switch's name."""
     y = node.outputs[0]
     copy = edit.variable(graph, f"{hint}_copy")
     edit.insert(graph, graph, node.op, list(node.inputs), [copy], dict(node.attrs), after=node)
-    switch = gs.Variable(edit.mint(graph, hint), np.float32, ())
+    switch = gs.Variable(edit.mint(graph, hint), np.bool_, ())
     graph.inputs.append(switch)
     readers = [r for r in y.outputs if r.outputs[0] is not copy]
-    mixed: list[gs.Tensor] | str = f"{hint}_mixed"
+    chosen: list[gs.Tensor] | str = f"{hint}_chosen"
     if is_output:
         raw = edit.variable(graph, f"{hint}_raw")
         node.outputs[0] = raw
         edit.redirect(y, raw)
-        mixed, y, readers = [y], raw, []
-    difference = edit.insert(graph, graph, "Sub", [copy, y], f"{hint}_difference")
-    scaled = edit.insert(graph, graph, "Mul", [difference, switch], f"{hint}_scaled")
-    result = edit.insert(graph, graph, "Add", [y, scaled], mixed)
+        chosen, y, readers = [y], raw, []
+    result = edit.insert(graph, graph, "Where", [switch, copy, y], chosen)
     edit.redirect(y, result, only=readers)
     rewrite(graph, copy.name)
     return str(switch.name)

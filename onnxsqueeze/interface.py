@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -78,16 +78,19 @@ def interface(a: Graph, b: Graph) -> tuple[FieldChange, ...]:
     return tuple(found)
 
 
-def totals(a: Graph, b: Graph) -> Totals:
-    """Return what both models weigh; MACs are those of one sample of made-up size where the model leaves it open."""
+def totals(a: Graph, b: Graph, sizes: Sequence[int | None] = (None, None)) -> Totals:
+    """Return what both models weigh; MACs are those of one sample of made-up size where the model leaves it open.
+
+    ``sizes`` are those of the files, where they are known.
+    """
     feed = sample(a)
     sums: list[dict[str, list[int | None]]] = []
     costs = []
-    for graph in (a, b):
+    for graph, size in zip((a, b), sizes, strict=True):
         names = {str(tensor.name) for tensor in graph.inputs}
         fits = feed is not None and names == set(feed)
-        counted = macs(graph, feed) if feed is not None and fits else None
-        weight = cost(graph, file_size(graph), None)
+        counted = (macs(graph, feed) or None) if feed is not None and fits else None
+        weight = cost(graph, file_size(graph) if size is None else size, None)
         total = None if counted is None else sum(counted.values())
         costs.append(Cost(weight.bytes, weight.parameters, total, weight.nodes, weight.opset))
         sums.append(_by_op(graph, counted))

@@ -10,7 +10,7 @@ from math import prod
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.graph import subgraphs
-from onnxsqueeze.signature import Signatures, constant_of
+from onnxsqueeze.signature import Signatures, constant_of, operands
 from onnxsqueeze.view import key_of
 
 __all__ = ["Match", "Side", "Wires", "match"]
@@ -47,7 +47,7 @@ class Side:
 
 
 def _reads(node: gs.Node) -> Iterator[tuple[int, gs.Tensor]]:
-    for slot, tensor in enumerate(node.inputs):
+    for slot, tensor in enumerate(operands(node)):
         if tensor.name:
             yield slot, tensor
     for body in subgraphs(node):
@@ -116,27 +116,31 @@ def match(a: Side, b: Side, wires: Wires) -> Match:
     ids: dict[Hashable, int] = {}
     does_a, does_b = _forward(a, wires.a, ids), _forward(b, wires.b, ids)
     use_a, use_b = _backward(a, ids), _backward(b, ids)
-    near_a, near_b = _neighbourhoods(a, ids), _neighbourhoods(b, ids)
-    both_a, both_b = list(zip(does_a, use_a, strict=True)), list(zip(does_b, use_b, strict=True))
-    _groups(found, both_a, both_b)
+    _groups(found, list(zip(does_a, use_a, strict=True)), list(zip(does_b, use_b, strict=True)))
     found.named = _names_hold(found, (does_a, does_b), (use_a, use_b))
-    contents = [(a.own, b.own), (does_a, does_b), (use_a, use_b), (near_a, near_b)]
+    if len(found.pairs) < len(a.nodes) or len(found.partners) < len(b.nodes):
+        near = _neighbourhoods(a, ids), _neighbourhoods(b, ids)
+        _pair_rest(found, (does_a, does_b), (use_a, use_b), near)
+    _wire(found)
+    return found
+
+
+def _pair_rest(found: Match, *anchors: tuple[list[int], list[int]]) -> None:
+    """Pair what is not the same in every respect: by names where they hold, by unique numbers, by neighbours."""
+    a, b = found.a, found.b
     if found.named:
-        for one, two in contents:
+        for one, two in ((a.own, b.own), *anchors):
             _same_names(found, lambda i, j, one=one, two=two: one[i] == two[j])  # type: ignore[misc]
-    for one, two in (contents[1], contents[2], contents[3]):
+    for one, two in anchors:
         _unique(found, one, two)
-    _unique(
-        found, *([each if weighty else None for each, weighty in zip(s.own, _weighty(s), strict=True)] for s in (a, b))
-    )
+    heavy = [[own if weighs else None for own, weighs in zip(s.own, _weighty(s), strict=True)] for s in (a, b)]
+    _unique(found, *heavy)
     if found.named:
         _same_names(found, lambda i, j: a.ops[i] == b.ops[j])
     for one, two in ((a.own, b.own), (a.loose, b.loose), (a.ops, b.ops)):
         _propagate(found, one, two)
     _unique(found, a.loose, b.loose)
     _propagate(found, a.ops, b.ops)
-    _wire(found)
-    return found
 
 
 def _forward(side: Side, wire: Callable[[gs.Tensor], int | None], ids: dict[Hashable, int]) -> list[int]:
@@ -312,6 +316,6 @@ def _wire(found: Match) -> None:
                     wires.link(one, two, alias=alias)
             if alike is a.ops:
                 continue  # a changed operator may well read something else
-            for one, two in zip(a.nodes[i].inputs, b.nodes[j].inputs, strict=False):
+            for one, two in zip(operands(a.nodes[i]), operands(b.nodes[j]), strict=False):
                 if one.name and two.name and constant_of(one) is None and constant_of(two) is None:
                     wires.link(one, two)

@@ -24,6 +24,8 @@ __all__ = [
 
 FloatArray = NDArray[np.floating]
 
+ROW = 8
+"""Weights that must share a scale at least, so that scales do not outweigh what int8 saves."""
 HELD = 1 << 23
 """Quantized weights larger than this, in bytes, are computed while the file is written instead of held."""
 
@@ -112,7 +114,7 @@ def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: Float
 
 
 def bias(graph: Graph, node: gs.Node, slot: int, values: FloatArray, scale: FloatArray, hint: str) -> None:
-    """Give the node an int32 bias with ``scale`` = input scale × weight scale per channel, as the fused kernels need."""
+    """Give the node an int32 bias of ``scale`` = input scale × weight scale per channel, as fused kernels need."""
     q = np.clip(np.round(values.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     constant = edit.constant(graph, f"{hint}_int32", q)
     scales = edit.constant(graph, f"{hint}_scale", scale.astype(np.float32))
@@ -140,7 +142,7 @@ def carry(graph: Graph, node: gs.Node, inputs: Sequence[Affine | None], output: 
 def gate(graph: Graph, node: gs.Node, source: Affine | None) -> None:
     """Replace HardSigmoid(x; α, β) by a Q/DQ pair with two scales: what Q saturates at is what HardSigmoid clips at.
 
-    ``Q(x; 1/(255α), round(255β))`` saturates at 0 where ``αx + β ≤ 0`` and at 255 where ``αx + β ≥ 1``; read with
+    ``Q(x; 1/(255α), ⌊255β⌋)`` saturates at 0 where ``αx + β ≤ 0`` and at 255 where ``αx + β ≥ 1``; read with
     scale 1/255 and zero point 0 that is HardSigmoid, to half a step.
     """
     alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
@@ -229,10 +231,13 @@ def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> FloatArray |
     tensor = node.inputs[slot]
     if not isinstance(tensor, gs.Constant) or np.dtype(tensor.dtype) != np.float32:
         return None  # another node that shares the weight has stored it already
+    if getattr(tensor, "overridable", False):
+        return None  # another weight of the node is the one to store
     values = values_of(tensor)
     if not np.isfinite(values).all():
         return None
-    if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and len(tensor.outputs) == 1:
+    by_rows = len(values) * ROW <= values.size if values.ndim else False
+    if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and len(tensor.outputs) == 1 and by_rows:
         _gathered(graph, scope, node, tensor, values)
         return None
     blocks = (-1, _block(values.shape))
@@ -255,8 +260,13 @@ def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> FloatArray |
 
 
 def _block(shape: Sequence[int]) -> int:
-    """Return how many neighbouring weights share a scale: a divisor of the row from 32 to 64 if it has one."""
-    row = prod(shape[1:]) if len(shape) > 1 else shape[0]
+    """Return how many neighbouring weights share a scale: a divisor of the row from 32 to 64 if it has one.
+
+    Rows of under 8 weights share a scale with their neighbours: on their own, scales would outweigh them.
+    """
+    total, row = prod(shape), prod(shape[1:]) if len(shape) > 1 else shape[0]
+    if row < ROW:
+        return next((d for d in range(64, ROW - 1, -1) if total % d == 0), total)
     if row <= 64:
         return row
     return next((d for d in range(64, 31, -1) if row % d == 0), row)

@@ -53,7 +53,11 @@ class Layers:
         layers = [n for n in view.of("Conv", "Gemm", "MatMul") if wanted(n) and self._is_layer(n)]
         self.static = [n for n in layers if not view.in_body(n) and not self._on_tokens(n) and self._bias_is_known(n)]
         chosen = {id(n) for n in self.static}
-        self.dynamic = [n for n in layers if id(n) not in chosen and n.op != "Conv"]
+        self.dynamic = [
+            n
+            for n in layers
+            if id(n) not in chosen and n.op != "Conv" and np.asarray(view.value(n.inputs[1])).size >= SMALL
+        ]
         self._wanted = wanted
 
     @cached_property
@@ -83,6 +87,8 @@ class Layers:
         if node.op == "MaxPool":
             return len([t for t in node.outputs if t.name]) == 1
         if node.op == "HardSigmoid":  # worth it, and safe from ONNX Runtime's merging of Q/DQ pairs, only as a gate
+            if node.attrs.get("alpha", 0.2) <= 0 or not 0 <= node.attrs.get("beta", 0.5) <= 1:
+                return False
             reader = self.view.only_consumer(node.outputs[0])
             return reader is not None and reader.op == "Mul" and any(t is node.inputs[0] for t in reader.inputs)
         return True
@@ -137,7 +143,15 @@ class Layers:
 
     def _bias_is_known(self, node: gs.Node) -> bool:
         has = node.op != "MatMul" and len(node.inputs) > 2 and bool(node.inputs[2].name)
-        return not has or self.view.value(node.inputs[2]) is not None
+        return not has or self._is_row(self.view.value(node.inputs[2]), node)
+
+    def _is_row(self, bias: NDArray[np.generic] | None, node: gs.Node) -> bool:
+        """Whether the bias is one value, or one per output channel, and not one per row of a Gemm."""
+        weight = self.view.value(node.inputs[1])
+        if bias is None or weight is None:
+            return False
+        outputs = weight.shape[0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1]
+        return bias.size == 1 or bias.shape in ((outputs,), (1, outputs))
 
     def matrix(self, node: gs.Node) -> NDArray[np.float32]:
         """Return the weight of a Gemm or MatMul as (inputs, outputs)."""
@@ -151,7 +165,9 @@ class Layers:
             return None
         other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
         value = self.view.value(other)
-        return reader if value is not None and value.ndim == 1 and value.dtype == np.float32 else None
+        if value is None or value.ndim != 1 or value.dtype != np.float32 or not self._is_row(value, node):
+            return None
+        return reader
 
     def tail(self, node: gs.Node) -> gs.Node:
         """Return the last node of the layer: its bias Add (MatMul) and its Relu or Clip belong to it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.cost import file_size
 from onnxsqueeze.errors import FeedError, ModelError
 
-__all__ = ["Session", "latency"]
+__all__ = ["Session", "latency", "profile"]
 
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -63,8 +65,8 @@ class Session:
 
     ``folder`` is where external weights lie; a graph and a path know that themselves. ``optimize`` is ``all`` (as users
     run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores. ``optimized`` names
-    a file that receives the graph as ONNX Runtime has rewritten it.
-    Raises ModelError with ONNX Runtime's reason in one sentence.
+    a file that receives the graph as ONNX Runtime has rewritten it, ``profile`` the beginning of the name of the file
+    that ``end_profile`` writes. Raises ModelError with ONNX Runtime's reason in one sentence.
     """
 
     def __init__(
@@ -75,11 +77,15 @@ class Session:
         optimize: str = "all",
         threads: int = 0,
         optimized: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimize]
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         if isinstance(model, Graph):
@@ -106,6 +112,10 @@ class Session:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
             raise FeedError(f"the model does not run on the feed ({shapes}): {explain(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def end_profile(self) -> str:
+        """Stop measuring and return the path of the file with the times, as JSON."""
+        return str(self._session.end_profiling())
 
 
 def _source(model: Graph | onnx.ModelProto | bytes | Path, stack: ExitStack) -> bytes | str:
@@ -163,3 +173,35 @@ def _milliseconds(session: Session, feed: Mapping[str, NDArray[np.generic]]) -> 
     start = time.perf_counter()
     session.run(feed)
     return (time.perf_counter() - start) * 1000
+
+
+def profile(
+    model: onnx.ModelProto, folder: Path | None, feeds: Sequence[Mapping[str, NDArray[np.generic]]], runs: int = 8
+) -> tuple[dict[tuple[str, str], float], float]:
+    """Run the model with ONNX Runtime's profiler; return median milliseconds per (name, operator), and of a run.
+
+    The nodes are those that ONNX Runtime has made of the model: a fused one carries the name of one of its nodes, or
+    of the tensor that it makes. Two runs more are made to warm up, and not counted.
+    """
+    with tempfile.TemporaryDirectory() as where:
+        session = Session(model, folder, threads=1, profile=Path(where) / "profile")
+        for i in range(runs + 2):
+            session.run(feeds[i % min(len(feeds), runs)])
+        events = json.loads(Path(session.end_profile()).read_text(encoding="utf-8"))
+    nodes: dict[tuple[str, str], list[float]] = {}
+    whole: list[float] = []
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Session" and name == "model_run":
+            whole.append(event["dur"] / 1000)
+        elif event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            name = re.sub(r"(_token_\d+|_nchwc)*$", "", name.removesuffix("_kernel_time"))
+            nodes.setdefault((name, str(event["args"].get("op_name", ""))), []).append(event["dur"] / 1000)
+    return {key: median(_per_run(times, runs + 2)[2:]) for key, times in nodes.items()}, median(whole[2:])
+
+
+def _per_run(times: Sequence[float], runs: int) -> list[float]:
+    """Sum what one node took in each run, in which it may run several times; fewer runs count as none at all."""
+    parts = max(1, len(times) // runs)
+    sums = [sum(times[i : i + parts]) for i in range(0, len(times), parts)]
+    return sums + [0.0] * (runs - len(sums))

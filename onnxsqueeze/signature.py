@@ -16,7 +16,9 @@ from onnxsqueeze.errors import ModelError
 from onnxsqueeze.graph import Graph, subgraphs
 from onnxsqueeze.weights import Stored, Weight, peek
 
-__all__ = ["Signatures", "constant_of"]
+__all__ = ["Signatures", "constant_of", "operands"]
+
+COMMUTATIVE = ("Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum")
 
 
 class Signatures:
@@ -52,7 +54,7 @@ class Signatures:
         inside = tuple(tuple(sorted(Counter(map(self.op, body.nodes)).items())) for body in subgraphs(node))
         own: list[Hashable] = []
         loose: list[Hashable] = []
-        for tensor in node.inputs:
+        for tensor in operands(node):
             constant = constant_of(tensor)
             own.append(bool(tensor.name) if constant is None else self.content(constant))
             loose.append(bool(tensor.name) if constant is None else _shape(constant))
@@ -164,6 +166,14 @@ def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
         return tensor
     value = node.attrs.get("value")
     return value if isinstance(value, gs.Constant) else None
+
+
+def operands(node: gs.Node) -> list[gs.Tensor]:
+    """Return the inputs of a node; where their order does not matter, constants last."""
+    inputs = list(node.inputs)
+    if node.op in COMMUTATIVE and len(inputs) > 1:
+        inputs.sort(key=lambda tensor: constant_of(tensor) is not None)
+    return inputs
 
 
 def _shape(constant: gs.Constant) -> tuple[int, ...]:

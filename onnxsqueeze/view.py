@@ -244,11 +244,8 @@ def _after(steps: list[gs.Node], value: Array | None) -> Array | None:
         elif node.op == "Cast":
             target = numpy_type(int(node.attrs.get("to", 0)))
             # 8-bit floats saturate in ONNX and do not in NumPy; text is formatted otherwise
-            if (
-                target is None
-                or not (target.isbuiltin or target.name == "bfloat16")
-                or "O" in value.dtype.kind + target.kind
-            ):
+            known = target is not None and (target.kind in "fiub" or target.name == "bfloat16")
+            if target is None or not known or target.name.startswith("float8") or value.dtype.kind == "O":
                 return None
             with np.errstate(all="ignore"):
                 value = value.astype(target)

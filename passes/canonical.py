@@ -172,7 +172,9 @@ def _forward(view: View, node: gs.Node, taken: set[int]) -> Site | None:
     if additive and any(_padded(r) for r in readers):
         return _exchangeable(view, node, slot, constant, taken)
     channels = {_contracted(view, r) for r in readers}
-    vector = _per_channel(constant, channels.pop(), readers[0]) if len(channels) == 1 else None
+    if len(channels) > 1 or not _keeps_shape(view, node.inputs[slot], constant, channels, readers[0]):
+        return None
+    vector = _per_channel(constant, channels.pop(), readers[0])
     if vector is None or any(view.scope(r) is not view.scope(node) for r in readers):
         return None
     if node.op == "Div":
@@ -246,6 +248,18 @@ def _contracted(view: View, node: gs.Node) -> int:
     if node.op == "Conv":
         return int(weight.shape[1]) * int(node.attrs.get("group", 1))
     return int(weight.shape[1 if node.attrs.get("transB", 0) else 0])
+
+
+def _keeps_shape(
+    view: View, source: gs.Tensor, constant: NDArray[np.generic], channels: set[int], reader: gs.Node
+) -> bool:
+    """Whether the constant neither adds axes to the source nor spreads a single channel over several."""
+    if constant.ndim == 0:
+        return True
+    shape = view.shape(source)
+    if shape is None or len(shape) < constant.ndim:
+        return False
+    return constant.size == 1 or {shape[1 if reader.op == "Conv" else -1]} == channels
 
 
 def _per_channel(constant: NDArray[np.generic], channels: int, reader: gs.Node) -> Vector | None:

@@ -175,6 +175,7 @@ class Int8(Pass):
     ) -> Iterator[Site | Skip]:
         layers = Layers(view, self._wanted)
         work = _integers(view, stats, layers, price, effects)
+        stored: list[Site] = []
         for node, dynamic in _run_time(view, stats, layers, effects, budget, smoothed):
             work[id(node)] = dynamic
         for node in view.nodes:
@@ -188,7 +189,12 @@ class Int8(Pass):
                 elif any(reasons):
                     yield Skip(key, next(reason for reason in reasons if reason))
             if entry is not None:
-                yield Site(key, _WORDS[entry.form], {"op": node.op}, work=entry)
+                site = Site(key, _WORDS[entry.form], {"op": node.op}, work=entry)
+                if entry.form != "stored":
+                    yield site
+                else:
+                    stored.append(site)
+        yield from stored  # at last: a weight that another layer shares must still be float when that one is rewritten
 
 
 _WORDS = {

@@ -10,6 +10,8 @@ import onnxsqueeze
 PUBLIC = [
     "Clean",
     "FeedError",
+    "GraphDiff",
+    "Inspection",
     "Int8",
     "LowRank",
     "ModelError",
@@ -25,6 +27,8 @@ PUBLIC = [
     "UnknownPassError",
     "UsageError",
     "__version__",
+    "diff",
+    "inspect_model",
     "load",
     "save",
     "squeeze",

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxsqueeze.graph import Graph
 from onnxsqueeze.interface import FieldChange, Totals, interface, totals
 from onnxsqueeze.matching import Match, Side, Wires, match
 from onnxsqueeze.report import plain
-from onnxsqueeze.signature import Signatures, constant_of
+from onnxsqueeze.signature import Signatures, constant_of, operands
 from onnxsqueeze.trace import Trace, trace
 from onnxsqueeze.view import key_of
 from onnxsqueeze.weights import peek
@@ -48,13 +49,15 @@ class AttributeChange:
 class WeightChange:
     """A constant that a changed node reads; the fields are (before, after), None on the side that has none.
 
-    ``relative`` is ``‖after − before‖ / ‖before‖`` where both have the same shape; sparsity is the share of zeros.
+    ``values`` are those of up to eight elements, as text. ``relative`` is ``‖after − before‖ / ‖before‖`` where both
+    have the same shape; sparsity is the share of zeros.
     """
 
     name: tuple[str | None, str | None]
     dtype: tuple[str | None, str | None]
     shape: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
     sparsity: tuple[float | None, float | None]
+    values: tuple[str | None, str | None]
     relative: float | None
 
 
@@ -155,7 +158,7 @@ def diff(
         one, two = (model if isinstance(model, gs.Graph) else codec.load(model) for model in (a, b))
         comparison = _Comparison(one, two)
         main = comparison.run()
-        weights = totals(one, two)
+        weights = totals(one, two, [_size(model, graph) for model, graph in ((a, one), (b, two))])
     finally:
         if collecting:
             gc.enable()
@@ -172,6 +175,13 @@ def diff(
         pairs={main.a.keys[i]: main.b.keys[j] for i, j in main.pairs.items()},
         numbers=numbers,
     )
+
+
+def _size(model: object, graph: Graph) -> int | None:
+    """Return the size of the files of a model that was just loaded from them."""
+    if not isinstance(model, (str, os.PathLike)) or graph.file is None:
+        return None
+    return sum(path.stat().st_size for path in (graph.file.path, *graph.file.others))
 
 
 def _title(model: object) -> str:
@@ -236,7 +246,7 @@ class _Comparison:
         elsewhere = Change("replaced", where, (before,), (after,))
         moved: list[tuple[str, str]] = []
         weights: list[tuple[gs.Constant | None, gs.Constant | None]] = []
-        for left, right in _slots(one.inputs, two.inputs):
+        for left, right in _slots(operands(one), operands(two)):
             mine = None if left is None else constant_of(left)
             other = None if right is None else constant_of(right)
             if (left is None or mine is not None) and (right is None or other is not None):
@@ -291,7 +301,7 @@ class _Comparison:
             for left, right in _slots(one.outputs, two.outputs):
                 if left is not None and right is not None and left.name != right.name and left.name not in names:
                     self.renamed.append(Rename("tensor", where, left.name, right.name))
-            for left, right in _slots(one.inputs, two.inputs):
+            for left, right in _slots(operands(one), operands(two)):
                 if not isinstance(left, gs.Constant) or not isinstance(right, gs.Constant) or id(left) in told:
                     continue
                 told.add(id(left))
@@ -438,6 +448,7 @@ def _weight_change(a: gs.Constant | None, b: gs.Constant | None) -> WeightChange
         sparsity=tuple(  # type: ignore[arg-type]
             None if v is None or not v.size else float(1 - np.count_nonzero(v) / v.size) for v in (old, new)
         ),
+        values=tuple(None if c is None or prod(c.shape) > 8 else str(peek(c).tolist()) for c in (a, b)),  # type: ignore[arg-type]
         relative=relative,
     )
 

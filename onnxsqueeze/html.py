@@ -1,0 +1,270 @@
+"""Reports as one HTML file that needs no network: of a run, of a difference, of a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxsqueeze.difference import Change, GraphDiff, diff
+from onnxsqueeze.graph import Graph
+from onnxsqueeze.picture import attributes_of, pictures
+from onnxsqueeze.render import amount, change, db, milliseconds
+from onnxsqueeze.report import Cost, Report, plain
+from onnxsqueeze.view import key_of
+from onnxsqueeze.wording import born, title, words
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from onnxsqueeze.inspect_model import Inspection
+
+__all__ = ["diff_page", "inspection_page", "report_page"]
+
+BARS = 20
+"""Bars of one ranking."""
+
+
+def report_page(report: Report, original: Graph, result: Graph | None, command: str) -> str:
+    """Return the page of a run of ``squeeze``; ``command`` repeats it. Without a result there is no picture."""
+    sites = {site.key: (step.spec, site) for step in report.steps for site in step.done}
+    errors = [(site.key, site.error, site.action) for _, site in sites.values() if site.error]
+    found = None if result is None else diff(original, result)
+    graphs = ""
+    if result is not None and found is not None and found.changes:
+        graphs = _graphs(original, result, found, {key: _site(*site) for key, site in sites.items()})
+    return _page(
+        "report.html.j2",
+        title=Path(report.model).name,
+        verdict=verdict(report),
+        report=report,
+        costs=_costs(report.before, report.after, report.latency_ms, report.latency_ratio),
+        outputs=report.deviations,
+        steps=report.steps,
+        by_error=_bars(errors, lambda value: f"{_decibels(value)} dB"),
+        by_gain=_bars(_gains(() if found is None else found.changes), lambda value: amount(value, "B")),
+        figures=[each for key, (_, site) in sites.items() for each in _figures(key, site.detail)],
+        graphs=graphs,
+        command=command,
+    )
+
+
+def diff_page(found: GraphDiff, a: Graph, b: Graph, command: str) -> str:
+    """Return the page of a difference of two graphs."""
+    numbers = found.numbers
+    return _page(
+        "diff.html.j2",
+        title=f"{Path(found.before).name} → {Path(found.after).name}",
+        verdict=found.verdict,
+        found=found,
+        costs=_costs(found.totals.before, found.totals.after, None, None),
+        changes=[{"kind": c.kind, "title": title(c), "words": words(c), "change": c} for c in found.changes],
+        born=None if numbers is None else born(numbers),
+        outputs=() if numbers is None else numbers.outputs,
+        profile=None if numbers is None else _profile(numbers.along, numbers.born),
+        by_noise=[] if numbers is None else _bars(
+            [(f.tensor, f.noise, f"{f.op}, from {db(f.inputs_db)} to {db(f.sqnr_db)} dB") for f in numbers.worst
+             if math.isfinite(f.noise)], lambda value: f"{_decibels(value)} dB"),
+        graphs=_graphs(a, b, found, {}),
+        command=command,
+    )  # fmt: skip
+
+
+def inspection_page(found: Inspection, command: str) -> str:
+    """Return the page of one model: its layers, sorted by what costs most."""
+    cost = found.cost
+    facts = [f"has {amount(cost.parameters)} parameters in {amount(cost.bytes, 'B')}"]
+    facts += [f"makes {amount(cost.macs)} multiply-accumulates a feed"] if cost.macs is not None else []
+    facts += [f"takes {milliseconds(found.milliseconds)} on one thread"] if found.milliseconds is not None else []
+    return _page(
+        "inspect.html.j2",
+        title=Path(found.model).name,
+        verdict=f"The model {', '.join(facts[:-1])}{' and ' if len(facts) > 1 else ''}{facts[-1]}.",
+        found=found,
+        layers=[layer for layer in found.layers if layer.share or layer.parameters or layer.macs],
+        command=command,
+    )
+
+
+def verdict(report: Report) -> str:
+    """Return in one sentence what a run has brought and what it has cost."""
+    before, after = report.before, report.after
+    gains = [change(before.bytes, after.bytes, "smaller")]
+    if report.latency_ratio is not None:
+        gains.append(change(1.0, report.latency_ratio, "faster"))
+    told = " and ".join(gain for gain in gains if gain) or "no smaller"
+    if report.sqnr_db is None:
+        return f"The model is {told}; its answers were not compared."
+    answers = (
+        "its answers are the same" if report.sqnr_db == math.inf else f"its answers are at {db(report.sqnr_db)} dB SQNR"
+    )
+    return f"The model is {told}; {answers}."
+
+
+# The page
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters.update(amount=amount, db=db, ms=milliseconds, percent=lambda value: f"{100 * value:.1f} %")
+    environment.globals["file"] = lambda name: (folder / name).read_text(encoding="utf-8")
+    return environment
+
+
+def _page(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(**values)
+
+
+def _costs(
+    before: Cost, after: Cost, times: tuple[float, float] | None, ratio: float | None
+) -> list[tuple[str, str, str, str]]:
+    rows = [
+        ("file size", amount(before.bytes, "B"), amount(after.bytes, "B"), change(before.bytes, after.bytes, "smaller"))
+    ]
+    for name, old, new in (
+        ("parameters", before.parameters, after.parameters),
+        ("MACs per feed", before.macs, after.macs),
+        ("nodes", before.nodes, after.nodes),
+    ):
+        if old is not None and new is not None:
+            rows.append((name, amount(old), amount(new), change(old, new, "fewer")))
+    if before.opset != after.opset:
+        rows.append(("opset", str(before.opset), str(after.opset), ""))
+    if times is not None:
+        how = change(1.0, ratio if ratio is not None else times[1] / times[0], "faster")
+        rows.append(("latency per feed", milliseconds(times[0]), milliseconds(times[1]), how))
+    return rows
+
+
+def _bars(rows: Iterable[tuple[str, float, str]], label: Any) -> list[dict[str, object]]:
+    """Return the largest values as bars, their lengths in per cent."""
+    ordered = sorted(rows, key=lambda row: -row[1])[:BARS]
+    largest = max((row[1] for row in ordered), default=0.0)
+    return [
+        {"name": name, "value": label(value), "length": 100 * value / largest if largest else 0, "note": note}
+        for name, value, note in ordered
+    ]
+
+
+def _decibels(relative: float) -> str:
+    return f"{-10 * math.log10(relative):.1f}" if relative > 0 else "∞"
+
+
+def _gains(changes: Iterable[Change]) -> list[tuple[str, float, str]]:
+    """Return the bytes of weights that each change saves."""
+    found = []
+    for each in changes:
+        saved = 0
+        for weight in each.weights:
+            for sign, dtype, shape in zip((1, -1), weight.dtype, weight.shape, strict=True):
+                if dtype is not None and shape is not None:
+                    saved += sign * math.prod(shape) * np.dtype(dtype).itemsize
+        if saved > 0:
+            found.append(((each.before or each.after)[-1].key, float(saved), title(each)))
+    return found
+
+
+def _site(spec: str, site: Any) -> dict[str, object]:
+    found: dict[str, object] = {"pass": spec.split("{")[0], "done": site.action}
+    if site.error is not None:
+        found["predicted error"] = f"{_decibels(site.error)} dB"
+    for name, value in site.detail.items():
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            found[name] = f"{value:.4g}" if isinstance(value, float) else value
+    return found
+
+
+# Drawings
+
+
+def _figures(key: str, detail: Mapping[str, object]) -> list[dict[str, object]]:
+    """Return the histogram (``low``, ``high``, ``counts``, maybe with ``range``) and curve (``x``, ``y``) of a site."""
+    found: list[dict[str, object]] = []
+    histogram, curve = detail.get("histogram"), detail.get("curve")
+    if isinstance(histogram, Mapping) and len(histogram.get("counts", ())):
+        found.append({"name": key, "kind": "histogram", **_histogram(histogram, detail.get("range"))})
+    if isinstance(curve, Mapping) and len(curve.get("x", ())):
+        xs, ys = ([float(value) for value in curve[axis]] for axis in ("x", "y"))
+        ends = {"low": f"{min(xs):.3g}", "high": f"{max(xs):.3g}"}
+        found.append({"name": key, "kind": "curve", "chosen": "", "line": _line(xs, ys), **ends})
+    return found
+
+
+def _histogram(histogram: Mapping[str, Any], chosen: object) -> dict[str, object]:
+    """Return bars (x, width, height) in a field of 100 x 60, as high as the roots of the counts, and range marks."""
+    counts = [float(count) for count in histogram["counts"]]
+    low, high = float(histogram["low"]), float(histogram["high"])
+    width, top = 100 / len(counts), max(counts) or 1.0
+    limits = [float(limit) for limit in chosen] if isinstance(chosen, (list, tuple)) and high > low else []
+    return {
+        "bars": [(i * width, width, 60 * math.sqrt(count / top)) for i, count in enumerate(counts)],
+        "marks": [100 * (min(max(limit, low), high) - low) / (high - low) for limit in limits],
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "chosen": " … ".join(f"{limit:.3g}" for limit in limits),
+    }
+
+
+def _line(xs: Iterable[float], ys: Iterable[float]) -> str:
+    """Return the points of a polyline in a field of 100 x 60."""
+    x, y = np.asarray(list(xs), float), np.asarray(list(ys), float)
+    wide, high = float(np.ptp(x)) or 1.0, float(np.ptp(y)) or 1.0
+    return " ".join(
+        f"{100 * (u - x.min()) / wide:.2f},{60 - 60 * (v - y.min()) / high:.2f}" for u, v in zip(x, y, strict=True)
+    )
+
+
+def _profile(along: Iterable[Any], origin: Any) -> dict[str, object] | None:
+    """Return the SQNR along the graph as a line in a field of 100 x 60; exact is drawn as 100 dB."""
+    falls = list(along)
+    if len(falls) < 2:
+        return None
+    values = [min(max(fall.sqnr_db, 0.0), 100.0) for fall in falls]
+    step = 100 / (len(falls) - 1)
+    points = " ".join(f"{i * step:.3f},{60 - 0.6 * value:.2f}" for i, value in enumerate(values))
+    mark = next((i * step for i, fall in enumerate(falls) if fall is origin or fall == origin), None)
+    return {"points": points, "mark": mark, "first": falls[0].tensor, "last": falls[-1].tensor}
+
+
+def _graphs(a: Graph, b: Graph, found: GraphDiff, sites: Mapping[str, dict[str, object]]) -> str:
+    """Return both pictures with the numbers of their nodes as JSON that can stand in a script element."""
+    quality = {} if found.numbers is None else {fall.tensor: fall for fall in found.numbers.along}
+    sides = []
+    for graph, picture in zip((a, b), pictures(a, b, found), strict=True):
+        nodes = {key_of(node): node for node in graph.nodes}
+        facts = []
+        for key, _, status, number in picture.nodes:
+            node = nodes[key]
+            fact: dict[str, object] = (
+                {"name": node.name or "", "attributes": attributes_of(node)} if status != "same" else {}
+            )
+            weights = [t for t in node.inputs if hasattr(t, "_values") and t.name]
+            if weights:
+                fact["weights"] = [f"{t.name} {np.dtype(t.dtype)}{list(map(int, t.shape))}" for t in weights]
+            if key in sites:
+                fact["site"] = sites[key]
+            if key in quality:
+                fact["SQNR"] = f"{db(quality[key].sqnr_db)} dB, reads {db(quality[key].inputs_db)} dB"
+            if number >= 0:
+                fact["change"] = number
+            facts.append(fact)
+        sides.append({"nodes": picture.nodes, "edges": picture.edges, "boxes": picture.boxes, "facts": facts})
+    data = {
+        "sides": sides,
+        "pairs": found.pairs,
+        "changes": [{"kind": each.kind, "title": title(each), "words": words(each)} for each in found.changes],
+    }
+    text = json.dumps(plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

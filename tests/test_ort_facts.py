@@ -1,0 +1,372 @@
+"""What ONNX Runtime's optimizer does with quantized graphs: each fact here is one that int8 relies on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from linear_models import constant
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxsqueeze import codec, edit, qdq
+from onnxsqueeze.affine import Affine, fixed
+from onnxsqueeze.errors import ModelError
+from onnxsqueeze.runtime import Session
+
+Floats = NDArray[np.floating]
+
+
+class Net:
+    """A model under construction: an input ``x``, nodes in order, and the last tensor as the output."""
+
+    def __init__(self, shape: list[int], seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.shape = shape
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.count = 0
+
+    def add(self, op: str, *inputs: str, **attrs: object) -> str:
+        self.count += 1
+        name = f"t{self.count}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attrs))  # type: ignore[arg-type]
+        return name
+
+    def value(self, value: object) -> str:
+        self.count += 1
+        self.constants.append(numpy_helper.from_array(np.asarray(value), f"c{self.count}"))
+        return f"c{self.count}"
+
+    def qdq(self, x: str, scale: float = 0.05, zero: int = 128, shape: tuple[int, ...] = ()) -> str:
+        s, z = self.value(np.full(shape, scale, np.float32)), self.value(np.full(shape, zero, np.uint8))
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", x, s, z), s, z)
+
+    def weight(self, *shape: int, axis: int = 0, scale: float = 0.01) -> str:
+        q = self.rng.integers(-127, 128, shape).astype(np.int8)
+        return self.add(
+            "DequantizeLinear", self.value(q), self.value(np.full(shape[axis], scale, np.float32)),
+            self.value(np.zeros(shape[axis], np.int8)), axis=axis,
+        )  # fmt: skip
+
+    def bias(self, size: int, scale: float) -> str:
+        q = self.rng.integers(-999, 1000, size).astype(np.int32)
+        return self.add(
+            "DequantizeLinear", self.value(q), self.value(np.full(size, scale, np.float32)),
+            self.value(np.zeros(size, np.int32)), axis=0,
+        )  # fmt: skip
+
+    def proto(self, output: str) -> onnx.ModelProto:
+        one = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)
+        two = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "g", [one], [two], self.constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    def x(self) -> Floats:
+        return np.random.default_rng(1).normal(size=self.shape).astype(np.float32)
+
+
+def optimized(model: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """The operators of the graph as ONNX Runtime runs it, but for Transpose."""
+    Session(model, optimized=folder / "optimized.onnx")
+    graph = onnx.load(folder / "optimized.onnx").graph
+    # integer kernels want channels last, so a Transpose comes before and after them
+    return Counter(node.op_type for node in graph.node if node.op_type != "Transpose")
+
+
+def outputs(net: Net, output: str) -> tuple[Floats, Floats]:
+    """The answers with all of ONNX Runtime's optimizations, and with none."""
+    model, feed = net.proto(output), {"x": net.x()}
+    one, two = (Session(model, optimize=level).run(feed)[output] for level in ("all", "none"))
+    return np.asarray(one, np.float64), np.asarray(two, np.float64)
+
+
+def steps_apart(net: Net, output: str, scale: float) -> float:
+    one, two = outputs(net, output)
+    assert np.ptp(two) > 10 * scale
+    return float(np.abs(one - two).max() / scale)
+
+
+@pytest.mark.parametrize("group", [1, 2, 8])
+def test_a_conv_with_a_bias_and_relu_becomes_one_integer_conv(group: int, tmp_path: Path) -> None:
+    net = Net([1, 8, 6, 6])
+    w, b = net.weight(8, 8 // group, 3, 3), net.bias(8, 0.05 * 0.01)
+    y = net.qdq(net.add("Relu", net.add("Conv", net.qdq("x"), w, b, group=group)), 0.1, 0)
+
+    assert optimized(net.proto(y), tmp_path) == {"QuantizeLinear": 1, "QLinearConv": 1, "DequantizeLinear": 1}
+    assert steps_apart(net, y, 0.1) < 1.01
+
+
+def test_a_relu_is_fused_only_if_the_zero_point_behind_it_is_zero(tmp_path: Path) -> None:
+    counts = []
+    for zero in (0, 1):
+        net = Net([1, 8, 6, 6])
+        y = net.qdq(net.add("Relu", net.add("Conv", net.qdq("x"), net.weight(8, 8, 3, 3))), 0.1, zero)
+        counts.append(optimized(net.proto(y), tmp_path)["QLinearConv"])
+
+    assert counts == [1, 0]
+
+
+def test_a_clip_is_fused_only_if_it_covers_the_range_behind_it(tmp_path: Path) -> None:
+    counts = []
+    for affine in (fixed(0, 6 * (1 - 1e-6)), fixed(0, 12)):
+        net = Net([1, 8, 6, 6])
+        limits = net.value(np.float32(0)), net.value(np.float32(6))
+        conv = net.add("Conv", net.qdq("x"), net.weight(8, 8, 3, 3))
+        y = net.qdq(net.add("Clip", conv, *limits), affine.scale, affine.zero_point)
+        counts.append(optimized(net.proto(y), tmp_path)["QLinearConv"])
+
+    assert counts == [1, 0]
+
+
+def test_a_conv_without_a_quantized_output_stays_in_float(tmp_path: Path) -> None:
+    net = Net([1, 8, 6, 6])
+    y = net.add("Conv", net.qdq("x"), net.weight(8, 8, 3, 3))
+
+    assert optimized(net.proto(y), tmp_path)["QLinearConv"] == 0
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_gemm_is_fused_with_and_without_a_quantized_output(quantized: bool, transposed: bool, tmp_path: Path) -> None:
+    net = Net([4, 16])
+    shape, axis = ((32, 16), 0) if transposed else ((16, 32), 1)
+    w, b = net.weight(*shape, axis=axis), net.bias(32, 0.05 * 0.01)
+    y = net.add("Gemm", net.qdq("x"), w, b, transB=int(transposed))
+    y = net.qdq(y, 0.1) if quantized else y
+    ops = optimized(net.proto(y), tmp_path)
+
+    assert ops == {"QuantizeLinear": 1, "QGemm": 1, **({"DequantizeLinear": 1} if quantized else {})}
+    assert steps_apart(net, y, 0.1) < 1.01
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_matmul_with_an_int32_bias_behind_it_becomes_one_integer_gemm(quantized: bool, tmp_path: Path) -> None:
+    net = Net([4, 16])
+    product = net.add("MatMul", net.qdq("x"), net.weight(16, 32, axis=1))
+    y = net.add("Add", product, net.bias(32, 0.05 * 0.01))
+    y = net.qdq(y, 0.1) if quantized else y
+    ops = optimized(net.proto(y), tmp_path)
+
+    assert ops["QGemm"] == 1
+    assert ops["MatMul"] + ops["Gemm"] + ops["FusedGemm"] == 0
+    assert steps_apart(net, y, 0.1) < 1.01
+
+
+def test_a_float_bias_behind_a_matmul_without_a_quantized_output_ends_in_float(tmp_path: Path) -> None:
+    net = Net([4, 16])
+    y = net.add("Add", net.add("MatMul", net.qdq("x"), net.weight(16, 32, axis=1)), net.value(np.ones(32, np.float32)))
+    ops = optimized(net.proto(y), tmp_path)
+
+    assert ops["QGemm"] + ops["MatMulIntegerToFloat"] + ops["QLinearMatMul"] == 0
+
+
+def test_a_matmul_alone_is_fused_with_and_without_a_quantized_output(tmp_path: Path) -> None:
+    net = Net([4, 16])
+    plain = net.add("MatMul", net.qdq("x"), net.weight(16, 32, axis=1))
+    ops = optimized(net.proto(plain), tmp_path)
+    both = optimized(net.proto(net.qdq(plain)), tmp_path)
+
+    assert ops["MatMulIntegerToFloat"] == 1
+    assert both["QLinearMatMul"] == 1
+
+
+def test_a_conv_bias_in_another_scale_than_the_product_is_not_fused(tmp_path: Path) -> None:
+    counts = []
+    for factor in (1.0, 3.0):
+        net = Net([1, 8, 6, 6])
+        conv = net.add("Conv", net.qdq("x"), net.weight(8, 8, 3, 3), net.bias(8, 0.05 * 0.01 * factor))
+        counts.append(optimized(net.proto(net.qdq(conv, 0.1)), tmp_path)["QLinearConv"])
+
+    assert counts == [1, 0]
+
+
+def test_a_gemm_bias_in_another_scale_is_fused_with_wrong_numbers() -> None:
+    """Why int8 writes the bias of a Gemm in the scale of the product, to the bit."""
+    gaps = []
+    for factor in (1.0, 3.0):
+        net = Net([4, 16])
+        y = net.add("Gemm", net.qdq("x"), net.weight(16, 32, axis=1), net.bias(32, 0.05 * 0.01 * factor))
+        one, two = outputs(net, y)
+        gaps.append(float(np.abs(one - two).max()))
+
+    assert gaps[0] < 1e-3
+    assert gaps[1] > 0.1
+
+
+def test_scales_of_rank_zero_load_where_those_of_rank_one_do_not() -> None:
+    net = Net([1, 8, 6, 6])
+    scalar = net.proto(net.qdq(net.add("Add", net.qdq("x"), net.qdq("x")), 0.1))
+    net = Net([1, 8, 6, 6])
+    vector = net.proto(net.qdq(net.add("Add", net.qdq("x", shape=(1,)), net.qdq("x", shape=(1,))), 0.1, shape=(1,)))
+
+    Session(scalar)
+    with pytest.raises(ModelError):
+        Session(vector)
+
+
+@pytest.mark.parametrize(
+    ("op", "fused"),
+    [
+        ("Add", "QLinearAdd"),
+        ("Mul", "QLinearMul"),
+        ("Concat", "QLinearConcat"),
+        ("AveragePool", "QLinearAveragePool"),
+        ("GlobalAveragePool", "QLinearGlobalAveragePool"),
+        ("Sigmoid", "QLinearSigmoid"),
+        ("LeakyRelu", "QLinearLeakyRelu"),
+    ],
+)
+def test_operators_with_a_scale_of_their_own_run_in_integers(op: str, fused: str, tmp_path: Path) -> None:
+    net = Net([1, 8, 6, 6])
+    given: dict[str, dict[str, object]] = {"Concat": {"axis": 1}, "AveragePool": {"kernel_shape": [2, 2]}}
+    inputs = [net.qdq("x")]
+    if op in ("Add", "Mul", "Concat"):
+        inputs.append(net.qdq(net.add("Abs", "x"), 0.04, 100))
+    scale, zero = (1 / 255, 0) if op == "Sigmoid" else (0.03, 120)
+    y = net.qdq(net.add(op, *inputs, **given.get(op, {})), scale, zero)
+    ops = optimized(net.proto(y), tmp_path)
+
+    assert ops[fused] == 1
+    assert ops[op] == 0
+    assert steps_apart(net, y, scale) < 2.01
+
+
+@pytest.mark.parametrize("op", ["Reshape", "Transpose", "MaxPool", "Slice", "DepthToSpace", "Resize", "Squeeze"])
+def test_operators_that_keep_values_run_on_integers_only_in_one_scale(op: str, tmp_path: Path) -> None:
+    float_ops = []
+    for second in (0.05, 0.06):
+        net = Net([1, 8, 6, 6])
+        given: dict[str, dict[str, object]] = {
+            "MaxPool": {"kernel_shape": [2, 2]},
+            "DepthToSpace": {"blocksize": 2},
+            "Transpose": {"perm": [0, 2, 3, 1]},
+            "Resize": {"mode": "nearest"},
+        }
+        more: list[str] = []
+        if op == "Reshape":
+            more = [net.value(np.array([1, 2, 144]))]
+        elif op == "Slice":
+            more = [net.value(np.array([v])) for v in (0, 4, 1)]
+        elif op == "Squeeze":
+            more = [net.value(np.array([0]))]
+        elif op == "Resize":
+            more = ["", net.value(np.array([1, 1, 2, 2], np.float32))]
+        # a Conv in front shows whether the data stay integers from there to the operator
+        conv = net.qdq(net.add("Conv", net.qdq("x"), net.weight(8, 8, 1, 1)))
+        y = net.qdq(net.add(op, conv, *more, **given.get(op, {})), second)
+        ops = optimized(net.proto(y), tmp_path)
+        float_ops.append(ops["DequantizeLinear"] - 1)
+
+    assert float_ops[0] == 0
+    assert float_ops[1] > 0
+
+
+def test_one_dequantized_tensor_may_serve_several_convs(tmp_path: Path) -> None:
+    net = Net([1, 8, 6, 6])
+    x = net.qdq("x")
+    one, two = (net.qdq(net.add("Conv", x, net.weight(8, 8, 1, 1)), 0.1) for _ in range(2))
+    y = net.qdq(net.add("Add", one, two), 0.1)
+    ops = optimized(net.proto(y), tmp_path)
+
+    assert ops == {"QuantizeLinear": 1, "QLinearConv": 2, "QLinearAdd": 1, "DequantizeLinear": 1}
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1 / 6, 0.5), (0.2, 0.5), (0.5, 0.25)])
+def test_a_gate_of_two_scales_survives_with_its_numbers(alpha: float, beta: float, tmp_path: Path) -> None:
+    net = Net([1, 8, 12, 12])
+    x = net.qdq("x", 0.04, 128)
+    gate = net.add("HardSigmoid", x, alpha=alpha, beta=beta)
+    y = net.qdq(net.add("Mul", x, gate), 0.03, 20)
+    model = net.proto(y)
+    graph = codec.load(model)
+    node = next(n for n in graph.nodes if n.op == "HardSigmoid")
+    qdq.gate(graph, node, Affine(0.04, 128))
+    edit.tidy(graph)
+    ops = optimized(codec.encode(graph), tmp_path)
+    feed = {"x": net.x() * 4}
+    exact = np.asarray(Session(model, optimize="none").run(feed)[y])
+    one, two = (np.asarray(Session(graph, optimize=level).run(feed)[y]) for level in ("all", "none"))
+
+    assert ops["QLinearMul"] == 1
+    assert ops["HardSigmoid"] == ops["Mul"] == 0
+    assert np.abs(one - two).max() < 1.01 * 0.03
+    assert np.abs(two - exact).max() < 5.12 / 255 + 1.01 * 0.03
+
+
+def body(nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
+    return helper.make_graph(nodes, "body", [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
+
+
+def stored_nodes(name: str, shape: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Cast", ["q"], [f"{name}_cast"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}_cast", "s"], [f"{name}_blocks"]),
+        helper.make_node("Reshape", [f"{name}_blocks", shape], [f"{name}_w"]),
+        helper.make_node("MatMul", ["x", f"{name}_w"], [f"{name}_y"]),
+    ]
+
+
+@pytest.mark.parametrize("in_body", [False, True])
+def test_a_weight_stored_in_blocks_is_restored_when_the_model_is_loaded(in_body: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    constants = [
+        numpy_helper.from_array(rng.integers(-127, 128, (32, 32)).astype(np.int8), "q"),
+        constant("s", rng.random((32, 1))),
+        numpy_helper.from_array(np.array([16, 64]), "shape"),
+        numpy_helper.from_array(np.array(True), "yes"),
+    ]
+    if in_body:
+        branches = {f"{b}_branch": body(stored_nodes(b, "shape"), f"{b}_y") for b in ("then", "else")}
+        constants.pop()
+        nodes = [helper.make_node("If", ["yes"], ["y"], **branches)]
+        inputs = [helper.make_tensor_value_info("yes", TensorProto.BOOL, [])]
+    else:
+        nodes, inputs = stored_nodes("one", "shape"), []
+        nodes[-1].output[0] = "y"
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 16]), *inputs],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    Session(model, optimized=tmp_path / "optimized.onnx")
+    text = onnx.load(tmp_path / "optimized.onnx")
+    every = [*text.graph.node, *(n for node in text.graph.node for a in node.attribute for n in a.g.node)]
+
+    assert {node.op_type for node in every} == ({"If", "MatMul"} if in_body else {"MatMul"})
+
+
+def test_gathered_rows_of_int8_stay_int8_in_memory(tmp_path: Path) -> None:
+    net = Net([3])
+    q = net.value(np.random.default_rng(0).integers(-127, 128, (64, 32)).astype(np.int8))
+    s = net.value(np.ones((64, 1), np.float32))
+    index = net.add("Cast", "x", to=TensorProto.INT64)
+    rows = net.add("Cast", net.add("Gather", q, index), to=TensorProto.FLOAT)
+    y = net.add("Mul", rows, net.add("Gather", s, index))
+    optimized(net.proto(y), tmp_path)
+    kinds = {tuple(t.dims): t.data_type for t in onnx.load(tmp_path / "optimized.onnx").graph.initializer}
+
+    assert kinds[64, 32] == TensorProto.INT8
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("shape", [[4, 64], [2, 5, 64]])
+def test_run_time_quantization_becomes_one_node(with_bias: bool, shape: list[int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p" if with_bias else "y"])]
+    constants = [constant("w", rng.normal(size=(64, 32)))]
+    if with_bias:
+        nodes.append(helper.make_node("Add", ["p", "b"], ["y"]))
+        constants.append(constant("b", rng.normal(size=32)))
+    graph_proto = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants,
+    )  # fmt: skip
+    graph = codec.load(helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    qdq.dynamic(graph, graph, graph.nodes[0], None)
+    edit.tidy(graph)
+
+    assert optimized(codec.encode(graph), tmp_path) == {"DynamicQuantizeMatMul": 1}
