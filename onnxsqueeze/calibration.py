@@ -375,16 +375,16 @@ def _channels(value: Array, axis: int) -> Moments:
     """Return the moments that Channels asks for; a mask or an infinity counts as zero."""
     x = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
     usual = ordinary(x)
-    x = np.asarray(x if usual is None else np.where(usual, x, 0), np.float64)
-    norms = (x * x).sum(axis=1)
+    rows = np.asarray(x if usual is None else np.where(usual, x, 0), np.float64)
+    norms = (rows * rows).sum(axis=1)
     weights = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     return Moments(
-        len(x),
-        x.sum(0),
-        squares=weights @ x**2,
+        len(rows),
+        rows.sum(0),
+        squares=weights @ rows**2,
         inverse=weights.sum(keepdims=True),
-        low=x.min(0, initial=0.0),
-        high=x.max(0, initial=0.0),
+        low=rows.min(0, initial=0.0),
+        high=rows.max(0, initial=0.0),
     )
 
 
