@@ -113,7 +113,7 @@ class _Decoder:
             tensor = _find(info.name, scope, local=True)
             source.inputs.append((tensor, info))
             if isinstance(tensor, gs.Constant):
-                tensor.overridable = int(graph.ir_version or 0) >= 4
+                tensor.overridable = (graph.ir_version or 0) >= 4
             else:
                 graph.inputs.append(tensor)
         self.body(graph, proto, scope)

@@ -111,6 +111,17 @@ def test_a_weight_is_clipped_where_a_finer_scale_gains_more() -> None:
     np.testing.assert_allclose(weight_scales(row[None]), [0.96], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["normal", "laplace", "uniform", "heavy"])
+def test_sampling_a_long_row_does_not_clip_its_largest_weights_by_mistake(kind: str) -> None:
+    rows = np.stack([KINDS[kind](np.random.default_rng(seed))[:8000] for seed in range(8)]).astype(np.float32)
+
+    def errors(scale: Floats) -> Floats:
+        s = scale[:, None]
+        return np.asarray(((rows - np.clip(np.rint(rows / s), -127, 127) * s) ** 2).sum(1))
+
+    assert (errors(weight_scales(rows)) < 1.05 * errors(np.abs(rows).max(1) / 127)).all()
+
+
 def test_a_row_of_integers_up_to_127_keeps_its_values() -> None:
     row = np.arange(-127, 128, dtype=np.float32)[None]
 

@@ -213,7 +213,7 @@ def test_a_scale_goes_into_a_matrix_and_a_shift_where_there_is_a_bias(op: str, s
     nodes = [
         helper.make_node("Sub", ["x", "t"], ["s"]),
         helper.make_node("Mul", ["s", "k"], ["m"]),
-        helper.make_node(op, ["m", "w"], ["y"], **({"transB": 1} if op == "Gemm" else {})  # type: ignore[arg-type]),
+        helper.make_node(op, ["m", "w"], ["y"], **({"transB": 1} if op == "Gemm" else {})),  # type: ignore[arg-type]
     ]
     proto = model(nodes, constants, {"x": [3, 12]}, {"y": [3, 20]})
     result = canonical(proto)
