@@ -44,7 +44,7 @@ def test_a_gemm_with_a_bias_per_row_is_quantized_at_run_time(bias: tuple[int, ..
 
 @pytest.mark.parametrize("attrs", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}])
 def test_a_gemm_with_factors_or_a_transposed_input_is_no_layer(attrs: dict[str, object]) -> None:
-    found = gemm((40,), **attrs)
+    found = gemm((40,), **attrs)  # type: ignore[arg-type]
 
     assert found.static == found.dynamic == []
 
