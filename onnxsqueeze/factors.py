@@ -33,6 +33,8 @@ __all__ = [
 
 STEP = 8
 """Ranks are multiples of this where a layer has 32 or more: SIMD lanes are filled, and curves are short."""
+CONV_STEP = 16
+"""Ranks of a Conv are multiples of this: ONNX Runtime lays its channels out in blocks, 8-bit ones too."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,9 @@ def forms(layer: Linear) -> tuple[str, ...]:
     return ("channel", "input", "tucker")
 
 
-def ranks(limit: int) -> list[int]:
-    """Return the ranks worth trying up to ``limit``, smallest first."""
-    step = STEP if limit >= 32 else STEP // 2 if limit >= 16 else 1
+def ranks(limit: int, step: int = STEP) -> list[int]:
+    """Return the ranks worth trying up to ``limit``, smallest first; a small limit takes smaller steps."""
+    step = step if limit >= 4 * STEP else STEP // 2 if limit >= 2 * STEP else 1
     return list(range(step, limit + 1, step))
 
 
@@ -185,7 +187,8 @@ def candidates(fitting: Fitting, allowed: Sequence[str] | None = None, rank: int
             blocks = len(z) // len(v)
             explained = np.cumsum((z**2).sum(1).reshape(-1, blocks).sum(1))
         limit = len(explained)
-        chosen = ranks(limit) if rank is None else [min(rank, limit)]
+        step = CONV_STEP if fitting.layer.op == "Conv" else STEP
+        chosen = ranks(limit, step) if rank is None else [min(rank, limit)]
         chosen = chosen[:: max(len(chosen) // 12, 1)] if form == "tucker" else chosen
         if form != "tucker":
             for r in chosen:
@@ -194,7 +197,7 @@ def candidates(fitting: Fitting, allowed: Sequence[str] | None = None, rank: int
         for first in chosen:
             part = z[: first * blocks]
             inner = np.cumsum(np.maximum(np.linalg.eigvalsh(part.T @ part)[::-1], 0))
-            for second in ranks(len(inner)) if rank is None else [min(rank, len(inner))]:
+            for second in ranks(len(inner), step) if rank is None else [min(rank, len(inner))]:
                 yield Candidate(form, (first, second), max(1 - float(inner[second - 1]) / total, 0.0))
 
 

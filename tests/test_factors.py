@@ -97,12 +97,12 @@ def test_the_predicted_error_is_that_of_the_factors(kernel: tuple[int, ...]) -> 
 
 
 def test_the_error_falls_with_the_rank_in_every_form() -> None:
-    whole = fitting(24, 24, (3, 3))
+    whole = fitting(36, 40, (3, 3))
     for form in factors.forms(whole.layer):
-        found = [c for c in factors.candidates(whole, [form]) if len(c.ranks) == 1 or c.ranks[0] == 8]
+        found = [c for c in factors.candidates(whole, [form]) if len(c.ranks) == 1 or c.ranks[0] == 16]
         errors = [c.error for c in found]
 
-        assert len(errors) > 2, form
+        assert len(errors) > 1, form
         assert all(two <= one + 1e-12 for one, two in pairwise(errors)), form
 
 
