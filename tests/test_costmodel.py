@@ -37,6 +37,12 @@ def test_times_are_in_proportion_to_what_is_made(op: str) -> None:
     assert one[1] < one[0]
 
 
+def test_the_integer_kernel_of_average_pooling_is_far_slower() -> None:
+    one, other = carry_times("AveragePool", 1e4)
+
+    assert other > one + 2 * (QUANTIZE + DEQUANTIZE) * 1e4
+
+
 def test_what_is_not_known_costs_nothing_either_way() -> None:
     assert carry_times("Flatten", 1e6) == (0.0, 0.0)
 

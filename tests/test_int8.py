@@ -305,7 +305,9 @@ def test_weights_that_come_through_other_nodes_are_read(way: str, form: str) -> 
     else:
         kind = values.astype(np.float16) if way == "Cast" else values
         constants.append(numpy_helper.from_array(kind.T.copy() if way == "Transpose" else kind, "v"))
-        source = helper.make_node(way, ["v"], ["w"], **({"to": TensorProto.FLOAT} if way == "Cast" else {}))
+        source = helper.make_node(way, ["v"], ["w"])
+        if way == "Cast":
+            source.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
     shape = [256] if form == "static" else [1, 256]
     layer = helper.make_node("MatMul", ["x", "w"], ["y"])
     proto = model([source, layer], constants, {"x": [*shape, 64]}, {"y": [*shape, 300]})
@@ -405,7 +407,7 @@ def test_an_input_that_is_read_twice_by_one_operator_is_quantized_once() -> None
 
 
 @pytest.mark.parametrize("include", [0, 1])
-def test_padded_average_pooling_in_integers_counts_as_in_float(include: int) -> None:
+def test_average_pooling_stays_in_float_since_its_integer_kernel_is_slow(include: int) -> None:
     rng = np.random.default_rng(0)
     pool = {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": include}
     nodes = [
@@ -418,7 +420,7 @@ def test_padded_average_pooling_in_integers_counts_as_in_float(include: int) -> 
     data = [{"x": f["x"] + np.float32(2)} for f in correlated(6, (64, 12, 12))]
     result = blindly(proto, "int8", data)
 
-    assert actions(result)["integer"] == 1
+    assert actions(result) == {"static": 2}
     assert sqnr(proto, result.model, data[:2]) > 25
     assert sqnr(result.model, result.model, data[:2], ("none", "all")) >= 35
 
