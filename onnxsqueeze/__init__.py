@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnknownPassError,
         UsageError,
     )
-    from onnxsqueeze.inspect_model import Inspection, inspect_model
+    from onnxsqueeze.inspection import Inspection, inspect_model
     from onnxsqueeze.passes.clean import Clean
     from onnxsqueeze.passes.int8 import Int8
     from onnxsqueeze.passes.lowrank import LowRank
@@ -65,7 +65,7 @@ __all__ = [
 _HOMES = {
     "Clean": "passes.clean",
     "GraphDiff": "difference",
-    "Inspection": "inspect_model",
+    "Inspection": "inspection",
     "Int8": "passes.int8",
     "LowRank": "passes.lowrank",
     "Pass": "contract",
@@ -74,7 +74,7 @@ _HOMES = {
     "Site": "contract",
     "Skip": "contract",
     "diff": "difference",
-    "inspect_model": "inspect_model",
+    "inspect_model": "inspection",
     "load": "codec",
     "save": "codec",
     "squeeze": "pipeline",

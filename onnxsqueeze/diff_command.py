@@ -16,7 +16,8 @@ from onnxsqueeze.wording import FEW, born, short, title, words
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxsqueeze.difference import Change, GraphDiff
+    from onnxsqueeze.changes import Change
+    from onnxsqueeze.difference import GraphDiff
     from onnxsqueeze.trace import Trace
 
 __all__ = ["command", "show"]

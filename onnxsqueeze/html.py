@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxsqueeze.difference import Change, GraphDiff, diff
+from onnxsqueeze.changes import Change
+from onnxsqueeze.difference import GraphDiff, diff
 from onnxsqueeze.graph import Graph
 from onnxsqueeze.picture import attributes_of, pictures
 from onnxsqueeze.render import amount, change, db, milliseconds
@@ -22,7 +23,7 @@ from onnxsqueeze.wording import born, title, words
 if TYPE_CHECKING:
     import jinja2
 
-    from onnxsqueeze.inspect_model import Inspection
+    from onnxsqueeze.inspection import Inspection
 
 __all__ = ["diff_page", "inspection_page", "report_page"]
 

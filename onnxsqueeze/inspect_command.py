@@ -16,7 +16,7 @@ from onnxsqueeze.cli import command_line, console_on, refuse_to_overwrite, write
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxsqueeze.inspect_model import Inspection
+    from onnxsqueeze.inspection import Inspection
 
 __all__ = ["command", "show", "to_csv"]
 
@@ -42,7 +42,7 @@ def command(
     if html is not None:
         refuse_to_overwrite("--html", Path(html), {"the model": Path(model)})
 
-    from onnxsqueeze.inspect_model import inspect_model
+    from onnxsqueeze.inspection import inspect_model
 
     found = inspect_model(model, profile=profile, calibration=calib)
     if html is not None:

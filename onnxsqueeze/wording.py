@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from onnxsqueeze.render import db
 
 if TYPE_CHECKING:
-    from onnxsqueeze.difference import Change, WeightChange
+    from onnxsqueeze.changes import Change, WeightChange
     from onnxsqueeze.trace import Trace
 
 __all__ = ["FEW", "born", "short", "summary", "title", "words"]

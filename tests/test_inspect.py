@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from onnxsqueeze import cli, squeeze
-from onnxsqueeze.inspect_model import Layer, effective_rank, inspect_model
+from onnxsqueeze.inspection import Layer, inspect_model
+from onnxsqueeze.weight_statistics import effective_rank
 
 MODELS = Path(__file__).parents[1] / "models"
 
