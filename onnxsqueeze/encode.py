@@ -27,8 +27,8 @@ Info = onnx.ValueInfoProto | None
 def encode(graph: gs.Graph, *, skeleton: bool = False) -> onnx.ModelProto:
     """Return the model of ``graph``, in memory; an unchanged graph gives the model that it was decoded from.
 
-    External data that was not replaced stays a reference into ``graph.folder``. With ``skeleton`` the float weights
-    of more than 1 KiB become references to a file that does not exist and no such weight is read: enough for shape
+    External data that was not replaced stays a reference into ``graph.folder``. With ``skeleton`` weights of more than
+    1 KiB that are no shapes become references to a file that does not exist, and none of them is read: enough for shape
     inference, and small whatever the weights weigh.
     """
     return encode_with(graph, Skeleton() if skeleton else Inline())

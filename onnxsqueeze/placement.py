@@ -28,6 +28,7 @@ _PAYLOAD = (
     "external_data",
 )
 _PAGE = 4096
+_SHAPE = 1 << 20  # no shape has more bytes
 
 
 class Inline:
@@ -46,7 +47,7 @@ class Inline:
 
 
 class Skeleton(Inline):
-    """Leaves out the float weights of more than 1 KiB: shape inference never reads them."""
+    """Leaves out the weights of more than 1 KiB but those that shape inference may read: shapes and indices."""
 
     def keeps(self, weight: Stored) -> bool:
         return weight.raw is None and not weight.external and not self._drops(weight)
@@ -59,8 +60,8 @@ class Skeleton(Inline):
 
     @staticmethod
     def _drops(weight: Weight) -> bool:
-        whole = weight.dtype.kind in "iubO" or weight.dtype.name in ("int4", "uint4", "int2", "uint2")
-        return weight.nbytes > CUT and not whole
+        shape = weight.dtype.name in ("int32", "int64") and weight.nbytes <= _SHAPE
+        return weight.nbytes > CUT and not shape and weight.dtype.kind != "O"
 
 
 class Spliced(Inline):
