@@ -27,7 +27,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from onnxsqueeze.inspection import Inspection, inspect_model
+    from onnxsqueeze.passes.canonical import Canonical
     from onnxsqueeze.passes.clean import Clean
+    from onnxsqueeze.passes.depthwise import Depthwise
     from onnxsqueeze.passes.int8 import Int8
     from onnxsqueeze.passes.lowrank import LowRank
     from onnxsqueeze.pipeline import Result, squeeze
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Canonical",
     "Clean",
+    "Depthwise",
     "FeedError",
     "GraphDiff",
     "Inspection",
@@ -63,7 +67,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Canonical": "passes.canonical",
     "Clean": "passes.clean",
+    "Depthwise": "passes.depthwise",
     "GraphDiff": "difference",
     "Inspection": "inspection",
     "Int8": "passes.int8",

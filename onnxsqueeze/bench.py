@@ -14,7 +14,7 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Pass, Site
 from onnxsqueeze.edit import duplicate, tidy
 from onnxsqueeze.report import Deviation
-from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze.runtime import Session, first_samples, latency
 from onnxsqueeze.validate import Answers, answer, compare, worst
 
 __all__ = ["Bench"]
@@ -68,9 +68,9 @@ class Bench:
         return worst(self.deviations(graph))
 
     def latency(self, graph: Graph, seconds: float = 0.5) -> float:
-        """Return the run time of ``graph`` over that of the original, on one thread, interleaved."""
+        """Return the run time of ``graph`` over that of the original, on one thread, interleaved, a sample at a time."""
         pair = [Session(codec.encode(g), g.folder, threads=1) for g in (self.original, graph)]
-        return latency(pair, self.feeds, seconds)[1]
+        return latency(pair, [first_samples(pair[0], feed, 1) for feed in self.feeds], seconds)[1]
 
     def collect(self, graph: Graph, needs: Iterable[Need]) -> Statistics:
         """Gather statistics of an edited graph over all calibration feeds."""

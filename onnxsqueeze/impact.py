@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import codec, edit
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.errors import FeedError
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime import Session, first_samples
 from onnxsqueeze.validate import compare
 
 __all__ = ["impacts"]
@@ -44,7 +43,7 @@ def impacts(
     session = Session(codec.encode(graph), graph.folder)
     wanted = [t.name for t in original.outputs]
     off = {name: np.array(False) for name in switches.values()}
-    small = [_smaller(session, feed, off, wanted) for feed in feeds]
+    small = [first_samples(session, feed, 2, off) for feed in feeds]
     expected = [session.run({**feed, **off}, wanted) for feed in small]
     found: dict[str, list[float]] = {key: [] for key in rewrites}
     for step, ((key, _), switch) in enumerate(switches.items()):
@@ -75,18 +74,3 @@ def _switch(graph: Graph, node: gs.Node, rewrite: Callable[[Graph, str], None], 
     edit.redirect(y, result, only=readers)
     rewrite(graph, copy.name)
     return str(switch.name)
-
-
-def _smaller(
-    session: Session, feed: Mapping[str, Array], off: Mapping[str, Array], wanted: Sequence[str]
-) -> dict[str, Array]:
-    """Return the first two samples of the feed if all inputs share a first axis and the model runs on them."""
-    lengths = {value.shape[0] for value in feed.values() if value.ndim}
-    if len(lengths) != 1 or next(iter(lengths)) <= 2:
-        return dict(feed)
-    cut = {name: value[:2] if value.ndim else value for name, value in feed.items()}
-    try:
-        session.run({**cut, **off}, wanted)
-    except FeedError:
-        return dict(feed)
-    return cut

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
-
 __all__ = ["Choice", "cut"]
 
 
@@ -32,6 +30,8 @@ def cut(choices: Iterable[Choice], quantize: Mapping[int, float], dequantize: Ma
     float; a reader that can only run in float is a choice whose ``as_int8`` is infinite. Solved exactly, as a minimum
     s–t cut with int8 on the source's side.
     """
+    import networkx as nx  # slow to import, and not needed to list the passes
+
     network = nx.DiGraph()
     network.add_nodes_from(("int8", "float"))
     made: dict[int, int] = {}

@@ -22,7 +22,7 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.cost import file_size
 from onnxsqueeze.errors import FeedError, ModelError
 
-__all__ = ["Session", "latency", "profile"]
+__all__ = ["Session", "first_samples", "latency", "profile"]
 
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -146,6 +146,27 @@ def explain(error: Exception) -> str:
         if found := re.search(pattern, text):
             return found.expand(sentence)
     return text if len(text) <= 240 else text[:239] + "…"
+
+
+def first_samples(
+    session: Session,
+    feed: Mapping[str, NDArray[np.generic]],
+    count: int,
+    further: Mapping[str, NDArray[np.generic]] | None = None,
+) -> dict[str, NDArray[np.generic]]:
+    """Return the first ``count`` samples of a feed if its arrays share a first axis and the model runs on them.
+
+    ``further`` are inputs that the model needs besides; they are not cut and not returned.
+    """
+    lengths = {value.shape[0] for value in feed.values() if value.ndim}
+    if len(lengths) != 1 or next(iter(lengths)) <= count:
+        return dict(feed)
+    cut = {name: value[:count] if value.ndim else value for name, value in feed.items()}
+    try:
+        session.run({**cut, **(further or {})})
+    except FeedError:
+        return dict(feed)
+    return cut
 
 
 def latency(

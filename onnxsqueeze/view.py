@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import networkx as nx
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -20,6 +20,9 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.dtypes import numpy_type
 from onnxsqueeze.graph import subgraphs
 from onnxsqueeze.weights import peek
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["View", "constant_value", "is_standard", "key_of", "walk"]
 
@@ -212,6 +215,8 @@ class View:
     @cached_property
     def network(self) -> nx.MultiDiGraph:
         """The operators as a MultiDiGraph: vertices are positions in ``nodes``, edges carry the tensor's name."""
+        import networkx as nx  # slow to import, and most runs need no network
+
         network = nx.MultiDiGraph()
         position = {id(node): i for i, node in enumerate(self.nodes)}
         for i, node in enumerate(self.nodes):

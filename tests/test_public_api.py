@@ -8,7 +8,9 @@ import pytest
 import onnxsqueeze
 
 PUBLIC = [
+    "Canonical",
     "Clean",
+    "Depthwise",
     "FeedError",
     "GraphDiff",
     "Inspection",
