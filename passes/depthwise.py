@@ -28,8 +28,8 @@ class Depthwise(Pass):
     ``P = W S Dᵀ (D S Dᵀ)⁻¹`` and D in turn, by alternating least squares. The bias stands on the first branch's last
     operator, with ``(W − Ŵ) μ`` added.
 
-    A layer is left to ``lowrank`` where that has less error at the same predicted time, which is the rule below about
-    200 channels. The budget over all layers and the refit are those of ``lowrank``.
+    A layer is left to ``lowrank`` where that has less error at the same predicted time, which is the rule for strides
+    of 1; with larger strides the separable form often wins. Budget and refit are those of ``lowrank``.
     """
 
     name: ClassVar[str] = "depthwise"
@@ -92,9 +92,10 @@ class Depthwise(Pass):
         rivals = [
             (speed.work(factors.outline(layer, c.form, c.ranks), None), c.error) for c in factors.candidates(fitting)
         ]
+        fastest = min((time for time, _ in rivals), default=0.0)
         kept = []
         for candidate in found:
-            time = speed.work(separable.outline(layer, candidate.form, candidate.ranks), None)
+            time = max(speed.work(separable.outline(layer, candidate.form, candidate.ranks), None), fastest)
             if candidate.error < min((error for t, error in rivals if t <= time), default=1.0):
                 kept.append(candidate)
         return kept or "low-rank factors have less error at the same time"

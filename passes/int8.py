@@ -59,7 +59,7 @@ class Int8(Pass):
       mean squared error on their histogram, int8 weights per output channel, int32 biases in the product scale, and
       the mean error of the weights taken off the bias: ``b̂ = b + (W − Ŵ)·μ``. Which layers, and which operators
       between them, do so is a minimum cut over their run times in float and int8 and the cost of the borders.
-    * *dynamic*: MatMul and Gemm on token sequences, or without measured ranges, quantize their input at run time
+    * *dynamic*: MatMul on token sequences or in bodies, and Gemm with a bias per row, quantize their input at run time
       (DynamicQuantizeLinear, MatMulInteger), after a scale per channel ``s_j = max|x_j|^α / max|w_j|^(1−α)`` that
       moves outliers into the weight, α being what predicts the least error.
     * *stored*: all other weights are kept as int8 in blocks, each with its scale, and restored when the model is
