@@ -68,7 +68,7 @@ class Bench:
         return worst(self.deviations(graph))
 
     def latency(self, graph: Graph, seconds: float = 0.5) -> float:
-        """Return the run time of ``graph`` over that of the original, on one thread, interleaved, a sample at a time."""
+        """Return the run time of ``graph`` over that of the original, one thread, interleaved, a sample at a time."""
         pair = [Session(codec.encode(g), g.folder, threads=1) for g in (self.original, graph)]
         return latency(pair, [first_samples(pair[0], feed, 1) for feed in self.feeds], seconds)[1]
 
