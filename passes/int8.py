@@ -59,7 +59,8 @@ class Int8(Pass):
       mean squared error on their histogram, int8 weights per output channel, int32 biases in the product scale, and
       the mean error of the weights taken off the bias: ``b̂ = b + (W − Ŵ)·μ``. Which layers, and which operators
       between them, do so is a minimum cut over their run times in float and int8 and the cost of the borders.
-    * *dynamic*: MatMul on token sequences or in bodies, and Gemm with a bias per row, quantize their input at run time
+    * *dynamic*: MatMul on token sequences or in bodies, MatMul and Gemm without measured ranges, and Gemm with a bias
+      per row quantize their input at run time
       (DynamicQuantizeLinear, MatMulInteger), after a scale per channel ``s_j = max|x_j|^α / max|w_j|^(1−α)`` that
       moves outliers into the weight, α being what predicts the least error.
     * *stored*: all other weights are kept as int8 in blocks, each with its scale, and restored when the model is
@@ -349,19 +350,20 @@ def _run_time(
 
     Where their effects were measured, the worst are left to be stored until the rest stays within the budget.
     """
-    known = sorted((effects[key_of(n)] for n in layers.dynamic if key_of(n) in effects), reverse=True)
+    nodes = [*layers.dynamic, *(n for n in layers.static if n.op != "Conv" and not stats.range(n.inputs[0].name))]
+    known = sorted((effects[key_of(n)] for n in nodes if key_of(n) in effects), reverse=True)
     while known and sum(known) > budget:
         known.pop(0)
     limit = known[0] if known else (inf if not effects else 0.0)
     groups: dict[int, list[gs.Node]] = {}
-    for node in layers.dynamic:
+    for node in nodes:
         groups.setdefault(id(node.inputs[0]), []).append(node)
-    for nodes in groups.values():
-        name = nodes[0].inputs[0].name
+    for group in groups.values():
+        name = group[0].inputs[0].name
         if name not in smoothed:
-            moments = None if view.in_body(nodes[0]) else stats.of(Channels(name, -1))
-            smoothed[name] = None if moments is None else smoothing(moments, [layers.matrix(n) for n in nodes]).scale
-        for node in nodes:
+            moments = None if view.in_body(group[0]) else stats.of(Channels(name, -1))
+            smoothed[name] = None if moments is None else smoothing(moments, [layers.matrix(n) for n in group]).scale
+        for node in group:
             if effects.get(key_of(node), 0.0) <= limit:
                 yield node, _Work("dynamic", smoothing=smoothed[name])
 
