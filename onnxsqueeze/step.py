@@ -72,7 +72,7 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
         trial = _raised(pass_, graph, run, notes) or graph.copy()
         done, skipped = _rewrite(pass_, trial, run, stage, notes)
         if done and run.check:
-            own = _judge(trial, run)
+            own = _judge(trial, graph, run)
     except SqueezeError as error:
         if isinstance(error, UsageError) or not run.check:
             raise
@@ -185,9 +185,9 @@ def _collect(pass_: Pass, view: View, run: Run, stage: str) -> Statistics:
     return have
 
 
-def _judge(graph: Graph, run: Run) -> float | None:
+def _judge(graph: Graph, given: Graph, run: Run) -> float | None:
     """Return this pass's own SQNR in dB, None without feeds; ModelError says why it must be rolled back."""
-    _check(graph)
+    _check(graph, given)
     try:
         if not run.reference:
             Session(graph)
@@ -203,8 +203,15 @@ def _judge(graph: Graph, run: Run) -> float | None:
     return own
 
 
-def _check(graph: Graph) -> None:
-    """Have ONNX's checker read the graph; ModelError if it objects."""
+def _check(graph: Graph, given: Graph) -> None:
+    """Raise ModelError if ONNX's checker objects to the graph and did not object to what the pass was given."""
+    objection = _objection(graph)
+    if objection is not None and _objection(given) is None:
+        raise ModelError(f"the checker refuses the result: {objection}")
+
+
+def _objection(graph: Graph) -> str | None:
+    """Return what ONNX's checker says against the graph, None if nothing."""
     model = codec.encode(graph, skeleton=True)
     for tensor in tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:  # left out: the checker would look for the file
@@ -214,8 +221,8 @@ def _check(graph: Graph) -> None:
     try:
         onnx.checker.check_model(model)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ModelError(f"the checker refuses the result: {reason}") from error
+        return str(error).strip().splitlines()[0][:200]
+    return None
 
 
 def _count(graph: Graph) -> int:
