@@ -20,6 +20,7 @@ from onnxsqueeze.weights import Weight
 __all__ = [
     "alive",
     "constant",
+    "distinguish",
     "duplicate",
     "find",
     "insert",
@@ -68,6 +69,17 @@ def _names(graph: Graph) -> set[str]:
             names.add(node.name)
             names.update(t.name for t in (*node.inputs, *node.outputs))
     return names
+
+
+def distinguish(graph: Graph) -> None:
+    """Give tensors that nodes of several bodies make under one name a name each, so that ``find`` tells them apart."""
+    seen: set[str] = set()
+    for node, _ in walk(graph):
+        for tensor in node.outputs:
+            if tensor.name in seen:
+                tensor.name = mint(graph, tensor.name)
+            if tensor.name:
+                seen.add(tensor.name)
 
 
 def constant(graph: Graph, hint: str, values: NDArray[np.generic] | Weight) -> gs.Constant:

@@ -16,7 +16,7 @@ from onnxsqueeze.calibration import Statistics, collect
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
 from onnxsqueeze.cost import file_size, tensors
-from onnxsqueeze.edit import tidy
+from onnxsqueeze.edit import distinguish, tidy
 from onnxsqueeze.errors import FeedError, ModelError, PassError, SqueezeError, UsageError
 from onnxsqueeze.opset import raise_opset
 from onnxsqueeze.report import StepReport
@@ -70,6 +70,7 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
     own = reason = None
     try:
         trial = _raised(pass_, graph, run, notes) or graph.copy()
+        distinguish(trial)
         done, skipped = _rewrite(pass_, trial, run, stage, notes)
         if done and run.check:
             own = _judge(trial, graph, run)
@@ -146,13 +147,8 @@ def _rewrite(pass_: Pass, graph: Graph, run: Run, stage: str, notes: list[str]) 
         if bench is not None and any(isinstance(entry, Site) for entry in plan):
             bench.stats = stats
             plan = pass_.select(plan, bench)
-        sites = [entry for entry in plan if isinstance(entry, Site) and entry.key not in view.ambiguous]
+        sites = [entry for entry in plan if isinstance(entry, Site)]
         skipped = [entry for entry in plan if isinstance(entry, Skip)]
-        skipped += [
-            Skip(entry.key, "its output has a name that another tensor has too")
-            for entry in plan
-            if isinstance(entry, Site) and entry.key in view.ambiguous
-        ]
         for i, site in enumerate(sites):
             run.progress(pass_.name, i, len(sites))
             pass_.apply(site, graph)
