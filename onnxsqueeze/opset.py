@@ -13,6 +13,7 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import ModelError
 from onnxsqueeze.graph import subgraphs
 from onnxsqueeze.view import is_standard, key_of
+from onnxsqueeze.weights import Derived, Weight
 
 __all__ = ["raise_opset"]
 
@@ -171,7 +172,10 @@ def _constants(graph: Graph) -> dict[str, gs.Constant]:
 
 
 def _take(constant: gs.Constant, twin: object) -> None:
-    if isinstance(twin, gs.Constant):
-        vars(constant).pop("origin", None)
-        kept = {name: value for name, value in vars(twin).items() if name in ("origin", "_values", "_export_dtype")}
-        vars(constant).update(kept)
+    if not isinstance(twin, gs.Constant):
+        return
+    values = twin._values
+    if not isinstance(values, Weight) and not hasattr(twin, "origin"):
+        values = Derived(values.shape, values.dtype, lambda: twin._values)
+    constant._values, constant._export_dtype = values, twin._export_dtype
+    constant.origin = getattr(twin, "origin", values)

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-__all__ = ["MODELS", "REMARKS", "feeds", "fill", "parse"]
+__all__ = ["MODELS", "Feed", "feeds", "fill", "parse"]
 
 Array = NDArray[np.generic]
 Feed = dict[str, Array]
@@ -164,6 +164,38 @@ def depthwise() -> onnx.ModelProto:
         p = Conv(m, w5, b5)
         y = Add(p, x)
     }""")
+
+
+@case
+def spelled_out() -> onnx.ModelProto:
+    """HardSwish as Add, Clip, Mul and Div, and a scale before the next layer."""
+    return parse("""g (float[N, 16, 8, 8] x) => (float[N, 24, 6, 6] y)
+        <float[16, 16, 1, 1] w1, float[16] b1, float[1, 16, 1, 1] k, float[24, 16, 3, 3] w2> {
+        c = Conv(x, w1, b1)
+        three = Constant<value_float=3.0>()
+        six = Constant<value_float=6.0>()
+        zero = Constant<value_float=0.0>()
+        a = Add(c, three)
+        l = Clip(a, zero, six)
+        m = Mul(c, l)
+        h = Div(m, six)
+        s = Mul(h, k)
+        y = Conv(s, w2)
+    }""")
+
+
+@case
+def separable() -> onnx.ModelProto:
+    """A dense convolution that is a depthwise one before a pointwise one, nearly."""
+    model = parse("""g (float[N, 48, 8, 8] x) => (float[N, 48, 8, 8] y) <float[48, 48, 3, 3] w> {
+        c = Conv<pads=[1, 1, 1, 1]>(x, w)
+        y = Relu(c)
+    }""")
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((48, 48, 1, 1)) * rng.standard_normal((1, 48, 3, 3)) / 20
+    weight += 1e-3 * rng.standard_normal(weight.shape)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight.astype(np.float32), "w"))
+    return model
 
 
 @case
@@ -420,6 +452,3 @@ def function() -> onnx.ModelProto:
         domains=', "my": 1',
         functions='<domain: "my", opset_import: ["": 17]> twice (a) => (b) { c = Add(a, a) b = Relu(c) }',
     )
-
-
-REMARKS = {name: (build.__doc__ or name).strip() for name, build in MODELS.items()}
