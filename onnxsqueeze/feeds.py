@@ -6,21 +6,27 @@ import difflib
 import math
 import os
 import re
-import threading
-import weakref
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from onnxsqueeze.errors import FeedError
+from onnxsqueeze.feed_files import (
+    ONE_EACH,
+    check_size,
+    load_npz,
+    load_protos,
+    npy_header,
+    open_npz,
+    reading,
+    size_of,
+    whole,
+)
 
 __all__ = ["Feed", "Feeds", "Input", "find_beside", "inputs_of", "read"]
 
@@ -29,13 +35,10 @@ Feed = dict[str, Array]
 Load = Callable[[int], tuple[str, Mapping[str, Any]]]
 """Index of a feed -> where it comes from, in words for an error, and its unchecked arrays."""
 
-LIMIT = 2 << 30
-"""Bytes that one feed may take; array headers are held to it before anything is allocated."""
 GROUP = 8
 """Samples of one file that share a feed when the batch dimension is dynamic, so that calibration is quick."""
 NOT_A_TENSOR = np.dtype(np.void)
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-ONE_EACH = "use a folder with one .npz for each feed"
 KINDS = f"a folder of .npz files, of images ({' '.join(IMAGES)}) or of test_data_set_* folders, an .npz or an .npy file"
 
 
@@ -250,7 +253,7 @@ def _from_folder(folder: Path, inputs: tuple[Input, ...], pixels: Mapping[str, A
         return Feeds(
             f"{counted(len(sets), 'test data set')} from {name}",
             inputs,
-            lambda index: (str(sets[index]), _load_protos(sets[index], inputs)),
+            lambda index: (str(sets[index]), load_protos(sets[index], [wanted.name for wanted in inputs])),
             range(len(sets)),
         )
     if not packed:
@@ -260,7 +263,7 @@ def _from_folder(folder: Path, inputs: tuple[Input, ...], pixels: Mapping[str, A
     return Feeds(
         f"{counted(len(packed), 'feed')} from {name}",
         inputs,
-        lambda index: (str(packed[index]), _load_npz(packed[index])),
+        lambda index: (str(packed[index]), load_npz(packed[index])),
         range(len(packed)),
     )
 
@@ -269,13 +272,13 @@ def _from_file(path: Path, inputs: tuple[Input, ...]) -> Feeds:
     if not path.exists():
         raise FeedError(f"{path}: no such file or folder; give {KINDS}")
     if path.suffix.lower() == ".npz":
-        return _samples(_open_npz(path), inputs, str(path))
+        return _samples(open_npz(path), inputs, str(path))
     if path.suffix.lower() != ".npy":
         raise FeedError(f"{path} is no calibration data; give {KINDS}")
     name = _only(inputs, str(path)).name
     with reading(path):
         with path.open("rb") as file:
-            _header(file, f"{path}")
+            npy_header(file, f"{path}")
         return _samples({name: np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
 
 
@@ -287,8 +290,8 @@ def _samples(arrays: Mapping[str, Any], inputs: tuple[Input, ...], where: str) -
     # An array that fits its input as it is (a recurrent state, one full batch) is no row of samples.
     lengths = {key: len(array) for key, array in arrays.items() if array.shape and len(array) != first[key]}
     if not lengths:
-        check_size(sum(map(_bytes, arrays.values())), where)
-        only = {key: _whole(array) for key, array in arrays.items()}
+        check_size(sum(map(size_of, arrays.values())), where)
+        only = {key: whole(array) for key, array in arrays.items()}
         return Feeds(f"1 feed from {name}", inputs, lambda _: (where, only), range(1))
     counts = list(lengths.values())
     total = max(counts, key=lambda length: (counts.count(length), length))
@@ -307,9 +310,9 @@ def _samples(arrays: Mapping[str, Any], inputs: tuple[Input, ...], where: str) -
     if count == 0:
         raise FeedError(f"{where} has {counted(total, 'sample')}, but the model takes {size} at a time; add samples")
     used = min(total, count * size)
-    row_bytes = sum(_bytes(arrays[key]) // total for key in sampled)
-    check_size(row_bytes * size + sum(map(_bytes, constants.values())), where)
-    repeated = {key: _whole(array) for key, array in constants.items()}
+    row_bytes = sum(size_of(arrays[key]) // total for key in sampled)
+    check_size(row_bytes * size + sum(map(size_of, constants.values())), where)
+    repeated = {key: whole(array) for key, array in constants.items()}
 
     def load(index: int) -> tuple[str, Feed]:
         start, stop = index * size, min(used, (index + 1) * size)
@@ -328,99 +331,6 @@ def _group(total: int, inputs: tuple[Input, ...], constants: Mapping[str, Any]) 
         if (repeated is not None and repeated.shape and loose) or wanted.shape is None:
             return 1
     return min(GROUP, max(1, total // GROUP))
-
-
-# Files.
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while ``path`` is read into a FeedError that names it."""
-    try:
-        yield
-    except FeedError:
-        raise
-    except Exception as error:  # numpy, zipfile, protobuf and Pillow raise a dozen unrelated types on damaged files
-        raise FeedError(f"{path} cannot be read: {str(error) or type(error).__name__}; write the file again") from error
-
-
-class _Rows:
-    """The rows of one array in an .npz, decompressed on access; reading forward never reads a byte twice."""
-
-    def __init__(self, path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._path, self._file, self._start, self._lock = path, file, file.tell(), threading.Lock()
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> Array:
-        start, stop, _ = rows.indices(len(self))
-        row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        with reading(self._path), self._lock:
-            self._file.seek(self._start + start * row)
-            data = self._file.read((stop - start) * row)
-            rows_read: Array = np.ndarray((stop - start, *self.shape[1:]), self.dtype, data)
-            return rows_read
-
-
-def _open_npz(path: Path) -> dict[str, Any]:
-    """Return the arrays of an .npz, rows unread where its layout allows that."""
-    arrays: dict[str, Any] = {}
-    whole = 0
-    with reading(path), ExitStack() as stack:
-        archive = zipfile.ZipFile(stack.enter_context(path.open("rb")))
-        for member in archive.namelist():
-            file = archive.open(member)
-            shape, by_column, dtype = _header(file, f"{path}: '{member.removesuffix('.npy')}'")
-            array: Any = _Rows(path, file, shape, dtype) if shape else None
-            if by_column or not shape:
-                size = math.prod(shape) * dtype.itemsize
-                whole += size
-                check_size(whole, str(path))
-                array = np.ndarray(shape, dtype, file.read(size), order="F")
-            arrays[member.removesuffix(".npy")] = array
-        weakref.finalize(archive, stack.pop_all().close)  # with the last array that reads from it
-    return arrays
-
-
-def _load_npz(path: Path) -> Feed:
-    arrays = _open_npz(path)
-    check_size(sum(map(_bytes, arrays.values())), str(path))
-    return {name: _whole(array) for name, array in arrays.items()}
-
-
-def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the header of an .npy and refuse what may not be loaded."""
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # later versions exist for long headers, which only structured arrays have
-        raise FeedError(f"{where} is in npy format {version[0]}.{version[1]}; save plain numbers")
-    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-    if min(shape, default=0) < 0:
-        raise FeedError(f"{where} has the shape {list(shape)}; write the file again")
-    if dtype.hasobject:
-        raise FeedError(f"{where} holds Python objects, and unpickling them could run code; save plain numbers")
-    return shape, by_column, dtype
-
-
-def _load_protos(folder: Path, inputs: tuple[Input, ...]) -> Feed:
-    """Read the input_N.pb of one test data set; a tensor without the name of an input is the N-th."""
-    names = [wanted.name for wanted in inputs]
-    feed: Feed = {}
-    for file in folder.glob("input_*.pb"):
-        with reading(file):
-            check_size(file.stat().st_size, str(file))
-            tensor = onnx.TensorProto.FromString(file.read_bytes())
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                raise FeedError(f"{file} keeps its values in another file; save the tensor in one piece")
-            position = int(file.stem.removeprefix("input_"))
-            if tensor.name not in names and position >= len(names):
-                raise FeedError(f"{file}: the model has no input {position} and none called '{tensor.name}'; remove it")
-            name = tensor.name if tensor.name in names else names[position]
-            if name in feed:
-                raise FeedError(f"{folder} has two tensors for the input '{name}'; remove one")
-            feed[name] = numpy_helper.to_array(tensor)
-    return feed
 
 
 # Checks.
@@ -487,19 +397,6 @@ def _only(inputs: tuple[Input, ...], where: str) -> Input:
         names = ", ".join(f"'{wanted.name}'" for wanted in inputs) or "none"
         raise FeedError(f"{where} feeds one input, but the model has {len(inputs)} ({names}); {ONE_EACH}")
     return inputs[0]
-
-
-def check_size(size: int, where: str) -> None:
-    if size > LIMIT:
-        raise FeedError(f"{where} needs {size / 2**30:.1f} GiB at once, more than {LIMIT / 2**30:.0f}; {ONE_EACH}")
-
-
-def _bytes(array: Any) -> int:
-    return int(math.prod(array.shape) * array.dtype.itemsize)
-
-
-def _whole(array: Any) -> Array:
-    return np.array(array[:] if array.shape else array)
 
 
 def counted(number: int, noun: str) -> str:

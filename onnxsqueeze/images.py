@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxsqueeze.errors import FeedError
-from onnxsqueeze.feeds import Array, Feed, Feeds, Input, check_size, counted, is_float, reading
+from onnxsqueeze.feed_files import check_size, reading
+from onnxsqueeze.feeds import Array, Feed, Feeds, Input, counted, is_float
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from onnxsqueeze import feeds
+from onnxsqueeze import feed_files, feeds
 from onnxsqueeze.errors import FeedError
 from onnxsqueeze.feeds import Feeds, Input, find_beside, inputs_of, read
 
@@ -663,7 +663,7 @@ def test_one_full_batch_and_a_test_data_file_are_held_to_the_limit(
 ) -> None:
     with pytest.raises(FeedError, match=r"a\.npz needs 16384\.0 GiB at once"):
         read(_claim(tmp_path / "a.npz", (4, 1 << 40)), [X4])
-    monkeypatch.setattr(feeds, "LIMIT", 8)
+    monkeypatch.setattr(feed_files, "LIMIT", 8)
     with pytest.raises(FeedError, match=r"input_0\.pb needs"):
         read(_proto(tmp_path / "c"), [X])
 
