@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.int8 import Int8
     from onnxsqueeze.passes.lowrank import LowRank
     from onnxsqueeze.pipeline import Result, squeeze
+    from onnxsqueeze.recipe import Recipe
     from onnxsqueeze.report import Report
 
     __version__: str
@@ -49,6 +50,7 @@ __all__ = [
     "ModelError",
     "Pass",
     "PassError",
+    "Recipe",
     "Report",
     "Result",
     "Site",
@@ -75,6 +77,7 @@ _HOMES = {
     "Int8": "passes.int8",
     "LowRank": "passes.lowrank",
     "Pass": "contract",
+    "Recipe": "recipe",
     "Report": "report",
     "Result": "pipeline",
     "Site": "contract",

@@ -114,15 +114,17 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.command(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
 @click.option("-p", "--pipeline", metavar="PIPELINE", help="Passes in order, like 'lowrank{energy=0.98},int8'.")
+@click.option("--recipe", metavar="FILE", help="Do what a recipe says, in the place of -p; -p takes a .toml file too.")
 @click.option("--calib", metavar="PATH", help="Calibration data: a folder or file of .npz, .npy or images; or random.")
 @click.option("-o", "--output", metavar="FILE", help="The squeezed model.  [default: MODEL.squeezed.onnx]")
 @click.option("--report", metavar="FILE", help="Also write the report, as JSON.")
 @click.option("--html", metavar="FILE", help="Also write the report, as a page for the browser.")
+@click.option("--save-recipe", metavar="FILE", help="Also write what was done, so that --recipe repeats it.")
 @click.option("--min-sqnr", type=number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
-@click.option("--validate", type=click.Choice(["full", "none"]), default="full", help="none: neither compare nor time.")
+@click.option("--validate", type=click.Choice(["full", "none"]), help="none: neither compare nor time.")
 @click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")
-@click.option("--seed", type=seed, default="0", metavar="N", help="Seed of everything random.")
+@click.option("--seed", type=seed, metavar="N", help="Seed of everything random.  [default: 0]")
 @click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
@@ -133,6 +135,8 @@ def main(
     /,
     model: str,
     pipeline: str | None,
+    recipe: str | None,
+    save_recipe: str | None,
     calib: str | None,
     output: str | None,
     report: str | None,
@@ -141,31 +145,42 @@ def main(
     **settings: Any,
 ) -> None:
     """Make an ONNX model smaller and faster, and say how far its answers moved."""
-    if pipeline is None:
+    recipe, pipeline = (pipeline, None) if recipe is None and str(pipeline).endswith(".toml") else (recipe, pipeline)
+    if pipeline is None and recipe is None:
         raise UsageError(f"no pipeline: say what to do with -p, for example {EXAMPLE}")
+    if pipeline is not None and recipe is not None:
+        raise UsageError("-p and --recipe both say what to do: drop one of them")
     source = Path(model)
     target = Path(output) if output is not None else source.with_name(f"{source.stem}.squeezed.onnx")
     refuse_to_overwrite("--output", target, {"the model": source})
     if report is not None:
         refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
+    if save_recipe is not None:
+        if dry_run:
+            raise UsageError("--save-recipe writes what a run has decided, and --dry-run decides nothing: drop one")
+        refuse_to_overwrite("--save-recipe", Path(save_recipe), {"the model": source, "the squeezed model": target})
     if html is not None:
         others = {"the model": source, "the squeezed model": target}
         refuse_to_overwrite("--html", Path(html), others | ({"the report": Path(report)} if report else {}))
 
     from onnxsqueeze import render
     from onnxsqueeze.pipeline import squeeze
+    from onnxsqueeze.recipe import Recipe
 
+    what = Recipe.load(recipe) if recipe is not None else str(pipeline)
     settings |= {"output": None if dry_run else target, "dry_run": dry_run}
     failure: ToleranceError | None = None
     result: Result | None = None
     with render.progress(console_on(sys.stderr)) as progress:
         try:
-            result = squeeze(source, pipeline, calib, progress=progress, **settings)
+            result = squeeze(source, what, calib, progress=progress, **settings)
             run = result.report
         except ToleranceError as error:
             if error.report is None:
                 raise
             run, failure = error.report, error
+    if save_recipe is not None and result is not None:
+        result.recipe.save(save_recipe)
     if run.output is not None:
         ctx.obj = f"{target} was written"
     if report is not None:

@@ -7,12 +7,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
 
-from onnxsqueeze import wire
+from onnxsqueeze import foreign, wire
 from onnxsqueeze.decode import decode
 from onnxsqueeze.encode import encode, encode_with, tensor_proto
 from onnxsqueeze.errors import ModelError, UsageError
@@ -21,21 +21,36 @@ from onnxsqueeze.graph import Function, Graph, Node, SourceFile
 from onnxsqueeze.placement import Spliced, Streamed
 from onnxsqueeze.weights import Stored, Weight
 
-__all__ = ["Function", "Graph", "Node", "decode", "encode", "load", "save", "tensor_proto"]
+if TYPE_CHECKING:
+    import onnx_ir
+    from torch.onnx import ONNXProgram
+
+    AnyModel: TypeAlias = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model | ONNXProgram | Graph
+
+__all__ = ["Function", "Graph", "Node", "decode", "encode", "load", "save", "serialized", "tensor_proto"]
 
 _LIMIT = 2**31 - 1  # protobuf reads no more
 
 
-def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Graph:
-    """Return the graph of a model file, or of a copy of a ModelProto.
+def load(source: AnyModel) -> Graph:
+    """Return the graph of a model file, or of a copy of a ModelProto, onnx_ir.Model, torch ONNXProgram or graph.
 
     A file is mapped into memory and its weights are read when somebody looks at them, so it must not be written to.
-    Raises ModelError for what is not a whole ONNX model, or keeps data outside of its folder, or lacks some of it.
+    Raises ModelError for what is not a whole ONNX model, or keeps data outside of its folder, or lacks some of it, and
+    UsageError for what is no model at all.
     """
+    if isinstance(source, Graph):
+        return source.copy()
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
         return decode(model)
+    if (found := foreign.to_proto(source)) is not None:
+        return decode(*found)
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(
+            f"a model is a path, a ModelProto, an onnx_ir.Model, an ONNXProgram or a graph, not {type(source).__name__}"
+        )
     path = Path(source)
     try:
         data = map_file(path)
@@ -79,6 +94,11 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
                 file.write(part)
             size += file.tell()
     return size
+
+
+def serialized(graph: Graph) -> bytes:
+    """Return the graph as the bytes of a model file; its external data stays a reference. ModelError beyond 2 GB."""
+    return _serialized(encode(graph))
 
 
 def _parse(path: Path, data: memoryview) -> tuple[onnx.ModelProto, dict[int, memoryview]]:
@@ -132,7 +152,7 @@ def _serialized(model: onnx.ModelProto) -> bytes:
     try:
         return bytes(model.SerializeToString())
     except (EncodeError, ValueError):
-        raise _TooBig("the model is beyond 2 GB, even without its weights") from None
+        raise _TooBig("the model is beyond the 2 GB that a message can hold: save it to a file") from None
 
 
 class _TooBig(ModelError):

@@ -101,6 +101,12 @@ class Pass(ABC):
 
     float_only: ClassVar[bool] = True
     """Whether the pass makes no sense on a graph that is already quantized; the engine then refuses."""
+    quantizes: ClassVar[bool] = False
+    """Whether the pass leaves a quantized graph, so that nothing that needs float weights may follow."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Names of passes that have to run before this one."""
+    forbids: ClassVar[tuple[str, ...]] = ()
+    """Names of passes that this one must not follow."""
     repeats: ClassVar[bool] = False
     """Whether one rewrite may make another possible, so that the engine plans again until nothing is left."""
 

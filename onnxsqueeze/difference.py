@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze import codec
@@ -17,6 +16,9 @@ from onnxsqueeze.graph import Graph
 from onnxsqueeze.interface import FieldChange, Totals, interface, totals
 from onnxsqueeze.report import plain
 from onnxsqueeze.trace import Trace, trace
+
+if TYPE_CHECKING:
+    from onnxsqueeze.codec import AnyModel
 
 __all__ = ["GraphDiff", "diff"]
 
@@ -66,8 +68,8 @@ class GraphDiff:
 
 
 def diff(
-    a: Graph | str | os.PathLike[str] | onnx.ModelProto,
-    b: Graph | str | os.PathLike[str] | onnx.ModelProto,
+    a: AnyModel,
+    b: AnyModel,
     calibration: Any = None,
     *,
     mean: Any = None,

@@ -28,7 +28,7 @@ from onnxsqueeze.feed_files import (
     whole,
 )
 
-__all__ = ["Feed", "Feeds", "Input", "find_beside", "inputs_of", "read"]
+__all__ = ["Feed", "Feeds", "Input", "beside", "find_beside", "inputs_of", "read"]
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -145,7 +145,7 @@ def read(
         if wanted.dtype == NOT_A_TENSOR:
             raise FeedError(f"input '{wanted.name}' is not a dense tensor, so no calibration data can be fed to it")
     if source is None:
-        source = _beside(model_path) if model_path else None
+        source = beside(model_path) if model_path else None
         if source is None:
             raise FeedError(f"there is no calibration data; give {KINDS}, or the word random for a first look")
     path = Path(source) if isinstance(source, (str, os.PathLike)) and source != "random" else None
@@ -166,11 +166,12 @@ def read(
 
 def find_beside(model_path: Path, inputs: Sequence[Input]) -> Feeds | None:
     """Return the feeds in ``model.calib.npz`` or ``model.calib/`` beside ``model.onnx``, or None if neither exists."""
-    path = _beside(model_path)
+    path = beside(model_path)
     return read(path, inputs) if path else None
 
 
-def _beside(model_path: Path) -> Path | None:
+def beside(model_path: Path) -> Path | None:
+    """Return the calibration data beside a model: ``model.calib.npz``, or else the folder ``model.calib/``."""
     folder = Path(model_path).with_suffix(".calib")
     packed = folder.with_name(folder.name + ".npz")
     return packed if packed.is_file() else folder if folder.is_dir() else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from onnxsqueeze.inspection import Inspection
 
-__all__ = ["diff_page", "inspection_page", "report_page"]
+__all__ = ["diff_page", "inspection_page", "notebook_cell", "report_page"]
 
 BARS = 20
 """Bars of one ranking."""
@@ -53,6 +55,14 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
         graphs=graphs,
         command=command,
     )
+
+
+def notebook_cell(report: Report, original: Graph | None, result: Graph) -> str:
+    """Return the page of a run in a frame, for a cell of a notebook; without the original there is no picture."""
+    command = f"onnxsqueeze {shlex.quote(report.model)} -p {shlex.quote(report.pipeline)}"
+    page = report_page(report, result if original is None else original, None if original is None else result, command)
+    style = "width: 100%; height: 40em; border: 0"
+    return f'<p>{escape(verdict(report))}</p><iframe srcdoc="{escape(page)}" style="{style}"></iframe>'
 
 
 def diff_page(found: GraphDiff, a: Graph, b: Graph, command: str) -> str:

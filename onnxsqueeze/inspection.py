@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -23,6 +23,9 @@ from onnxsqueeze.report import Cost, plain
 from onnxsqueeze.signature import constant_of
 from onnxsqueeze.view import View, key_of
 from onnxsqueeze.weight_statistics import WeightStatistics, statistics, stored
+
+if TYPE_CHECKING:
+    from onnxsqueeze.codec import AnyModel
 
 __all__ = ["Inspection", "Layer", "Requirement", "inspect_model"]
 
@@ -96,9 +99,7 @@ class Inspection:
         return found
 
 
-def inspect_model(
-    model: Graph | str | os.PathLike[str] | onnx.ModelProto, *, profile: bool = False, calibration: Any = None
-) -> Inspection:
+def inspect_model(model: AnyModel, *, profile: bool = False, calibration: Any = None) -> Inspection:
     """Return what every node of ``model`` costs, needs and weighs.
 
     With ``profile`` the model runs on ``calibration`` (whatever ``squeeze`` takes, random values without it) and every

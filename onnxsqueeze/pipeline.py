@@ -2,61 +2,95 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from onnxsqueeze import codec, feeds, registry
+from onnxsqueeze import codec, feeds, foreign, registry
 from onnxsqueeze.calibration import load_statistics, save_statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass
 from onnxsqueeze.cost import cost, file_size
 from onnxsqueeze.errors import FeedError, ModelError, ToleranceError, UsageError
 from onnxsqueeze.feeds import Feeds, Input
+from onnxsqueeze.order import IMPLIED, refuse_order
+from onnxsqueeze.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.report import Report, StepReport
 from onnxsqueeze.runtime import Session, latency
 from onnxsqueeze.step import Run, quantized, refuse_quantized, run_pass
 from onnxsqueeze.validate import answer, compare
 
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from onnxsqueeze.codec import AnyModel
+
 __all__ = ["Result", "squeeze"]
 
 Progress = Callable[[str, int, int], None]
-IMPLIED = ("clean", "canonical")
 RANDOM = 2
 """Feeds that are made up where there are none."""
+LOG = logging.getLogger("onnxsqueeze")
+LOG.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class Result:
-    """What ``squeeze`` returns: the squeezed graph, and the report that explains it."""
+    """What ``squeeze`` returns: the squeezed graph in every form, the report that explains it, and its recipe.
+
+    A result can be pickled, as long as it is under 2 GB; it then no longer has the original.
+    """
 
     graph: Graph
     report: Report
+    recipe: Recipe
+    original: Graph | None = field(default=None, repr=False)
 
     @property
     def model(self) -> onnx.ModelProto:
         """The squeezed model as a ModelProto in memory; external data of the source stays where it is."""
         return codec.encode(self.graph)
 
+    def to_ir(self) -> onnx_ir.Model:
+        """Return the squeezed model as an onnx_ir.Model; ``program.model = result.to_ir()`` puts it into torch's.
+
+        Raises UsageError if onnx_ir is not installed.
+        """
+        return foreign.from_proto(self.model, self.graph.folder)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to ``path``, whole or not at all."""
         codec.save(self.graph, path)
 
+    def _repr_html_(self) -> str:
+        """Return the report with its picture, for a notebook."""
+        from onnxsqueeze.html import notebook_cell
+
+        return notebook_cell(self.report, self.original, self.graph)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (codec.serialized(self.graph), self.graph.folder, self.report, self.recipe)
+
+
+def _restored(model: bytes, folder: Path | None, report: Report, recipe: Recipe) -> Result:
+    return Result(codec.decode(onnx.ModelProto.FromString(model), folder), report, recipe)
+
 
 def squeeze(
-    model: str | os.PathLike[str] | onnx.ModelProto,
-    pipeline: str | Pass | Sequence[str | Pass],
+    model: AnyModel,
+    pipeline: str | Pass | Sequence[str | Pass] | Recipe,
     calibration: Any = None,
     *,
     output: str | os.PathLike[str] | None = None,
     min_sqnr: float | None = None,
-    validate: str = "full",
-    seed: int = 0,
+    validate: str | None = None,
+    seed: int | None = None,
     dry_run: bool = False,
     stats: Iterable[str | os.PathLike[str]] = (),
     mean: Any = None,
@@ -66,43 +100,53 @@ def squeeze(
 ) -> Result:
     """Run the passes of ``pipeline`` over ``model`` and return the squeezed graph with its report.
 
-    ``calibration`` is whatever ``onnxsqueeze.feeds.read`` takes: a path, an iterable of feeds (dicts of arrays by
-    input name) or "random"; without it, data beside the model is used if there is any. ``output`` is written only if
-    everything went well and no output of the model is further from the original than ``min_sqnr`` dB.
-    ``validate="none"`` runs nothing: no comparison, no roll-back, no timing. ``dry_run`` plans and applies in memory
-    and writes no model. Statistics are read from those files of ``stats`` that exist, and written to the one that
-    does not. ``progress`` is called with (stage, done, total).
+    ``model`` is a path, a ModelProto, an onnx_ir.Model, torch's ONNXProgram or a graph of ``load``; none of them is
+    changed, and what came in memory stays there up to 2 GB. ``calibration`` is whatever ``onnxsqueeze.feeds.read``
+    takes: a path, an iterable of feeds (dicts of arrays by input name) or "random"; without it, data beside the model
+    is used if there is any. ``output`` is written only if everything went well and no output of the model is further
+    from the original than ``min_sqnr`` dB. ``validate="none"`` (else "full") runs nothing: no comparison, no
+    roll-back, no timing. ``dry_run`` plans and applies in memory and writes no model. Statistics are read from those
+    files of ``stats`` that exist, and written to the one that does not. ``progress`` is called with (stage, done,
+    total); a total of 0 is not known. A Recipe in the place of the pipeline brings calibration, ``min_sqnr``,
+    ``validate`` and ``seed`` (else 0) as well; what is given here wins over it.
 
     Raises UsageError, ModelError, PassError, or ToleranceError, which carries the report.
     """
     start = time.perf_counter()
     progress = progress or _silent
-    if validate not in ("full", "none"):
-        raise UsageError(f"validate is 'full' or 'none', not '{validate}'")
-    if min_sqnr is not None and validate == "none":
+    recipe = _recipe(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
+    if recipe.validate not in ("full", "none"):
+        raise UsageError(f"validate is 'full' or 'none', not '{recipe.validate}'")
+    if recipe.min_sqnr is not None and recipe.validate == "none":
         raise UsageError("--min-sqnr needs the comparison that --validate none leaves out: drop one of them")
-    chosen = registry.build(pipeline)
-    _refuse_order(chosen)
-    known, unwritten = _stats_files(stats)
+    chosen = [each.pass_ for each in recipe.steps]
+    refuse_order(chosen)
+    known, unwritten = _stats_files(recipe.calibration.get("stats", ()))
     progress("loading", 0, 1)
-    path = None if isinstance(model, onnx.ModelProto) else Path(model)
+    path = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
     original = codec.load(model)
     for pass_ in chosen:
         refuse_quantized(pass_, original)
     inputs = feeds.inputs_of(codec.encode(original, skeleton=True))
-    data = _feeds(calibration, inputs, path, mean=mean, std=std, scale=scale, seed=seed)
+    recipe, data = _feeds(recipe, calibration, inputs, path)
     calib, held = data.split() if data is not None else ((), ())
-    run = Run(calib, held, load_statistics(known), validate == "full" and not dry_run, seed, progress)
+    run = Run(calib, held, load_statistics(known), recipe.validate == "full" and not dry_run, recipe.seed, progress)
     notes = _prepare_reference(run, path or original, inputs, data)
     feed = next(iter(run.held or run.calib), None)
     before = cost(original, _size(original, model), feed)
 
     graph = original
     steps: list[StepReport] = []
-    for pass_, implicit in _with_implied(chosen, original):
+    made: list[Ingredient] = []
+    for each, implicit in _with_implied(recipe.steps, original):
         stage = ", ".join(step.spec for step in steps if step.done)
-        graph, step = run_pass(pass_, implicit, graph, run, stage)
+        run.known, run.measured = list(each.latency), []
+        graph, step = run_pass(each.pass_, implicit, graph, run, stage)
+        _log(step)
         steps.append(step)
+        made.append(Ingredient(each.pass_, tuple(run.measured), {site.key: site.action for site in step.done}))
+        notes += _unlike(each, made[-1])
 
     if unwritten is not None:
         save_statistics(unwritten, run.stages)
@@ -123,13 +167,66 @@ def squeeze(
         seconds=time.perf_counter() - start,
         dry_run=dry_run,
     )
-    if min_sqnr is not None and run.check:
-        _refuse_deviation(report, min_sqnr)
+    if recipe.min_sqnr is not None and run.check:
+        _refuse_deviation(report, recipe.min_sqnr)
     if output is not None and not dry_run:
         progress("saving", 0, 1)
         after = replace(report.after, bytes=codec.save(graph, output))
         report = replace(report, output=str(output), after=after, seconds=time.perf_counter() - start)
-    return Result(graph, report)
+        LOG.info("wrote %s", output)
+    return Result(graph, report, replace(recipe, steps=tuple(made)), original)
+
+
+def _recipe(
+    pipeline: str | Pass | Sequence[str | Pass] | Recipe,
+    calibration: Any,
+    min_sqnr: float | None,
+    validate: str | None,
+    seed: int | None,
+    stats: Iterable[str | os.PathLike[str]],
+    mean: Any,
+    std: Any,
+    scale: float | None,
+) -> Recipe:
+    """Return what is to be done: a recipe, or the pipeline as one, under what is given besides."""
+    if isinstance(pipeline, Recipe):
+        recipe = pipeline
+    else:
+        recipe = Recipe(tuple(Ingredient(each) for each in registry.build(pipeline)))
+    how = {"mean": mean, "std": std, "scale": scale, "stats": [os.fspath(each) for each in stats] or None}
+    if calibration is not None:
+        is_text = isinstance(calibration, (str, os.PathLike))
+        how["source"] = os.fspath(calibration) if is_text else FROM_PYTHON
+    given = {key: getattr(value, "tolist", lambda v=value: v)() for key, value in how.items() if value is not None}
+    old = {} if calibration is not None else recipe.calibration
+    return replace(
+        recipe,
+        calibration={**old, **given},
+        min_sqnr=recipe.min_sqnr if min_sqnr is None else min_sqnr,
+        validate=recipe.validate if validate is None else validate,
+        seed=recipe.seed if seed is None else seed,
+    )
+
+
+def _unlike(recipe: Ingredient, made: Ingredient) -> list[str]:
+    """Return a note if a pass has done otherwise than its recipe says."""
+    old, new = recipe.chosen, made.chosen
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)] if old else []
+    if not different:
+        return []
+    key = different[0]
+    return [
+        f"{made.pass_.name} did otherwise than the recipe says at {len(different)} places, such as '{key}': "
+        f"{new.get(key, 'left alone')} instead of {old.get(key, 'left alone')}; the model, the calibration data or the "
+        "versions named in the recipe are others"
+    ]
+
+
+def _log(step: StepReport) -> None:
+    if step.kept:
+        LOG.info("%s: %d done, %d skipped, %.1f s", step.spec, len(step.done), len(step.skipped), step.seconds)
+    else:
+        LOG.warning("%s: rolled back, %s", step.spec, step.reason)
 
 
 def _refuse_deviation(report: Report, min_sqnr: float) -> None:
@@ -144,30 +241,30 @@ def _refuse_deviation(report: Report, min_sqnr: float) -> None:
         )
 
 
-def _with_implied(passes: Sequence[Pass], graph: Graph) -> list[tuple[Pass, bool]]:
+def _with_implied(steps: Sequence[Ingredient], graph: Graph) -> list[tuple[Ingredient, bool]]:
     """Put what cleans before the first pass that wants a clean graph, unless the pipeline names it."""
-    steps = [(p, False) for p in passes]
-    first = next((i for i, p in enumerate(passes) if p.cleans_first), None)
+    explicit = [(each, False) for each in steps]
+    first = next((i for i, each in enumerate(steps) if each.pass_.cleans_first), None)
     if first is None:
-        return steps
-    missing = [registry.find(name)() for name in IMPLIED if not any(p.name == name for p in passes)]
-    implied = [(p, True) for p in missing if not (p.float_only and quantized(graph))]
-    return [*steps[:first], *implied, *steps[first:]]
+        return explicit
+    missing = [registry.find(name)() for name in IMPLIED if not any(each.pass_.name == name for each in steps)]
+    implied = [(Ingredient(p), True) for p in missing if not (p.float_only and quantized(graph))]
+    return [*explicit[:first], *implied, *explicit[first:]]
 
 
-def _refuse_order(passes: Sequence[Pass]) -> None:
-    """Refuse, before any work, a pass for float weights behind int8."""
-    names = [p.name for p in passes]
-    for i, pass_ in enumerate(passes):
-        if "int8" in names[:i] and pass_.float_only:
-            way_out = "write it once" if pass_.name == "int8" else f"write {pass_.name},int8"
-            raise UsageError(f"{pass_.name} cannot follow int8, which leaves no float weights; {way_out}")
-
-
-def _feeds(source: Any, inputs: tuple[Input, ...], path: Path | None, **how: Any) -> Feeds | None:
-    if source is not None:
-        return feeds.read(source, inputs, model_path=path, **how)
-    return None if path is None else feeds.find_beside(path, inputs)
+def _feeds(recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | None) -> tuple[Recipe, Feeds | None]:
+    """Return the feeds, and the recipe with the place where they were found."""
+    source: Any = recipe.calibration.get("source")
+    if source is None and path is not None:
+        source = feeds.beside(path)
+    if source is None or source == "none":
+        return replace(recipe, calibration={**recipe.calibration, "source": "none"}), None
+    if source == FROM_PYTHON and (given is None or isinstance(given, str)):
+        raise UsageError("the recipe was made with calibration data from Python: give them with --calib")
+    recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
+    how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
+    data = given if source == FROM_PYTHON else source
+    return recipe, feeds.read(data, inputs, model_path=path, seed=recipe.seed, **how)  # type: ignore[arg-type]
 
 
 def _prepare_reference(run: Run, original: Graph | Path, inputs: tuple[Input, ...], data: Feeds | None) -> list[str]:
@@ -213,7 +310,7 @@ def _held_words(run: Run, data: Feeds | None) -> str:
     return f"{len(run.held)} of {len(data)} feeds, held out"
 
 
-def _stats_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], Path | None]:
+def _stats_files(paths: Any) -> tuple[list[Path], Path | None]:
     files = [Path(p) for p in paths]
     new = [p for p in files if not p.exists()]
     if len(new) > 1:
@@ -224,10 +321,11 @@ def _stats_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], P
     return [p for p in files if p not in new], new[0] if new else None
 
 
-def _size(graph: Graph, source: str | os.PathLike[str] | onnx.ModelProto) -> int:
+def _size(graph: Graph, source: AnyModel) -> int:
     if isinstance(source, onnx.ModelProto):
         return int(source.ByteSize())
-    return file_size(graph) if graph.external else Path(source).stat().st_size
+    in_one_file = isinstance(source, (str, os.PathLike)) and not graph.external
+    return Path(source).stat().st_size if in_one_file else file_size(graph)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

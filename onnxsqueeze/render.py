@@ -26,6 +26,8 @@ VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)-?\d\w*(?:[.,]\d\w*)*")
 def show(report: Report, console: Console) -> None:
     """Print the report: what it cost and costs now, how far the outputs moved, what each pass did and left alone."""
     line(console, f"{report.model} → {report.output}" if report.output else report.model, style="bold")
+    if report.dry_run:
+        line(console, f"pipeline: {report.pipeline}")
     feeds = [("calibration", report.calibration or "none"), ("compared on", report.deviations and report.held_out)]
     line(console, "; ".join(f"{what}: {where}" for what, where in feeds if where), style="dim")
     console.print()
@@ -35,6 +37,8 @@ def show(report: Report, console: Console) -> None:
     for step in report.steps:
         if not step.implicit or step.done or step.skipped or not step.kept:
             _step(step, console)
+            for site in step.done if report.dry_run else ():
+                line(console, f"{site.key}: {site.action}", indent=8)
     console.print()
     for note in report.notes:
         line(console, f"note: {note}", style="yellow")

@@ -31,7 +31,7 @@ _LEVELS = {
 }
 _PROTO_LIMIT = 2**31 - 1
 IN_MEMORY = 1 << 30
-"""Bytes; a larger graph is written to a temporary folder, from which ONNX Runtime maps its weights."""
+"""Bytes; a larger graph from a file is written to a temporary folder, from which ONNX Runtime maps its weights."""
 _SOURCE_LINE = r"\S+\.(cc|h|cpp|hpp):\d+ ([\w:<>&*, ~]*::[\w~]+\([^()]*\)( const)?|\S+)( \[\w+\])? ?"
 """Where in ONNX Runtime an error arose: file, line, and the name or the whole signature of a C++ function."""
 _UNRUN = "without calibration data, --validate none squeezes it without running it"
@@ -125,7 +125,7 @@ def _source(model: Graph | onnx.ModelProto | bytes | Path, stack: ExitStack) -> 
     if isinstance(model, Path):
         return str(model)
     if isinstance(model, Graph):
-        if file_size(model) > IN_MEMORY:
+        if file_size(model) > (IN_MEMORY if model.file is not None else _PROTO_LIMIT):
             folder = stack.enter_context(TemporaryDirectory(prefix="onnxsqueeze-", ignore_cleanup_errors=True))
             codec.save(model, Path(folder, "model.onnx"))
             return str(Path(folder, "model.onnx"))

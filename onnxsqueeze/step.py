@@ -52,6 +52,10 @@ class Run:
     check: bool
     seed: int
     progress: Progress
+    known: list[float] = field(default_factory=list)
+    """Run-time ratios that the pass measured in an earlier run: a recipe repeats its decisions, not its clock."""
+    measured: list[float] = field(default_factory=list)
+    """Run-time ratios that the pass has measured, or was given, in this run."""
     reference: Answers = field(default_factory=list)
     previous: Answers = field(default_factory=list)
 
@@ -167,7 +171,7 @@ def _bench(pass_: Pass, graph: Graph, run: Run) -> Bench | None:
     own = type(pass_)
     if not run.check or not len(run.calib) or (own.select is Pass.select and own.tune is Pass.tune):
         return None
-    return Bench(graph.copy(), run.calib, run.seed, run.progress)
+    return Bench(graph.copy(), run.calib, run.seed, run.progress, run.known, run.measured)
 
 
 def _collect(pass_: Pass, view: View, run: Run, stage: str) -> Statistics:

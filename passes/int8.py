@@ -73,6 +73,7 @@ class Int8(Pass):
     name: ClassVar[str] = "int8"
     summary: ClassVar[str] = "8-bit weights, and 8-bit arithmetic where it pays and the runtime fuses it"
     min_opset: ClassVar[int] = 13
+    quantizes: ClassVar[bool] = True
 
     max_drop: float = 0.04
     """Largest relative error of an output, ‖Δy‖ / ‖y‖, on calibration feeds (0.04 is 28 dB)."""

@@ -814,4 +814,4 @@ def test_a_damaged_npz_never_ends_in_a_traceback(tmp_path_factory: pytest.TempPa
 
 
 def test_the_public_names_are_these() -> None:
-    assert feeds.__all__ == ["Feed", "Feeds", "Input", "find_beside", "inputs_of", "read"]
+    assert feeds.__all__ == ["Feed", "Feeds", "Input", "beside", "find_beside", "inputs_of", "read"]

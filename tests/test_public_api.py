@@ -19,6 +19,7 @@ PUBLIC = [
     "ModelError",
     "Pass",
     "PassError",
+    "Recipe",
     "Report",
     "Result",
     "Site",
