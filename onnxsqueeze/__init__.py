@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.contract import Pass, Site, Skip
     from onnxsqueeze.difference import GraphDiff, diff
     from onnxsqueeze.errors import (
+        ContractError,
         FeedError,
         ModelError,
         PassError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Canonical",
     "Clean",
+    "ContractError",
     "Depthwise",
     "FeedError",
     "GraphDiff",

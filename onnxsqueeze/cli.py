@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
-from onnxsqueeze.errors import PassError, SpecError, SqueezeError, ToleranceError, UsageError
+from onnxsqueeze.errors import ContractError, PassError, SpecError, SqueezeError, ToleranceError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -238,6 +238,8 @@ def _failures(ctx: click.Context | None = None) -> Iterator[None]:
         _fail(error.format_message(), error.exit_code)
     except SpecError as error:
         _fail(str(error), error.exit_code, one_line=False)
+    except ContractError as error:
+        _fail(str(error), error.exit_code)
     except PassError as error:
         _fail(f"{error}; this is a bug, run again with {DEBUG}=1 for the traceback", error.exit_code)
     except SqueezeError as error:

@@ -276,7 +276,8 @@ def sort(graph: Graph) -> None:
                 if not waiting[reader]:
                     heapq.heappush(ready, reader)
         if len(order) != len(graph.nodes):
-            raise PassError("the graph has a cycle")
+            stuck = next(node for i, node in enumerate(graph.nodes) if waiting[i])
+            raise PassError(f"it has a cycle at '{key_of(stuck)}', which depends on itself")
         graph.nodes[:] = [graph.nodes[i] for i in order]
     for node in graph.nodes:
         for body in subgraphs(node):

@@ -7,6 +7,7 @@
     + FeedError: calibration data that does not fit the model
   x ModelError 3: the model file cannot be read, checked or run
   x PassError 4: a pass broke its promise; this is our bug
+    + ContractError: a pass does not keep to the contract of passes; the bug of whoever wrote the pass
   x ToleranceError 5: the result is further from the original than allowed; nothing is written
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.report import Report
 
 __all__ = [
+    "ContractError",
     "FeedError",
     "ModelError",
     "PassError",
@@ -63,6 +65,10 @@ class PassError(SqueezeError):
     """A pass broke its promise; the original exception is its cause."""
 
     exit_code = 4
+
+
+class ContractError(PassError):
+    """A pass does not keep to the contract of passes; the message names the pass, the place and the way out."""
 
 
 class ToleranceError(SqueezeError):

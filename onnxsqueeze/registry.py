@@ -133,6 +133,9 @@ def _plug_in(entry: metadata.EntryPoint) -> type[Pass]:
         raise UsageError(f"{where} is {entry.value}, which is no pass; update or uninstall it")
     if getattr(found, "name", None) != entry.name:
         raise UsageError(f"{where} calls itself {getattr(found, 'name', None)!r}; update or uninstall it")
+    if "__dataclass_fields__" not in vars(found) or not isinstance(getattr(found, "summary", None), str):
+        lack = "summary, a line of text" if "__dataclass_fields__" in vars(found) else "@dataclass(frozen=True)"
+        raise UsageError(f"{where} lacks {lack}; update or uninstall it")
     return found
 
 

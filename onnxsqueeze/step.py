@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec, registry
+from onnxsqueeze import codec, promises, registry
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics, collect
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
 from onnxsqueeze.cost import file_size, tensors
-from onnxsqueeze.edit import distinguish, tidy
-from onnxsqueeze.errors import FeedError, ModelError, PassError, SqueezeError, UsageError
+from onnxsqueeze.edit import distinguish
+from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, SqueezeError, UsageError
 from onnxsqueeze.opset import raise_opset
 from onnxsqueeze.report import StepReport
 from onnxsqueeze.runtime import Session
@@ -79,7 +79,7 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
         if done and run.check:
             own = _judge(trial, graph, run)
     except SqueezeError as error:
-        if isinstance(error, UsageError) or not run.check:
+        if isinstance(error, (UsageError, ContractError)) or not run.check:
             raise
         reason, done = str(error), []
     except (MemoryError, OSError):
@@ -142,27 +142,28 @@ def _raised(pass_: Pass, graph: Graph, run: Run, notes: list[str]) -> Graph | No
 def _rewrite(pass_: Pass, graph: Graph, run: Run, stage: str, notes: list[str]) -> tuple[list[Site], list[Skip]]:
     """Plan and apply, again and again for a pass that repeats; return what was done, and what the last plan skips."""
     bench = _bench(pass_, graph, run)
+    given = promises.interface(graph)
     done: list[Site] = []
     for _ in range(ROUNDS if pass_.repeats else 1):
         view = View(graph)
         stats = _collect(pass_, view, run, stage)
         run.progress(pass_.name, len(done), 0)
-        plan = list(pass_.plan(view, stats))
+        plan = promises.plan(pass_, view, stats)
         if bench is not None and any(isinstance(entry, Site) for entry in plan):
             bench.stats = stats
-            plan = pass_.select(plan, bench)
+            plan = promises.checked(pass_, "select", pass_.select(plan, bench), view)
         sites = [entry for entry in plan if isinstance(entry, Site)]
         skipped = [entry for entry in plan if isinstance(entry, Skip)]
         for i, site in enumerate(sites):
             run.progress(pass_.name, i, len(sites))
-            pass_.apply(site, graph)
+            promises.apply(pass_, site, graph)
         if not sites:
             break
         done += [replace(site, work=None) for site in sites]
-        tidy(graph)
+        promises.tidied(pass_, graph, given)
     if bench is not None and done:
         notes += pass_.tune(graph, bench)
-        tidy(graph)
+        promises.tidied(pass_, graph, given)
     return done, skipped
 
 
@@ -176,7 +177,7 @@ def _bench(pass_: Pass, graph: Graph, run: Run) -> Bench | None:
 
 def _collect(pass_: Pass, view: View, run: Run, stage: str) -> Statistics:
     """Return the statistics that the pass declares: from files where they are there, measured else."""
-    needs = list(dict.fromkeys(pass_.needs(view)))
+    needs = promises.needs(pass_, view)
     have = run.stages.get(stage, Statistics())
     missing = have.missing(needs)
     if missing and len(run.calib):

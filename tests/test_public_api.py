@@ -10,6 +10,7 @@ import onnxsqueeze
 PUBLIC = [
     "Canonical",
     "Clean",
+    "ContractError",
     "Depthwise",
     "FeedError",
     "GraphDiff",
