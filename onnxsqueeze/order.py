@@ -24,7 +24,7 @@ def refuse_order(passes: Sequence[Pass]) -> None:
         implied = IMPLIED if any(each.cleans_first for each in passes[: i + 1]) else ()
         for other in passes[:i]:
             why = _against(pass_, other)
-            if why:
+            if why is not None:
                 raise UsageError(f"{pass_.name} cannot follow {other.name}{why}; {_way_out(passes, pass_, other)}")
         for name in pass_.requires:
             if name not in before and name not in implied:

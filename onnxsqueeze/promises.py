@@ -66,7 +66,8 @@ def apply(pass_: Pass, site: Site, graph: Graph) -> None:
     except (SqueezeError, MemoryError, OSError):
         raise
     except Exception as error:
-        raise PassError(f"{_who(pass_)} failed in apply() at '{site.key}': {type(error).__name__}: {error}") from error
+        problem = f"{type(error).__name__}: {error} (ONNXSQUEEZE_DEBUG=1 shows where)"
+        raise _broken(pass_, f"apply() fails at '{site.key}' with {problem}") from error
 
 
 def tidied(pass_: Pass, graph: Graph, given: tuple[list[str], list[str]]) -> None:

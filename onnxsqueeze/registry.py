@@ -28,6 +28,8 @@ class Listing:
     summary: str
     options: tuple[Option, ...]
     error: str | None = None
+    version: str | None = None
+    """The version of the distribution that brings the pass, None if it is built in."""
 
 
 def names() -> tuple[str, ...]:
@@ -57,11 +59,13 @@ def listing() -> tuple[Listing, ...]:
     """Import every pass and return what a user sees of it; a broken plug-in does not hide the others."""
     rows = []
     for name in names():
+        source = _sources()[name]
+        version = None if isinstance(source, str) or source.dist is None else source.dist.version
         try:
             pass_ = find(name)
-            rows.append(Listing(name, origin(name), pass_.summary, options(pass_)))
+            rows.append(Listing(name, origin(name), pass_.summary, options(pass_), version=version))
         except SqueezeError as error:
-            rows.append(Listing(name, origin(name), "", (), str(error)))
+            rows.append(Listing(name, origin(name), "", (), str(error), version))
     return tuple(rows)
 
 

@@ -57,7 +57,7 @@ def show_passes(console: Console) -> None:
     table = grid("left", "left")
     for each in listing():
         summary = each.error or each.summary
-        where = "" if each.origin == "built-in" else f" [{each.origin}]"
+        where = "" if each.origin == "built-in" else f" [{each.origin} {each.version}]"
         table.add_row(Text(printable(each.name), "bold"), Text(printable(summary + where), "red" if each.error else ""))
         for option in each.options:
             default = option.key if option.default is None else f"{option.key}={option.default}"

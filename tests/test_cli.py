@@ -380,7 +380,7 @@ def test_a_command_is_found_by_its_entry_and_its_errors_are_reported(
 def test_the_passes_are_listed_as_text_and_as_json() -> None:
     rows = json.loads(run("passes", "--json").stdout)
 
-    assert all(set(row) == {"name", "origin", "summary", "options", "error"} for row in rows)
+    assert all(set(row) == {"name", "origin", "version", "summary", "options", "error"} for row in rows)
     shown = run("passes").stdout
     assert all(row["name"] in shown for row in rows)
 

@@ -235,8 +235,8 @@ def test_the_passes_are_shown_with_their_options(monkeypatch: pytest.MonkeyPatch
         registry.Listing(
             "lowrank", "built-in", "factor weights", (Option("energy", "a number", "0.98", "Its share."),)
         ),
-        registry.Listing("mine", "my-dist", "do things", (Option("ratio", "a number", None, ""),)),
-        registry.Listing("broken", "other", "", (), "it cannot be loaded"),
+        registry.Listing("mine", "my-dist", "do things", (Option("ratio", "a number", None, ""),), version="2.0"),
+        registry.Listing("broken", "other", "", (), "it cannot be loaded", "1.0"),
     )
     monkeypatch.setattr(registry, "listing", lambda: rows)
     file = io.StringIO()
@@ -246,7 +246,7 @@ def test_the_passes_are_shown_with_their_options(monkeypatch: pytest.MonkeyPatch
     assert [line.rstrip() for line in file.getvalue().splitlines()] == [
         "lowrank  factor weights",
         "         energy=0.98  (a number): Its share.",
-        "mine     do things [my-dist]",
+        "mine     do things [my-dist 2.0]",
         "         ratio  (a number)",
-        "broken   it cannot be loaded [other]",
+        "broken   it cannot be loaded [other 1.0]",
     ]
