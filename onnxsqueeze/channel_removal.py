@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +18,9 @@ from onnxsqueeze.view import constant_value
 from onnxsqueeze.weights import peek
 
 if TYPE_CHECKING:
-    from onnxsqueeze.coupling import Coupling, Group
+    from onnxsqueeze.coupling import Coupling, Group, Slot
 
-__all__ = ["Consequence", "Survivors", "disagreement", "masked", "remove"]
+__all__ = ["Consequence", "Reader", "Survivors", "disagreement", "masked", "remove"]
 
 Indices = NDArray[np.int64]
 
@@ -45,11 +45,21 @@ class Consequence:
     values: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Where a constant is read: the key and operator of a node, and the input slot."""
+
+    key: str
+    op: str
+    slot: int
+
+
 class Survivors:
     """The original indices that are left along the axes of a graph's constants and activations."""
 
-    def __init__(self, lengths: Mapping[tuple[str, int], int]) -> None:
+    def __init__(self, lengths: Mapping[tuple[str, int], int], readers: Mapping[str, Reader]) -> None:
         self.lengths = lengths
+        self.readers = readers
         self.left: dict[tuple[str, int], Indices] = {}
         self._tensors: dict[str, gs.Tensor] = {}
 
@@ -59,22 +69,27 @@ class Survivors:
         return np.arange(self.lengths[name, axis], dtype=np.int64) if left is None else left
 
     def tensor(self, graph: Graph, name: str) -> gs.Tensor:
-        """Return a tensor of the main graph by name."""
+        """Return a tensor of the main graph by name, or the constant that is read now where one of that name was."""
         found = self._tensors.get(name)
         if found is None or found.name != name or not (found.inputs or found.outputs):
             self._tensors = {t.name: t for node in graph.nodes for t in (*node.inputs, *node.outputs)}
             found = self._tensors.get(name)
+        if found is None and name in self.readers:
+            reader = self.readers[name]
+            node = edit.find(graph, reader.key)[0]
+            if node.op != reader.op:  # something was added behind it, which makes the output now
+                before = [source for tensor in node.inputs for source in tensor.inputs if source.op == reader.op]
+                node = before[0] if before else node
+            found = node.inputs[reader.slot] if reader.slot < len(node.inputs) else None
+            if not isinstance(found, gs.Constant):
+                found = None
         if found is None:
-            raise PassError(f"no node reads or makes '{name}' any more, of which channels are to be removed")
+            raise PassError(f"nothing in the graph is '{name}' any more, of which channels are to be removed")
         return found
 
     def activations(self) -> dict[str, tuple[int, Indices]]:
         """Return what is left of all activations that have lost indices."""
-        return {
-            name: (axis, left)
-            for (name, axis), left in self.left.items()
-            if not isinstance(self._tensors.get(name), gs.Constant)
-        }
+        return {name: (axis, left) for (name, axis), left in self.left.items() if name not in self.readers}
 
 
 def remove(state: Survivors, graph: Graph, group: Group, units: Indices, consequences: Sequence[Consequence]) -> None:
@@ -88,18 +103,38 @@ def remove(state: Survivors, graph: Graph, group: Group, units: Indices, consequ
         if not len(left):
             raise PassError(f"'{group.name}' must keep at least one of its {group.size} units")
         changed[name, axis] = left
+    tensors = {name: state.tensor(graph, name) for name, _ in changed}
+    for constant, slot in _added(graph, group, tensors):
+        _take(constant, -1, state.of(slot.constant, slot.axis), changed[slot.constant, slot.axis])
     for (name, axis), left in changed.items():
-        tensor, old = state.tensor(graph, name), state.of(name, axis)
+        tensor = tensors[name]
         if isinstance(tensor, gs.Constant):
-            if tensor.shape[axis] != len(old):
-                raise PassError(f"'{name}' has {tensor.shape[axis]} indices along axis {axis}, not {len(old)}")
-            tensor.values = np.take(peek(tensor), np.searchsorted(old, left), axis)
+            _take(tensor, axis, state.of(name, axis), left)
         elif tensor.shape is not None and axis < len(tensor.shape) and isinstance(tensor.shape[axis], int):
             tensor.shape = [len(left) if i == axis else size for i, size in enumerate(tensor.shape)]
         state.left[name, axis] = left
     for consequence in consequences:
         if (consequence.tensor, consequence.axis) in changed:
             _update(state, graph, consequence)
+
+
+def _take(constant: gs.Constant, axis: int, old: Indices, left: Indices) -> None:
+    """Keep some of the indices along an axis of a constant."""
+    if constant.shape[axis] != len(old):
+        raise PassError(f"'{constant.name}' has {constant.shape[axis]} indices along axis {axis}, not {len(old)}")
+    constant.values = np.take(peek(constant), np.searchsorted(old, left), axis)
+
+
+def _added(graph: Graph, group: Group, known: Mapping[str, gs.Tensor]) -> Iterator[tuple[gs.Constant, Slot]]:
+    """Yield the biases that the layers of a group have got since it was found."""
+    seen = {id(tensor) for tensor in known.values()}
+    for slot in group.slots:
+        for key in slot.nodes if slot.role == "producer" else ():
+            node = edit.find(graph, key)[0]
+            for tensor in node.inputs if node.op == "Add" else node.inputs[2:3]:
+                if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensor, slot
 
 
 def _update(state: Survivors, graph: Graph, consequence: Consequence) -> None:
@@ -164,7 +199,7 @@ def _put(graph: Graph, node: gs.Node, slot: int, values: NDArray[Any]) -> None:
 def masked(graph: Graph, removals: Mapping[Group, Collection[int]]) -> Graph:
     """Return a copy in which nothing reads these units: the columns of all consumers are zero for them."""
     copy = edit.duplicate(graph)
-    state = Survivors({})
+    state = Survivors({}, {})
     for group, units in removals.items():
         for slot in group.slots:
             if slot.role == "consumer":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -10,18 +9,15 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.operators import ELEMENTWISE, POOLS, REDUCTIONS, SAME_SHAPE, operator
+from onnxsqueeze.operators import operator
+from onnxsqueeze.size_inference import infer_shape, range_of
+from onnxsqueeze.size_products import Dim, Run, over, product, runs_of, size_of
 from onnxsqueeze.view import View
 
-__all__ = ["Dim", "Dimension", "Literal", "Run", "Sizes"]
-
-Dim = int | str
-"""A known size or a symbol; equal symbols are equal sizes, and an unknown size is a symbol of its own."""
-Monomial = tuple[int, tuple[str, ...]]
+__all__ = ["Dimension", "Literal", "Sizes"]
 
 LONGEST = 64
 """Elements of a constant that is still looked at as a shape."""
-_TIMES = "\0"
 
 
 @dataclass(frozen=True)
@@ -41,27 +37,6 @@ class Dimension:
     axis: int
 
 
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring axes before and after a Reshape that hold the same elements."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    sizes: tuple[tuple[Dim, ...], tuple[Dim, ...]]
-
-    @property
-    def same(self) -> bool:
-        """Whether one axis has become one axis."""
-        return len(self.before) == len(self.after) == 1 and self.sizes[0] == self.sizes[1]
-
-    @property
-    def known(self) -> bool:
-        """Whether all sizes are numbers that agree."""
-        return all(isinstance(d, int) for side in self.sizes for d in side) and _product(self.sizes[0]) == _product(
-            self.sizes[1]
-        )
-
-
 class Sizes:
     """What is known of the shapes of a graph: that of ONNX's inference, and more where it stops.
 
@@ -79,13 +54,14 @@ class Sizes:
                     self._put(node, tensor)
 
     def _put(self, node: gs.Node, tensor: gs.Tensor) -> None:
-        found = self.view.shape(tensor)
-        if (found is None or None in found) and any(tensor is t for t in node.outputs) and not self.view.in_body(node):
-            own = self._infer(node, tensor)
-            if found is None or own is None or len(own) != len(found):
-                found = own if found is None else found
-            else:
-                found = tuple(b if a is None else a for a, b in zip(found, own, strict=True))
+        found: Sequence[Dim | None] | None = self.view.shape(tensor)
+        if not isinstance(tensor, gs.Constant) and any(tensor is t for t in node.outputs):
+            complete = found is not None and all(isinstance(size, int) for size in found)
+            own = None if complete or self.view.in_body(node) else infer_shape(self, node)
+            if found is None:
+                found = own
+            elif own is not None and len(own) == len(found):
+                found = [a if isinstance(a, int) or b is None else b for a, b in zip(found, own, strict=True)]
         self._tensors.append(tensor)
         self._shapes[id(tensor)] = (
             None if found is None else tuple(f"?{tensor.name}:{i}" if d is None else d for i, d in enumerate(found))
@@ -148,7 +124,7 @@ class Sizes:
             rank = self.rank(source.inputs[0])
             if rank is None:
                 return None
-            axes = range(rank)[_range_of(source)]
+            axes = range(rank)[range_of(source)]
             return Dimension(source.inputs[0], axes[index]) if index < len(axes) else None
         if op in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape"):
             return 0, index
@@ -190,33 +166,10 @@ class Sizes:
 
     def runs(self, node: gs.Node) -> list[Run] | None:
         """Return how the axes of a Reshape or Flatten belong together, None if nothing is known."""
-        before, after = self.shape(node.inputs[0]), self._reshaped(node)
-        if before is None or after is None:
-            return None
-        runs: list[Run] = []
-        i = j = 0
-        while i < len(before) or j < len(after):
-            if i < len(before) and before[i] == 1 and not (j < len(after) and after[j] == 1):
-                runs.append(Run((i,), (), ((1,), ())))
-                i += 1
-                continue
-            if j < len(after) and after[j] == 1 and not (i < len(before) and before[i] == 1):
-                runs.append(Run((), (j,), ((), (1,))))
-                j += 1
-                continue
-            k, m = i + 1, j + 1
-            while (p := _product(before[i:k])) != (q := _product(after[j:m])):
-                if k >= len(before) and m >= len(after):
-                    break
-                shorter = _divides(p, q) if _divides(p, q) != _divides(q, p) else None
-                k += k < len(before) and (shorter is not False or m >= len(after))
-                m += m < len(after) and (shorter is not True or k >= len(before))
-            k, m = min(k, len(before)), min(m, len(after))
-            runs.append(Run(tuple(range(i, k)), tuple(range(j, m)), (before[i:k], after[j:m])))
-            i, j = k, m
-        return runs
+        before, after = self.shape(node.inputs[0]), self.reshaped(node)
+        return None if before is None or after is None else runs_of(before, after)
 
-    def _reshaped(self, node: gs.Node) -> tuple[Dim, ...] | None:
+    def reshaped(self, node: gs.Node) -> tuple[Dim, ...] | None:
         """Return the shape after a Reshape or Flatten as products of sizes before it."""
         before = self.shape(node.inputs[0])
         if before is None:
@@ -224,7 +177,7 @@ class Sizes:
         if operator(node) == "Flatten":
             axis = int(node.attrs.get("axis", 1))
             axis += len(before) if axis < 0 else 0
-            return _dim(_product(before[:axis])), _dim(_product(before[axis:]))
+            return size_of(product(before[:axis])), size_of(product(before[axis:]))
         rank = self.count(node.inputs[1]) if len(node.inputs) > 1 else None
         if rank is None or rank > LONGEST:
             return None
@@ -245,115 +198,6 @@ class Sizes:
                 shape = self.shape(found.tensor) if found is not None else None
                 dims.append(shape[found.axis] if found is not None and shape else f"?{node.outputs[0].name}:{j}")
         if free >= 0:
-            rest = _over(_product(before), _product(dims))
-            dims[free] = f"?{node.outputs[0].name}:{free}" if rest is None else _dim(rest)
+            rest = over(product(before), product(dims))
+            dims[free] = f"?{node.outputs[0].name}:{free}" if rest is None else size_of(rest)
         return tuple(dims)
-
-    # -- inference -----------------------------------------------------------------------------------------------------
-
-    def _infer(self, node: gs.Node, output: gs.Tensor) -> tuple[Dim, ...] | None:
-        """Return the shape of an output where ONNX's own inference gave up."""
-        op = operator(node)
-        shapes = [self.shape(t) if t.name else () for t in node.inputs]
-        if not shapes or any(s is None for s in shapes[:1] if op not in ("Shape",)):
-            return None
-        x: tuple[Dim, ...] = shapes[0] or ()
-        unknown = [f"?{output.name}:{i}" for i in range(len(x) + 8)]
-        if op in ELEMENTWISE:
-            return None if None in shapes else _broadcast([s for s in shapes if s is not None])
-        if op in SAME_SHAPE:
-            return x
-        if op == "Transpose":
-            return tuple(x[i] for i in node.attrs.get("perm") or reversed(range(len(x))))
-        if op in ("Reshape", "Flatten"):
-            return self._reshaped(node)
-        if op == "Shape":
-            return None if shapes[0] is None else (len(range(len(x))[_range_of(node)]),)
-        if op in ("Conv", "ConvTranspose") and shapes[1]:
-            w = shapes[1]
-            group = int(node.attrs.get("group", 1))
-            channels = w[0] if op == "Conv" else w[1] * group if isinstance(w[1], int) else unknown[1]
-            return (x[0], channels, *unknown[2 : len(x)])
-        if op in POOLS and len(x) > 2:
-            return (*x[:2], *(1 if op.startswith("Global") else u for u in unknown[2 : len(x)]))
-        if op == "Resize":
-            return tuple(unknown[: len(x)])
-        if op == "Gemm" and shapes[1]:
-            return x[-1 if node.attrs.get("transA", 0) else 0], shapes[1][0 if node.attrs.get("transB", 0) else 1]
-        if op == "MatMul" and shapes[1] and len(x) > 1 and len(shapes[1]) > 1:
-            return (*_broadcast([x[:-2], shapes[1][:-2]]), x[-2], shapes[1][-1])
-        if op in REDUCTIONS:
-            axes = self.integers(node, 1, "axes")
-            reduced = {a % len(x) for a in axes} if axes and x else None
-            if reduced is None:
-                return None
-            if node.attrs.get("keepdims", 1):
-                return tuple(1 if i in reduced else d for i, d in enumerate(x))
-            return tuple(d for i, d in enumerate(x) if i not in reduced)
-        if op in ("Squeeze", "Unsqueeze"):
-            axes = self.integers(node, 1, "axes")
-            if axes is None:
-                return None
-            if op == "Squeeze":
-                gone = {a % len(x) for a in axes}
-                return tuple(d for i, d in enumerate(x) if i not in gone)
-            new = {a % (len(x) + len(axes)) for a in axes}
-            rest = iter(x)
-            return tuple(1 if i in new else next(rest) for i in range(len(x) + len(axes)))
-        if op in ("Concat", "Split") and x:
-            axis = int(node.attrs.get("axis", 0)) % len(x)
-            parts = [s[axis] for s in shapes if s and len(s) == len(x)] if op == "Concat" else []
-            whole = sum(p for p in parts if isinstance(p, int))
-            known = len(parts) == len(shapes) and all(isinstance(p, int) for p in parts)
-            return (*x[:axis], whole if op == "Concat" and known else unknown[axis], *x[axis + 1 :])
-        if op == "Slice":
-            taken = self.picked(node) if len(x) == 1 else None
-            if taken is not None:
-                return (len(taken),)
-            axes = self.integers(node, 3, "axes")
-            cut = range(len(x)) if axes is None else {a % len(x) for a in axes}
-            return tuple(unknown[i] if i in cut else d for i, d in enumerate(x))
-        if op == "Gather" and len(shapes) > 1 and shapes[1] is not None and x:
-            axis = int(node.attrs.get("axis", 0)) % len(x)
-            return (*x[:axis], *shapes[1], *x[axis + 1 :])
-        return None
-
-
-def _range_of(node: gs.Node) -> slice:
-    return slice(int(node.attrs.get("start", 0)), int(node.attrs["end"]) if "end" in node.attrs else None)
-
-
-def _product(dims: Sequence[Dim]) -> Monomial:
-    symbols = [part for d in dims if isinstance(d, str) for part in d.split(_TIMES)]
-    numbers = [int(s[1:]) for s in symbols if s.startswith("#")]
-    return prod(d for d in dims if isinstance(d, int)) * prod(numbers), tuple(
-        sorted(s for s in symbols if not s.startswith("#"))
-    )
-
-
-def _dim(product: Monomial) -> Dim:
-    number, symbols = product
-    if not symbols:
-        return number
-    return _TIMES.join(([f"#{number}"] if number != 1 else []) + list(symbols))
-
-
-def _over(whole: Monomial, part: Monomial) -> Monomial | None:
-    if part[0] == 0 or whole[0] % part[0]:
-        return None
-    left, right = Counter(whole[1]), Counter(part[1])
-    return None if right - left else (whole[0] // part[0], tuple(sorted((left - right).elements())))
-
-
-def _divides(part: Monomial, whole: Monomial) -> bool:
-    return _over(whole, part) is not None
-
-
-def _broadcast(shapes: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
-    rank = max(map(len, shapes))
-    dims: list[Dim] = []
-    for axis in range(-rank, 0):
-        sizes = [s[axis] for s in shapes if len(s) >= -axis and s[axis] != 1]
-        known = [s for s in sizes if isinstance(s, int)]
-        dims.append(1 if not sizes else known[0] if known else sizes[0])
-    return tuple(dims)

@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.axis_maps import Indices, Place, rule_of
+from onnxsqueeze.axes import Indices, Place
+from onnxsqueeze.axis_rules import rule_of
 from onnxsqueeze.channel_removal import Consequence
 from onnxsqueeze.graph import subgraphs
 from onnxsqueeze.operators import operator
@@ -234,6 +235,10 @@ class Component:
     @cached_property
     def _owners(self) -> Mapping[int, str]:
         return {id(body): str(node.op) for node in self.view.nodes for body in subgraphs(node)}
+
+    def constants(self) -> Iterator[gs.Constant]:
+        """Yield the constants with an axis among those followed."""
+        return (tensor for tensor in self.tensors.values() if isinstance(tensor, gs.Constant))
 
     # -- what leaves together ------------------------------------------------------------------------------------------
 
