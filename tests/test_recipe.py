@@ -55,7 +55,7 @@ def test_a_saved_recipe_gives_the_same_bytes_in_another_environment(fresh_venv: 
     digests = [hashlib.sha256((tmp_path / "first.onnx").read_bytes()).hexdigest()]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for name, how in (("second", ["-p", recipe]), ("third", ["--recipe", recipe, "--save-recipe", "again.toml"])):
-        command = [fresh_venv / "bin/onnxsqueeze", model, *map(str, how), "-o", f"{name}.onnx"]
+        command = [str(fresh_venv / "bin/onnxsqueeze"), str(model), *map(str, how), "-o", f"{name}.onnx"]
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
         digests.append(hashlib.sha256((tmp_path / f"{name}.onnx").read_bytes()).hexdigest())
 
