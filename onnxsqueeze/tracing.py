@@ -269,6 +269,11 @@ class Component:
         )
         return {root: labels[start : start + self.lengths[root]] for root, start in starts.items()}
 
+    @cached_property
+    def units(self) -> int:
+        """One more than the greatest number of a unit."""
+        return sum(self.lengths[root] for root in self.classes)
+
     def labels(self, ref: Ref) -> Indices:
         """Return for each index of an axis the number of the unit that it leaves with."""
         return self._labelled[self._root(ref)]
