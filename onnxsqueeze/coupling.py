@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -14,11 +14,17 @@ from onnxsqueeze import channel_removal
 from onnxsqueeze.channel_removal import Consequence, Reader, Survivors
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
-from onnxsqueeze.groups import Group, Slot, groups_of
-from onnxsqueeze.tracing import components
+from onnxsqueeze.graph import subgraphs
+from onnxsqueeze.groups import Group, Kind, Slot, groups_of
+from onnxsqueeze.operators import operator
+from onnxsqueeze.sizes import Sizes
+from onnxsqueeze.tracing import Component, Ref, source
 from onnxsqueeze.view import View, key_of
 
 __all__ = ["Coupling", "Group", "Slot", "couple"]
+
+ATTEMPTS = 4
+"""How many factors of a reshaped axis are tried, from the outermost on, while some channels are blocked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,21 +69,68 @@ class Coupling:
 
 
 def couple(view: View) -> Coupling:
-    """Find the groups of all channels that a Conv, Gemm, MatMul or a table behind a Gather makes in the main graph."""
+    """Find the groups of all channels that a Conv, Gemm, MatMul or a table behind a Gather makes."""
     order = {key_of(node): i for i, node in enumerate(view.nodes)}
-    groups: list[Group] = []
+    groups = list(_in_bodies(view))
     lengths: dict[tuple[str, int], int] = {}
     readers: dict[str, Reader] = {}
     consequences: dict[Consequence, None] = {}
-    for component in components(view):
-        lengths.update(
-            {(str(component.tensors[key].name), axis): size for (key, axis), size in component.lengths.items()}
-        )
+    for component in _components(view):
+        lengths.update({(str(component.tensors[key].name), i): size for (key, i), size in component.lengths.items()})
         readers.update((str(tensor.name), _reader(tensor)) for tensor in component.constants())
         consequences.update(component.consequences)
         groups.extend(groups_of(component, order))
-    groups.sort(key=lambda group: order[group.name.rpartition("[")[0] or group.name])
+    groups.sort(key=lambda group: min((order[key] for key in group.producers), default=order.get(group.name, 0)))
     return Coupling(tuple(groups), lengths, readers, tuple(consequences))
+
+
+def _components(view: View) -> Iterator[Component]:
+    """Yield the axes that hang together with one that a layer makes, each once."""
+    sizes = Sizes(view)
+    owned: set[Ref] = set()
+    for tensor, axis in (made for node in view.nodes if not view.in_body(node) for made in _made(view, node)):
+        if (id(tensor), axis) in owned:
+            continue
+        tried: list[Component] = []
+        for choice in range(ATTEMPTS):
+            tried.append(Component(sizes, owned, choice))
+            tried[-1].explore(tensor, axis)
+            if tried[-1].choices <= choice + 1 or tried[-1].free == tried[-1].made:
+                break
+        best = max(tried, key=lambda component: component.free)
+        owned.update(best.lengths)
+        yield best
+
+
+def _made(view: View, node: gs.Node) -> Iterator[tuple[gs.Tensor, int]]:
+    """Yield the axis whose indices are the channels that a layer makes: of its weight, or of its output if grouped."""
+    op = operator(node)
+    if op in ("Conv", "ConvTranspose") and int(node.attrs.get("group", 1)) > 1:
+        yield node.outputs[0], 1
+        return
+    for slot, axis in {
+        "Conv": [(1, 0)],
+        "ConvTranspose": [(1, 1)],
+        "Gather": [(0, 1)],
+        "Gemm": [(1, 0 if node.attrs.get("transB", 0) else 1), (0, 1 if node.attrs.get("transA", 0) else 0)],
+        "MatMul": [(1, -1), (0, -2)],
+    }.get(op, ()):
+        found = source(view, node.inputs[slot])
+        if found is not None and len(found[1]) > 1 and np.dtype(found[0].dtype).kind == "f":
+            yield found[0], found[1][axis]
+            return
+
+
+def _in_bodies(view: View) -> Iterator[Group]:
+    """Yield the layers in bodies of other nodes as groups that cannot be pruned."""
+    owners = {id(body): str(node.op) for node in view.nodes for body in subgraphs(node)}
+    for node in view.nodes:
+        for tensor, axis in _made(view, node) if view.in_body(node) and node.op != "Gather" else ():
+            size = view.shape(tensor)
+            kind: Kind = "channels" if node.op.startswith("Conv") else "neurons"
+            reason = f"it lies in the body of '{owners[id(view.scope(node))]}'"
+            if size is not None and isinstance(count := size[axis], int):
+                yield Group(key_of(node), kind, count, (), {}, reason)
 
 
 def _reader(constant: gs.Constant) -> Reader:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.tracing import Component, Ref
 from onnxsqueeze.view import key_of
 
-__all__ = ["Group", "Slot", "groups_of"]
+__all__ = ["Group", "Kind", "Slot", "groups_of"]
 
 Kind = Literal["channels", "neurons", "heads", "residual"]
 Role = Literal["producer", "consumer", "carrier"]
@@ -54,6 +54,11 @@ class Group:
     tensors: Mapping[str, tuple[int, NDArray[np.int64]]]
     blocked: str = ""
 
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The keys of the nodes that make the channels."""
+        return tuple(dict.fromkeys(node for slot in self.slots if slot.role == "producer" for node in slot.nodes))
+
 
 def groups_of(component: Component, order: Mapping[str, int]) -> Iterator[Group]:
     """Yield the units that layers make as groups; ``order`` are the positions of the nodes by key."""
@@ -75,7 +80,7 @@ def groups_of(component: Component, order: Mapping[str, int]) -> Iterator[Group]
             kind = int(sorted_kinds[start])
             if kind in places:
                 indices = cells[start:end].reshape(int(new_unit[end - 1] - new_unit[start]) + 1, -1)
-                places[kind].extend((ref, indices) for ref in refs)
+                places[kind] += [(ref, indices) for ref in refs]
     names: dict[str, int] = {}
     for kind, (ref, node) in leaders.items():
         group = _group(component, order, ref, node, places[kind], reasons[kind])

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod, sqrt
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["STEPS", "Builder", "build"]
 
-Array = NDArray[np.generic]
 Step = Callable[["Builder", str], "str | None"]
 STEPS: dict[str, Step] = {}
-UNARY = ("Relu", "Sigmoid", "Tanh", "HardSwish", "Elu", "LeakyRelu", "Softplus", "Neg", "Abs", "Erf", "Identity", "Dropout")
+UNARY = ("Abs", "Dropout", "Elu", "Erf", "HardSwish", "Identity", "LeakyRelu", "Neg", "Relu", "Sigmoid", "Tanh")
 BINARY = ("Add", "Mul", "Sub", "Max", "Min", "Sum", "Mean", "Where")
 
 
@@ -38,14 +38,15 @@ class Builder:
         self.read: set[str] = set()
         self.weights: list[tuple[str, tuple[int, ...]]] = []
         self.count = 0
+        self.step = "first"
 
     def name(self, hint: str) -> str:
         self.count += 1
         return f"{hint}_{self.count}"
 
-    def constant(self, values: object, dtype: object = np.float32) -> str:
+    def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
         name = self.name("k")
-        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))  # type: ignore[arg-type]
+        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
     def ints(self, *values: int) -> str:
@@ -58,13 +59,13 @@ class Builder:
             if found:
                 return found[0]
         values = self.rng.standard_normal(shape)
-        name = self.constant(values * (scale or 1 / np.sqrt(max(np.prod(shape[1:]), 1))))
+        name = self.constant(values * (scale or 1 / sqrt(prod(shape[1:]))))
         self.weights.append((name, shape))
         return name
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, **attrs: object) -> str:
         made = [self.name(kind.lower()) for _ in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, made, **attrs))  # type: ignore[arg-type]
+        self.nodes.append(helper.make_node(kind, inputs, made, name=f"{self.step}/{made[0]}", **attrs))  # type: ignore[arg-type]
         self.read.update(inputs)
         return made[0]
 
@@ -99,25 +100,30 @@ class Builder:
 def build(steps: Sequence[str], seed: int, dynamic: bool) -> onnx.ModelProto:
     """Return a model that takes the steps one after the other on random tensors that are there.
 
-    With ``dynamic`` all sizes but the channels are free. Whatever is left unread goes through a last layer each.
+    With ``dynamic`` all sizes but the channels are free. Whatever is left unread goes through a last layer each. The
+    names of nodes begin with that of their step.
     """
     b = Builder(np.random.default_rng(seed), dynamic)
-    size: list[object] = ["H", "W"] if dynamic else [6, 6]
+    size: list[str | int] = ["H", "W"] if dynamic else [6, 6]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, *size])]
     b.image("x", 3)
     b.image(b.op("Conv", "x", b.weight(12, 3, 3, 3), b.weight(12), pads=[1, 1, 1, 1]), 12)
     to_sequence(b, b.images[-1])
-    for name in steps:
-        fresh = [t for t in (*b.images, *b.sequences) if t != "x"]
-        STEPS[name](b, b.pick(fresh[-4:]))
+    for b.step in steps:
+        fresh = [t for t in (*b.images, *b.sequences) if t != "x"][-5:]
+        for tensor in b.rng.permutation(fresh):
+            if STEPS[b.step](b, str(tensor)) is not None:
+                break
+    b.step = "last"
     infos = []
     for tensor in [*b.images, *b.sequences]:
         if tensor not in b.read:
             c = b.channels[tensor]
             if tensor in b.images:
-                made, shape = b.op("Conv", tensor, b.weight(3, c, 1, 1)), ["N", 3, "h", "w"]
+                made = b.op("Conv", tensor, b.weight(3, c, 1, 1))
             else:
-                made, shape = b.op("MatMul", tensor, b.weight(c, 3, scale=1 / np.sqrt(c))), ["N", "s", 3]
+                made = b.op("MatMul", tensor, b.weight(c, 3, scale=1 / sqrt(c)))
+            shape: list[str | int] = ["N", 3, "h", "w"] if tensor in b.images else ["N", "s", 3]
             infos.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, shape))
     graph = helper.make_graph(b.nodes, "g", inputs, infos, b.constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", b.opset)], ir_version=9)
@@ -140,7 +146,8 @@ def transposed_convolution(b: Builder, x: str) -> str | None:
     if x not in b.images:
         return None
     c, o = b.channels[x], b.integer(4, 12)
-    return b.image(b.op("ConvTranspose", x, b.weight(c, o, 3, 3, scale=1 / np.sqrt(9 * c)), b.weight(o), pads=[1] * 4), o)
+    weight = b.weight(c, o, 3, 3, scale=1 / sqrt(9 * c))
+    return b.image(b.op("ConvTranspose", x, weight, b.weight(o), pads=[1] * 4), o)
 
 
 @step
@@ -175,7 +182,7 @@ def product(b: Builder, x: str) -> str | None:
     if x not in b.sequences:
         return None
     c, o = b.channels[x], b.integer(4, 12)
-    y = b.op("MatMul", x, b.weight(c, o, scale=1 / np.sqrt(c)))
+    y = b.op("MatMul", x, b.weight(c, o, scale=1 / sqrt(c)))
     return b.sequence(b.op("Add", b.weight(o), y), o)
 
 
@@ -404,7 +411,7 @@ def channels_last(b: Builder, x: str) -> str | None:
     if x not in b.images:
         return None
     c, o = b.channels[x], b.integer(4, 12)
-    y = b.op("MatMul", b.op("Transpose", x, perm=[0, 2, 3, 1]), b.weight(c, o, scale=1 / np.sqrt(c)))
+    y = b.op("MatMul", b.op("Transpose", x, perm=[0, 2, 3, 1]), b.weight(c, o, scale=1 / sqrt(c)))
     return b.image(b.op("Transpose", b.op("Add", y, b.weight(o)), perm=[0, 3, 1, 2]), o)
 
 
@@ -424,8 +431,8 @@ def feed_forward(b: Builder, x: str) -> str | None:
     if x not in b.sequences:
         return None
     c, hidden = b.channels[x], b.integer(6, 12)
-    y = b.op("Add", b.op("MatMul", x, b.weight(c, hidden, scale=1 / np.sqrt(c))), b.weight(hidden))
-    y = b.op("MatMul", b.op("Relu", y), b.weight(hidden, c, scale=1 / np.sqrt(hidden)))
+    y = b.op("Add", b.op("MatMul", x, b.weight(c, hidden, scale=1 / sqrt(c))), b.weight(hidden))
+    y = b.op("MatMul", b.op("Relu", y), b.weight(hidden, c, scale=1 / sqrt(hidden)))
     return b.sequence(b.op("Add", x, y), c)
 
 
@@ -455,13 +462,13 @@ def attention(b: Builder, x: str) -> str | None:
         shape = b.op("Concat", batch, b.ints(heads), b.ints(width), axis=0)
     parts = []
     for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
-        y = b.op("MatMul", x, b.weight(c, inner, scale=1 / np.sqrt(c)))
+        y = b.op("MatMul", x, b.weight(c, inner, scale=1 / sqrt(c)))
         y = b.op("Add", y, b.weight(inner))
         parts.append(b.op("Transpose", b.op("Reshape", y, shape), perm=perm))
     scores = b.op("Softmax", b.op("Mul", b.op("MatMul", *parts[:2]), b.constant(0.5)), axis=-1)
     mixed = b.op("Transpose", b.op("MatMul", scores, parts[2]), perm=[0, 2, 1, 3])
     flat = b.op("Reshape", mixed, b.ints(0, 0, inner) if b.integer(0, 1) else b.ints(0, 0, -1))
-    out = b.op("MatMul", flat, b.weight(inner, c, scale=1 / np.sqrt(inner)))
+    out = b.op("MatMul", flat, b.weight(inner, c, scale=1 / sqrt(inner)))
     return b.sequence(b.op("Add", x, out), c)
 
 
@@ -472,7 +479,7 @@ def fused_attention(b: Builder, x: str) -> str | None:
         return None
     c, heads, width = b.channels[x], b.integer(2, 4), b.integer(2, 3)
     inner = heads * width
-    y = b.op("MatMul", x, b.weight(c, 3 * inner, scale=1 / np.sqrt(c)))
+    y = b.op("MatMul", x, b.weight(c, 3 * inner, scale=1 / sqrt(c)))
     y = b.op("Transpose", b.op("Reshape", y, b.ints(0, 0, 3, heads, width)), perm=[2, 0, 3, 1, 4])
     if b.integer(0, 1):
         q, k, v = (b.op("Gather", y, b.constant(i, np.int64), axis=0) for i in range(3))
@@ -480,7 +487,7 @@ def fused_attention(b: Builder, x: str) -> str | None:
         q, k, v = (b.op("Squeeze", b.op("Slice", y, b.ints(i), b.ints(i + 1), b.ints(0)), b.ints(0)) for i in range(3))
     scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
     mixed = b.op("Transpose", b.op("MatMul", scores, v), perm=[0, 2, 1, 3])
-    out = b.op("MatMul", b.op("Reshape", mixed, b.ints(0, 0, inner)), b.weight(inner, c, scale=1 / np.sqrt(inner)))
+    out = b.op("MatMul", b.op("Reshape", mixed, b.ints(0, 0, inner)), b.weight(inner, c, scale=1 / sqrt(inner)))
     return b.sequence(b.op("Add", x, out), c)
 
 
