@@ -55,8 +55,8 @@ class Tracer(Protocol):
     def groups(self, node: gs.Node, tensor: gs.Tensor, axis: int, each: int) -> None:
         """Take down that the attribute ``group`` is the length of an axis over ``each``."""
 
-    def split(self, node: gs.Node, axis: int) -> None:
-        """Take down that the sizes of a Split are the lengths of its outputs."""
+    def split(self, node: gs.Node, axis: int, sizes: Sequence[int]) -> None:
+        """Take down that a Split cuts its input into parts of these sizes."""
 
     def equal(self, one: tuple[gs.Tensor, int], other: tuple[gs.Tensor, int], reason: str) -> None:
         """Take down that two axes must lose the same indices, or else neither may lose any."""

@@ -9,7 +9,7 @@ __all__ = ["along", "elementwise", "layer_normalization", "per_channel", "reduct
 
 def elementwise(at: Place) -> str | None:
     """Tie the axis to that of all inputs and outputs that are not broadcast along it."""
-    if "broadcast" in at.node.attrs:
+    if at.tracer.opset < 7 and len(at.node.inputs) > 1:
         return f"'{at.node.op}' broadcasts as operator sets before 7 did"
     return broadcast(at, range(len(at.node.inputs)), range(len(at.node.outputs)))
 
@@ -18,6 +18,8 @@ def per_channel(at: Place) -> str | None:
     """Tie axis 1 to the only axis of all further inputs; all other axes pass."""
     if len([t for t in at.node.outputs if t.name]) > 1 or at.node.attrs.get("training_mode", 0):
         return f"'{at.node.op}' is in training mode"
+    if not at.node.attrs.get("spatial", 1):
+        return "'BatchNormalization' has parameters for every position"
     if (at.side, at.slot) == ("in", 0) or at.side == "out":
         other: Side = "out" if at.side == "in" else "in"
         reason = at.same(other, 0, at.axis)

@@ -55,7 +55,7 @@ def split(at: Place) -> str | None:
         given = [min(each, total - i * each) for i in range(len(node.outputs))]
     if len(given) != len(node.outputs) or min(given) <= 0:
         return "the sizes of 'Split' contradict each other"
-    at.tracer.split(node, axis)
+    at.tracer.split(node, axis, given)
     start = 0
     for i, size in enumerate(given):
         if at.side == "in":

@@ -33,7 +33,8 @@ class Consequence:
 
     ``number``: element ``index`` of an attribute, or of the constant at the end of the input slots ``where``, becomes
     the count of indices under ``values[0]`` that are left. ``indices``: the constant of a Gather picks ``values`` of
-    the axis. ``group``: the attribute is the length of the axis over ``values[0]``. ``sizes``: those of a Split.
+    the axis. ``group``: the attribute is the length of the axis over ``values[0]``. ``sizes``: a Split cuts the axis
+    into parts of the sizes ``values``.
     """
 
     kind: Literal["number", "indices", "group", "sizes"]
@@ -150,12 +151,12 @@ def _update(state: Survivors, graph: Graph, consequence: Consequence) -> None:
         else:
             _write(graph, scope, node, where, consequence.index, number)
     elif consequence.kind == "sizes":
-        sizes = [len(state.of(tensor.name, consequence.axis)) for tensor in node.outputs]
+        sizes = np.diff(np.searchsorted(left, np.cumsum([0, *values])))
         if isinstance(where, str):
-            node.attrs[where] = sizes
+            node.attrs[where] = sizes.tolist()
         else:
             node.attrs.pop("num_outputs", None)
-            _put(graph, node, 1, np.array(sizes, np.int64))
+            _put(graph, node, 1, sizes.astype(np.int64))
     else:
         old = np.array(values, np.int64) % state.lengths[consequence.tensor, consequence.axis]
         picked = node.inputs[1]

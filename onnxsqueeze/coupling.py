@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,48 +14,17 @@ from onnxsqueeze import channel_removal
 from onnxsqueeze.channel_removal import Consequence, Reader, Survivors
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
-from onnxsqueeze.tracing import Component, components
+from onnxsqueeze.graph import subgraphs
+from onnxsqueeze.groups import Group, Kind, Slot, groups_of
+from onnxsqueeze.operators import operator
+from onnxsqueeze.sizes import Sizes
+from onnxsqueeze.tracing import Component, Ref, source
 from onnxsqueeze.view import View, key_of
 
 __all__ = ["Coupling", "Group", "Slot", "couple"]
 
-Kind = Literal["channels", "neurons", "heads", "residual"]
-Role = Literal["producer", "consumer", "carrier"]
-_ROLES = ("producer", "carrier", "consumer")
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """An axis of a constant that follows a group.
-
-    ``indices`` is (units, k): which k indices of the axis each unit owns. The rows of a producer make the channels, the
-    columns of a consumer read them; a carrier (bias, BatchNormalization, depthwise weight) acts on each by itself.
-    ``nodes`` are the keys of the nodes that read the constant.
-    """
-
-    constant: str
-    axis: int
-    indices: NDArray[np.int64]
-    role: Role
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Units, such as channels or heads, each of which takes its part of all ``slots`` and ``tensors`` along.
-
-    ``name`` is the key of the first producer, with the channels in brackets where it has several groups. ``tensors``
-    are the activations that the channels run through: axis and (units, k) indices. ``residual`` channels are made by
-    several layers joined by an Add, ``heads`` run through products of activations, ``neurons`` are those of Gemm and
-    MatMul. ``blocked`` says why nothing may be removed.
-    """
-
-    name: str
-    kind: Kind
-    size: int
-    slots: tuple[Slot, ...]
-    tensors: Mapping[str, tuple[int, NDArray[np.int64]]]
-    blocked: str = ""
+ATTEMPTS = 4
+"""How many factors of a reshaped axis are tried, from the outermost on, while some channels are blocked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,114 +69,71 @@ class Coupling:
 
 
 def couple(view: View) -> Coupling:
-    """Find the groups of all channels that a Conv, Gemm, MatMul or a table behind a Gather makes in the main graph."""
+    """Find the groups of all channels that a Conv, Gemm, MatMul or a table behind a Gather makes."""
     order = {key_of(node): i for i, node in enumerate(view.nodes)}
-    groups: list[Group] = []
+    groups = list(_in_bodies(view))
     lengths: dict[tuple[str, int], int] = {}
     readers: dict[str, Reader] = {}
     consequences: dict[Consequence, None] = {}
-    for component in components(view):
-        lengths.update(
-            {(str(component.tensors[key].name), axis): size for (key, axis), size in component.lengths.items()}
-        )
+    for component in _components(view):
+        lengths.update({(str(component.tensors[key].name), i): size for (key, i), size in component.lengths.items()})
         readers.update((str(tensor.name), _reader(tensor)) for tensor in component.constants())
         consequences.update(component.consequences)
-        groups.extend(_groups(component, order))
-    groups.sort(key=lambda group: order[group.name.rpartition("[")[0] or group.name])
+        groups.extend(groups_of(component, order))
+    groups.sort(key=lambda group: min((order[key] for key in group.producers), default=order.get(group.name, 0)))
     return Coupling(tuple(groups), lengths, readers, tuple(consequences))
+
+
+def _components(view: View) -> Iterator[Component]:
+    """Yield the axes that hang together with one that a layer makes, each once."""
+    sizes = Sizes(view)
+    owned: set[Ref] = set()
+    for tensor, axis in (made for node in view.nodes if not view.in_body(node) for made in _made(view, node)):
+        if (id(tensor), axis) in owned:
+            continue
+        tried: list[Component] = []
+        for choice in range(ATTEMPTS):
+            tried.append(Component(sizes, owned, choice))
+            tried[-1].explore(tensor, axis)
+            if tried[-1].choices <= choice + 1 or tried[-1].free == tried[-1].made:
+                break
+        best = max(tried, key=lambda component: component.free)
+        owned.update(best.lengths)
+        yield best
+
+
+def _made(view: View, node: gs.Node) -> Iterator[tuple[gs.Tensor, int]]:
+    """Yield the axis whose indices are the channels that a layer makes: of its weight, or of its output if grouped."""
+    op = operator(node)
+    if op in ("Conv", "ConvTranspose") and int(node.attrs.get("group", 1)) > 1:
+        yield node.outputs[0], 1
+        return
+    for slot, axis in {
+        "Conv": [(1, 0)],
+        "ConvTranspose": [(1, 1)],
+        "Gather": [(0, 1)],
+        "Gemm": [(1, 0 if node.attrs.get("transB", 0) else 1), (0, 1 if node.attrs.get("transA", 0) else 0)],
+        "MatMul": [(1, -1), (0, -2)],
+    }.get(op, ()):
+        found = source(view, node.inputs[slot])
+        if found is not None and len(found[1]) > 1 and np.dtype(found[0].dtype).kind == "f":
+            yield found[0], found[1][axis]
+            return
+
+
+def _in_bodies(view: View) -> Iterator[Group]:
+    """Yield the layers in bodies of other nodes as groups that cannot be pruned."""
+    owners = {id(body): str(node.op) for node in view.nodes for body in subgraphs(node)}
+    for node in view.nodes:
+        for tensor, axis in _made(view, node) if view.in_body(node) and node.op != "Gather" else ():
+            size = view.shape(tensor)
+            kind: Kind = "channels" if node.op.startswith("Conv") else "neurons"
+            reason = f"it lies in the body of '{owners[id(view.scope(node))]}'"
+            if size is not None and isinstance(count := size[axis], int):
+                yield Group(key_of(node), kind, count, (), {}, reason)
 
 
 def _reader(constant: gs.Constant) -> Reader:
     node = constant.outputs[0]
     slot = next(slot for slot, tensor in enumerate(node.inputs) if tensor is constant)
     return Reader(key_of(node), str(node.op), slot)
-
-
-def _groups(component: Component, order: Mapping[str, int]) -> Iterator[Group]:
-    """Yield the units of a component that take the same number of indices of the same axes, as groups."""
-    cells: dict[int, list[tuple[int, int]]] = {}  # for each unit, classes of axes and how many indices it has there
-    owned: list[dict[int, NDArray[np.int64]]] = []
-    for number, root in enumerate(component.classes):
-        labels = component.labels(root)
-        positions = np.argsort(labels, kind="stable")
-        units, starts = np.unique(labels[positions], return_index=True)
-        owned.append(dict(zip(map(int, units), np.split(positions, starts[1:]), strict=True)))
-        for unit, indices in owned[-1].items():
-            cells.setdefault(unit, []).append((number, len(indices)))
-    alike: dict[tuple[tuple[tuple[int, int], ...], str], list[int]] = {}
-    for unit, found in cells.items():
-        alike.setdefault((tuple(found), component.reasons.get(unit, "")), []).append(unit)
-    names: dict[str, int] = {}
-    for (counts, reason), members in alike.items():
-        group = _group(component, order, [number for number, _ in counts], owned, members, reason)
-        if group is not None:
-            names[group.name] = names.get(group.name, 0) + 1
-            yield group if names[group.name] == 1 else replace(group, name=f"{group.name}[{names[group.name]}]")
-
-
-def _group(
-    component: Component,
-    order: Mapping[str, int],
-    numbers: list[int],
-    owned: list[dict[int, NDArray[np.int64]]],
-    members: list[int],
-    reason: str,
-) -> Group | None:
-    """Return the group of these units, None if no layer makes them."""
-    classes = list(component.classes.values())
-    refs = [(ref, number) for number in numbers for ref in classes[number]]
-    made = [(node, ref, number) for ref, number in refs for node in component.roles.get((ref, "producer"), ())]
-    if not made:
-        return None
-    first, _, number = min(made, key=lambda entry: order[entry[0]])
-    members = sorted(members, key=lambda unit: int(owned[number][unit][0]))
-    indices = {n: np.stack([owned[n][unit] for unit in members]) for n in numbers}
-    slots: list[Slot] = []
-    tensors: dict[str, tuple[int, NDArray[np.int64]]] = {}
-    for (key, axis), n in refs:
-        tensor = component.tensors[key]
-        if not isinstance(tensor, gs.Constant):
-            if tensor.name in tensors:
-                reason = reason or f"it runs along two axes of '{tensor.name}'"
-            tensors[str(tensor.name)] = axis, indices[n]
-            continue
-        roles = [role for role in ("producer", "consumer") if ((key, axis), role) in component.roles]
-        for role in roles or ["carrier"]:
-            nodes = component.roles.get(((key, axis), role)) or [key_of(node) for node in tensor.outputs]
-            slots.append(Slot(str(tensor.name), axis, indices[n], role, tuple(dict.fromkeys(nodes))))  # type: ignore[arg-type]
-    slots.sort(key=lambda slot: (_ROLES.index(slot.role), min(order.get(node, -1) for node in slot.nodes)))
-    if len(members) == 1:
-        reason = reason or "its channels can only leave all together"
-    name = first if len(owned[number]) == len(members) else f"{first}[{_span(indices[number])}]"
-    kind = _kind(component, {ref for ref, _ in refs}, {node for node, _, _ in made})
-    return Group(name, kind, len(members), tuple(slots), tensors, reason)
-
-
-def _span(indices: NDArray[np.int64]) -> str:
-    """Return indices as a user would slice them."""
-    first, last = int(indices.min()), int(indices.max())
-    return f"{first}:{last + 1}" if last - first + 1 == indices.size else f"{first}…{last + 1}"
-
-
-def _kind(component: Component, refs: set[tuple[int, int]], producers: set[str]) -> Kind:
-    """Return what a group of channels is to a user."""
-    if refs & component.products:
-        return "heads"
-    if len(producers) > 1 and _joined(component, {key for key, _ in refs}, producers):
-        return "residual"
-    return "neurons" if all(component.ops[key] in ("Gemm", "MatMul") for key in producers) else "channels"
-
-
-def _joined(component: Component, inside: set[int], producers: set[str]) -> bool:
-    """Return whether an Add joins what different layers make, each side with one that the other has not."""
-    nodes = {id(n): n for key in inside for n in component.tensors[key].inputs}
-    sources: dict[int, frozenset[str]] = {}
-    for node in sorted(nodes.values(), key=lambda n: component.positions[id(n)]):
-        parts = [sources[id(t)] for t in node.inputs if id(t) in sources]
-        if node.op in ("Add", "Sum") and any(a - b and b - a for a in parts for b in parts):
-            return True
-        own = frozenset([key_of(node)]) if key_of(node) in producers else frozenset()
-        for tensor in node.outputs:
-            if id(tensor) in inside:
-                sources[id(tensor)] = own or frozenset().union(*parts)
-    return False

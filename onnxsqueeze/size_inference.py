@@ -96,7 +96,7 @@ def _squeezed(sizes: Sizes, node: gs.Node, x: Shape) -> Shape | None:
 
 def _joined(node: gs.Node, x: Shape, shapes: Sequence[Shape | None]) -> Shape:
     """Return the shape of a Concat of inputs of these shapes, or of a part of ``x`` if there are none."""
-    axis = int(node.attrs.get("axis", 0)) % len(x)
+    axis = int(node.attrs.get("axis", 0 if node.op == "Split" else 1)) % len(x)
     parts = [shape[axis] for shape in shapes if shape is not None and len(shape) == len(x)]
     known = [size for size in parts if isinstance(size, int)]
     whole = sum(known) if shapes and len(known) == len(shapes) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,53 +16,10 @@ from onnxsqueeze.operators import operator
 from onnxsqueeze.sizes import Sizes
 from onnxsqueeze.view import View, key_of
 
-__all__ = ["Component", "components"]
+__all__ = ["Component", "Ref", "source"]
 
 Ref = tuple[int, int]
 """An axis of a tensor: its identity and the position."""
-ATTEMPTS = 4
-"""How many factors of a reshaped axis are tried when removing blocks of the outermost is blocked."""
-
-
-def components(view: View) -> Iterator[Component]:
-    """Yield what hangs together, each once, in the order of the nodes."""
-    sizes = Sizes(view)
-    owned: set[Ref] = set()
-    for node in view.nodes:
-        for tensor, axis in _made(sizes, node):
-            if (id(tensor), axis) in owned:
-                continue
-            best: Component | None = None
-            for choice in range(ATTEMPTS):
-                found = Component(sizes, owned, choice)
-                found.explore(tensor, axis)
-                if best is None or found.free > best.free:
-                    best = found
-                if found.choices <= choice + 1 or found.free == found.made:
-                    break
-            assert best is not None
-            owned.update(best.lengths)
-            yield best
-
-
-def _made(sizes: Sizes, node: gs.Node) -> Iterator[tuple[gs.Tensor, int]]:
-    """Yield the axis of the output that a constant weight makes."""
-    op, view = operator(node), sizes.view
-    if view.in_body(node) or op not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"):
-        return
-    y, rank = node.outputs[0], sizes.rank(node.outputs[0])
-    if op in ("Conv", "ConvTranspose"):
-        if source(view, node.inputs[1]) is not None:
-            yield y, 1
-    elif rank and op == "Gather":
-        table = source(view, node.inputs[0])
-        if table is not None and len(table[0].shape) == 2 and table[0].dtype.kind == "f" and not node.attrs.get("axis"):
-            yield y, rank - 1
-    elif rank:
-        if source(view, node.inputs[1]) is not None:
-            yield y, rank - 1
-        elif source(view, node.inputs[0]) is not None and rank > 1:
-            yield y, rank - 2
 
 
 def source(view: View, tensor: gs.Tensor) -> tuple[gs.Constant, list[int]] | None:
@@ -163,10 +120,10 @@ class Component:
         """Take down that the attribute ``group`` is the length of an axis over ``each``."""
         self._entail(Consequence("group", key_of(node), str(tensor.name), axis, "group", 0, (each,)))
 
-    def split(self, node: gs.Node, axis: int) -> None:
-        """Take down that the sizes of a Split are the lengths of its outputs."""
+    def split(self, node: gs.Node, axis: int, sizes: Sequence[int]) -> None:
+        """Take down that a Split cuts its input into parts of these sizes."""
         where: tuple[int, ...] | str = (1,) if self.opset >= 13 else "split"
-        self._entail(Consequence("sizes", key_of(node), str(node.inputs[0].name), axis, where, 0, ()))
+        self._entail(Consequence("sizes", key_of(node), str(node.inputs[0].name), axis, where, 0, tuple(sizes)))
 
     def _entail(self, consequence: Consequence) -> None:
         self.consequences[consequence] = None
@@ -268,6 +225,11 @@ class Component:
             total, np.concatenate([*a, [0]]).astype(np.int64), np.concatenate([*b, [0]]).astype(np.int64)
         )
         return {root: labels[start : start + self.lengths[root]] for root, start in starts.items()}
+
+    @cached_property
+    def units(self) -> int:
+        """One more than the greatest number of a unit."""
+        return sum(self.lengths[root] for root in self.classes)
 
     def labels(self, ref: Ref) -> Indices:
         """Return for each index of an axis the number of the unit that it leaves with."""
