@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.depthwise import Depthwise
     from onnxsqueeze.passes.int8 import Int8
     from onnxsqueeze.passes.lowrank import LowRank
+    from onnxsqueeze.passes.sparsify import Sparsify
     from onnxsqueeze.pipeline import Result, squeeze
     from onnxsqueeze.recipe import Recipe
     from onnxsqueeze.report import Report
@@ -58,6 +59,7 @@ __all__ = [
     "Result",
     "Site",
     "Skip",
+    "Sparsify",
     "SpecError",
     "SqueezeError",
     "ToleranceError",
@@ -85,6 +87,7 @@ _HOMES = {
     "Result": "pipeline",
     "Site": "contract",
     "Skip": "contract",
+    "Sparsify": "passes.sparsify",
     "diff": "difference",
     "inspect_model": "inspection",
     "load": "codec",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.codec import Graph
     from onnxsqueeze.view import View
 
-__all__ = ["Channels", "Gram", "Mean", "Need", "Pass", "Range", "Site", "Skip"]
+__all__ = ["Channels", "Gram", "Level", "Mean", "Need", "Pass", "Range", "Rewrite", "Site", "Skip"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,27 @@ class Skip:
     reason: str
 
 
+Rewrite = Callable[["Graph", str], None]
+"""Rewrites, in a graph, the node that makes the tensor of a name."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One way to treat one layer, among several from mild to harsh, for a study of what that does to the answers.
+
+    ``key`` names the layer as in Site, ``label`` the level, the same for all layers where that makes sense; ``share``
+    of the layer's cost is left, and ``error`` is the predicted relative error of its output ``‖Δy‖² / ‖y‖²``.
+    ``rewrites`` says which nodes become what, by the name of their first output; each gets a copy of its node, whose
+    output has another name, and must keep the shape of that output.
+    """
+
+    key: str
+    label: str
+    share: float
+    error: float | None
+    rewrites: Mapping[str, Rewrite] = field(compare=False, repr=False)
+
+
 @dataclass(frozen=True)
 class Pass(ABC):
     """A rewrite of the graph. The fields of the dataclass are its options: ``min_rank`` is written ``min-rank``.
@@ -118,6 +139,10 @@ class Pass(ABC):
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield what would be done at each candidate place, and why nothing is done at the others."""
 
+    def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
+        """Yield, for a study of sensitivity, each layer at each level alone; a pass without levels yields none."""
+        return iter(())
+
     def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
         """Return the plan without the sites that do not pay, each replaced by a Skip that says why.
 
@@ -130,6 +155,10 @@ class Pass(ABC):
 
         Called after the last ``apply`` when there are feeds and results are checked.
         """
+        return ()
+
+    def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
+        """Yield what the report says about the result besides its figures; called at last, with or without feeds."""
         return ()
 
     @abstractmethod

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import cost, factors, sensitivity
+from onnxsqueeze import cost, factors, impact
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
@@ -120,7 +120,7 @@ def measure(problem: Problem, bench: Bench) -> None:
     }
     view = View(bench.original)
     nodes = {key_of(node): node for node in view.nodes}
-    probes: dict[str, sensitivity.Probe] = {}
+    probes: dict[str, impact.Probe] = {}
     axes: dict[str, int] = {}
     for fitting in fittings:
         node = nodes.get(fitting.layer.key)
@@ -132,7 +132,7 @@ def measure(problem: Problem, bench: Bench) -> None:
         return
     per_feed = max(sum(counted.values()), 1) * (1.3 * len(probes) + 1)
     trials = int(np.clip(TRIAL_WORK // per_feed, 1, min(TRIALS, len(bench.feeds))))
-    problem.gains = sensitivity.gains(bench.original, probes, bench.feeds[:trials], axes)
+    problem.gains = impact.gains(bench.original, probes, bench.feeds[:trials], axes, bench.progress)
 
 
 def bias(view: View, node: gs.Node) -> Matrix | float:
@@ -143,7 +143,7 @@ def bias(view: View, node: gs.Node) -> Matrix | float:
     return value
 
 
-def probe(fitting: Fitting, offset: Matrix | float) -> sensitivity.Probe:
+def probe(fitting: Fitting, offset: Matrix | float) -> impact.Probe:
     """Return the perturbation that truncates the layer's output to the rank that leaves an error of about 2 %."""
     basis, values = factors.channel(fitting)
     total = max(float(values.sum()), 1e-30)

@@ -1,76 +1,198 @@
-"""What each layer's rewrite does to the model's outputs, measured one by one in a single session with switches."""
+"""What a layer's rewrite does to the model's answers, measured one by one in sessions with a switch for each.
+
+A rewrite works on a copy of its nodes, and an input of the model says whose result goes on. So a few sessions measure
+hundreds of rewrites, and none of them needs a graph of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze import codec, edit
+from onnxsqueeze.calibration import MASK
 from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Rewrite
 from onnxsqueeze.runtime import Session, first_samples
-from onnxsqueeze.validate import compare
+from onnxsqueeze.validate import Answers, compare, worst
+from onnxsqueeze.view import key_of
 
-__all__ = ["impacts"]
+__all__ = ["Probe", "gains", "impacts", "measure"]
 
 Array = NDArray[np.generic]
+Matrix = NDArray[np.float64]
+Feeds = Sequence[Mapping[str, Array]]
+Progress = Callable[[str, int, int], None]
+Probe = tuple[Matrix, Matrix, float]
+"""(P, p, e): the perturbation ``y + P·y + p`` over the channels of a layer's output, and its relative error there."""
+
+TOGETHER = 24
+"""Rewrites of one session: all copies compute in every run, but a session takes as long to open as some runs."""
+WHERE = 9
+"""The first opset with Where; before, a switch multiplies the difference."""
+SAMPLES = 2
+"""Samples of a feed on which ``impacts`` measures."""
 
 
 def impacts(
-    original: Graph,
-    feeds: Sequence[Mapping[str, Array]],
-    rewrites: Mapping[str, Sequence[Callable[[Graph, str], None]]],
-    progress: Callable[[str, int, int], None] | None = None,
+    original: Graph, feeds: Feeds, rewrites: Mapping[str, Sequence[Rewrite]], progress: Progress | None = None
 ) -> dict[str, list[float]]:
     """Return, per layer, the relative squared error ‖Δy‖²/‖y‖² of the worst output for each of its rewrites alone.
 
-    ``rewrites`` maps the name of a layer's output to functions that rewrite the node making a given tensor. Each
-    works on a copy of the layer, whose result takes the place of the layer's own where a switch says so that is an
-    input of the model. So one session serves all layers. Layers inside bodies are left out.
+    ``rewrites`` maps the name of a layer's output to functions that rewrite the node making a given tensor. Feeds are
+    cut to two samples. Layers inside bodies are left out.
     """
+    variants = [(key, {key: function}) for key, functions in rewrites.items() for function in functions]
+    found: dict[str, list[float]] = {}
+    errors = measure(original, [variant for _, variant in variants], feeds, worst_error, SAMPLES, progress)
+    for (key, _), error in zip(variants, errors, strict=True):
+        if error is not None:
+            found.setdefault(key, []).append(error)
+    return found
+
+
+def gains(
+    graph: Graph,
+    probes: Mapping[str, Probe],
+    feeds: Feeds,
+    channel_axis: Mapping[str, int],
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Return per layer the relative error of the answers over the relative error of its output.
+
+    Each layer named in ``probes`` is perturbed alone. Errors are summed over the float outputs; ``channel_axis`` is 1
+    for Conv and -1 else.
+    """
+    variants = [
+        {key: partial(_perturb, matrix, offset, channel_axis[key])} for key, (matrix, offset, _) in probes.items()
+    ]
+    errors = measure(graph, variants, feeds, _total_error, None, progress)
+    return {
+        key: error / max(local, 1e-12)
+        for (key, (_, _, local)), error in zip(probes.items(), errors, strict=True)
+        if error is not None
+    }
+
+
+def measure(
+    original: Graph,
+    variants: Sequence[Mapping[str, Rewrite]],
+    feeds: Feeds,
+    score: Callable[[Answers, Answers], float],
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> list[float | None]:
+    """Return the score of every variant's answers against the original's.
+
+    A variant maps names of tensors to functions, each of which rewrites the node that makes a given tensor; all nodes
+    of a variant are switched together. Feeds are cut to ``samples``. A variant with a node in a body gets None.
+    """
+    found: list[float | None] = [None] * len(variants)
+    keys = {key_of(node) for node in original.nodes}
+    numbers = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
+    for start in range(0, len(numbers), TOGETHER):
+        group = numbers[start : start + TOGETHER]
+        scores = _session(original, [variants[i] for i in group], feeds, score, samples)
+        for step, (number, value) in enumerate(zip(group, scores, strict=True), start):
+            if progress:
+                progress("measuring layers", step, len(numbers))
+            found[number] = value
+    return found
+
+
+def worst_error(expected: Answers, found: Answers) -> float:
+    """Return the relative squared error of the worst output, infinity if it is NaN."""
+    low = worst(compare(expected, found))
+    return float(10 ** (-low / 10)) if low > -300 else float("inf")
+
+
+def _session(
+    original: Graph,
+    variants: Sequence[Mapping[str, Rewrite]],
+    feeds: Feeds,
+    score: Callable[[Answers, Answers], float],
+    samples: int | None,
+) -> Iterator[float]:
+    """Yield the scores of the variants, measured in one session."""
     graph = edit.duplicate(original)
-    names = {t.name for t in original.outputs}
-    switches: dict[tuple[str, int], str] = {}
-    for key, functions in rewrites.items():
-        node, scope = edit.find(graph, key)
-        if scope is not graph:
-            continue
-        for i, function in enumerate(functions):
-            switches[key, i] = _switch(graph, node, function, f"{key}_switch_{i}", key in names)
+    nodes = {key_of(node): node for node in graph.nodes}
+    switches: list[str] = []
+    for number, variant in enumerate(variants):
+        switch = gs.Variable(edit.mint(graph, f"switch_{number}"), np.bool_, ())
+        graph.inputs.append(switch)
+        switches.append(str(switch.name))
+        for key, rewrite in variant.items():
+            _switch(graph, nodes[key], rewrite, switch)
     edit.tidy(graph)
     session = Session(codec.encode(graph), graph.folder)
-    wanted = [t.name for t in original.outputs]
-    off = {name: np.array(False) for name in switches.values()}
-    small = [first_samples(session, feed, 2, off) for feed in feeds]
+    wanted = [str(t.name) for t in original.outputs]
+    off = {name: np.array(False) for name in switches}
+    small = [dict(feed) if samples is None else first_samples(session, feed, samples, off) for feed in feeds]
     expected = [session.run({**feed, **off}, wanted) for feed in small]
-    found: dict[str, list[float]] = {key: [] for key in rewrites}
-    for step, ((key, _), switch) in enumerate(switches.items()):
-        if progress:
-            progress("measuring layers", step, len(switches))
-        on = {**off, switch: np.array(True)}
-        answers = [session.run({**feed, **on}, wanted) for feed in small]
-        worst = min((d.sqnr_db for d in compare(expected, answers)), default=float("inf"))
-        found[key].append(10 ** (-worst / 10) if worst > -300 else float("inf"))
-    return {key: values for key, values in found.items() if values}
+    for name in switches:
+        on = {**off, name: np.array(True)}
+        yield score(expected, [session.run({**feed, **on}, wanted) for feed in small])
 
 
-def _switch(graph: Graph, node: gs.Node, rewrite: Callable[[Graph, str], None], hint: str, is_output: bool) -> str:
-    """Copy the node, rewrite the copy, and take its result where the switch says so; return the switch's name."""
+def _switch(graph: Graph, node: gs.Node, rewrite: Rewrite, switch: gs.Variable) -> None:
+    """Copy the node, rewrite the copy, and take its result where the switch says so."""
     y = node.outputs[0]
+    hint = f"{y.name}_{switch.name}"
     copy = edit.variable(graph, f"{hint}_copy")
-    edit.insert(graph, graph, node.op, list(node.inputs), [copy], dict(node.attrs), after=node)
-    switch = gs.Variable(edit.mint(graph, hint), np.bool_, ())
-    graph.inputs.append(switch)
+    rest = [edit.variable(graph, f"{hint}_rest") for _ in node.outputs[1:]]
+    edit.insert(graph, graph, node.op, list(node.inputs), [copy, *rest], dict(node.attrs), after=node)
     readers = [r for r in y.outputs if r.outputs[0] is not copy]
     chosen: list[gs.Tensor] | str = f"{hint}_chosen"
-    if is_output:
+    if any(y is t for t in graph.outputs):
         raw = edit.variable(graph, f"{hint}_raw")
         node.outputs[0] = raw
         edit.redirect(y, raw)
         chosen, y, readers = [y], raw, []
-    result = edit.insert(graph, graph, "Where", [switch, copy, y], chosen)
+    if graph.opset >= WHERE:
+        result = edit.insert(graph, graph, "Where", [switch, copy, y], chosen)
+    else:
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(node.inputs[1].dtype))
+        gate = edit.insert(graph, graph, "Cast", [switch], f"{hint}_gate", {"to": dtype})
+        change = edit.insert(graph, graph, "Sub", [copy, y], f"{hint}_change")
+        scaled = edit.insert(graph, graph, "Mul", [gate, change], f"{hint}_scaled")
+        result = edit.insert(graph, graph, "Add", [y, scaled], chosen)
     edit.redirect(y, result, only=readers)
-    rewrite(graph, copy.name)
-    return str(switch.name)
+    rewrite(graph, str(copy.name))
+
+
+def _perturb(matrix: Matrix, offset: Matrix, axis: int, graph: Graph, key: str) -> None:
+    """Put ``y + P·y + p`` in the place of a layer's output y."""
+    node, scope = edit.find(graph, key)
+    output, hint = node.outputs[0], f"{key}_probe"
+    raw = edit.variable(graph, f"{hint}_raw")
+    node.outputs[0] = raw
+    ones = (1,) * (len(node.inputs[1].shape) - 2)
+    bias = edit.constant(graph, f"{hint}_offset", offset.astype(np.float32))
+    if axis == 1 and ones:
+        weight = edit.constant(graph, f"{hint}_matrix", matrix.reshape(*matrix.shape, *ones).astype(np.float32))
+        change = edit.insert(graph, scope, "Conv", [raw, weight, bias], f"{hint}_change", after=node)
+    else:
+        weight = edit.constant(graph, f"{hint}_matrix", np.ascontiguousarray(matrix.T).astype(np.float32))
+        moved = edit.insert(graph, scope, "MatMul", [raw, weight], f"{hint}_product", after=node)
+        change = edit.insert(graph, scope, "Add", [moved, bias], f"{hint}_change")
+    edit.insert(graph, scope, "Add", [raw, change], [output])
+
+
+def _total_error(expected: Answers, found: Answers) -> float:
+    """Return the relative squared errors of the float outputs, summed, in the mean over the feeds."""
+    total = 0.0
+    for one, other in zip(expected, found, strict=True):
+        for name, value in one.items():
+            answer = other[name]
+            if not isinstance(value, np.ndarray) or not isinstance(answer, np.ndarray) or value.dtype.kind != "f":
+                continue
+            a, b = value.astype(np.float64), answer.astype(np.float64)
+            usual = (np.abs(a) < MASK) & (np.abs(b) < MASK)
+            signal = float((a[usual] ** 2).sum())
+            total += float(((a - b)[usual] ** 2).sum()) / signal if signal > 0 else 0.0
+    return total / len(expected)

@@ -75,7 +75,7 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
     try:
         trial = _raised(pass_, graph, run, notes) or graph.copy()
         distinguish(trial)
-        done, skipped = _rewrite(pass_, trial, run, stage, notes)
+        done, skipped = _rewrite(pass_, trial, graph, run, stage, notes)
         if done and run.check:
             own = _judge(trial, graph, run)
     except SqueezeError as error:
@@ -139,10 +139,15 @@ def _raised(pass_: Pass, graph: Graph, run: Run, notes: list[str]) -> Graph | No
     return raised
 
 
-def _rewrite(pass_: Pass, graph: Graph, run: Run, stage: str, notes: list[str]) -> tuple[list[Site], list[Skip]]:
-    """Plan and apply, again and again for a pass that repeats; return what was done, and what the last plan skips."""
+def _rewrite(
+    pass_: Pass, graph: Graph, given: Graph, run: Run, stage: str, notes: list[str]
+) -> tuple[list[Site], list[Skip]]:
+    """Plan and apply, again and again for a pass that repeats; return what was done, and what the last plan skips.
+
+    ``graph`` is rewritten, ``given`` is the same as it came.
+    """
     bench = _bench(pass_, graph, run)
-    given = promises.interface(graph)
+    interface = promises.interface(graph)
     done: list[Site] = []
     for _ in range(ROUNDS if pass_.repeats else 1):
         view = View(graph)
@@ -160,10 +165,12 @@ def _rewrite(pass_: Pass, graph: Graph, run: Run, stage: str, notes: list[str]) 
         if not sites:
             break
         done += [replace(site, work=None) for site in sites]
-        promises.tidied(pass_, graph, given)
+        promises.tidied(pass_, graph, interface)
     if bench is not None and done:
         notes += pass_.tune(graph, bench)
-        promises.tidied(pass_, graph, given)
+        promises.tidied(pass_, graph, interface)
+    if done:
+        notes += pass_.notes(given, graph, done)
     return done, skipped
 
 

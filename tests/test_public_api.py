@@ -25,6 +25,7 @@ PUBLIC = [
     "Result",
     "Site",
     "Skip",
+    "Sparsify",
     "SpecError",
     "SqueezeError",
     "ToleranceError",

@@ -1,0 +1,234 @@
+"""``sparsify``: most weights of a layer become zero, and the others take over."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from onnxsqueeze import budget, edit, factorize
+from onnxsqueeze.bench import Bench
+from onnxsqueeze.budget import Option
+from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
+from onnxsqueeze.factors import Fitting, relative_error
+from onnxsqueeze.impact import impacts
+from onnxsqueeze.linear import Linear, Matrix, covariance, matrix, rewrite
+from onnxsqueeze.render import amount
+from onnxsqueeze.sparse import Pattern, Sparsifier
+from onnxsqueeze.view import View
+
+__all__ = ["Sparsify"]
+
+KNOTS = (0.75, 0.5, 0.25, 0.1, 0.05)
+"""Shares at which a layer's error is computed; between them its logarithm is taken for linear."""
+GRID = tuple(round(1 - 0.05 * i, 2) for i in range(20))
+"""Shares that a layer may be given."""
+LEVELS = (0.7, 0.5, 0.3)
+"""Shares at which ``levels`` treats a layer."""
+PACKED = 1 << 30
+"""Bytes of weights that are compressed at most to see what they take then."""
+
+
+@dataclass(frozen=True)
+class Sparsify(Pass):
+    """Replace ``y = W·x + b`` by ``y = Ŵ·x + b̂`` where most elements of ``Ŵ`` are zero.
+
+    With the covariance S and the mean μ of the calibration inputs, the elements that stay are chosen and fitted to
+    the least output error ``tr[(W − Ŵ) S (W − Ŵ)ᵀ]``, and ``b̂ = b + (W − Ŵ) μ``. Without feeds the largest stay as
+    they are. All layers share one budget, in which a layer's error counts as much as it does in the answers.
+
+    Zeros stand where the weights were: the file is as large as before until something compresses it, and only engines
+    with sparse kernels are faster.
+    """
+
+    name: ClassVar[str] = "sparsify"
+    summary: ClassVar[str] = "set most weights to zero, for compression and for engines with sparse kernels"
+
+    ratio: float | None = None
+    """Leave this share of the weights of all layers, over 0 and under 1; 0.5 without a pattern."""
+    pattern: str | None = None
+    """Leave N of each M neighbouring input channels in every layer, written N:M, like 2:4."""
+    only: tuple[str, ...] = ()
+    """Rewrite only the layers whose output or node name matches one of these patterns (* and ?)."""
+    exclude: tuple[str, ...] = ()
+    """Leave alone the layers whose output or node name matches one of these patterns."""
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and self.pattern is not None:
+            raise ValueError("ratio and pattern exclude each other")
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise ValueError("ratio is over 0 and under 1")
+        if self.pattern is not None:
+            _pattern(self.pattern)
+
+    def needs(self, view: View) -> Iterable[Need]:
+        """Yield a Gram matrix per input of a layer that could become sparse."""
+        return factorize.needs(view, self.only, self.exclude)
+
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+        """Yield a site for every layer that gets zeros."""
+        layers: list[_Layer] = []
+        for entry in self._layers(view, stats):
+            if isinstance(entry, Skip):
+                yield entry
+            else:
+                layers.append(entry)
+        yield from self._entries(layers, {})
+
+    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+        """Decide again with the measured effect of each layer on the answers."""
+        if self.pattern is not None:
+            return plan
+        layers = [layer for layer in self._layers(View(bench.original), bench.stats) if not isinstance(layer, Skip)]
+        trial = 0.5 if self.ratio is None else self.ratio
+        rewrites = {layer.key: [partial(layer.put, weight=layer.guess(trial))] for layer in layers}
+        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress)
+        gains = {
+            layer.key: found[layer.key][0] / max(layer.error(trial), 1e-12) for layer in layers if layer.key in found
+        }
+        mine = {layer.key for layer in layers}
+        return [*(entry for entry in plan if entry.key not in mine), *self._entries(layers, gains)]
+
+    def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
+        """Yield each layer with 0.7, 0.5 and 0.3 of its weights left, or with the pattern."""
+        pattern = None if self.pattern is None else _pattern(self.pattern)
+        for layer in self._layers(view, stats):
+            if isinstance(layer, Skip):
+                continue
+            for share in LEVELS if pattern is None else (pattern[0] / pattern[1],):
+                weight = layer.fit(share)
+                label = self.pattern or f"{share:.0%}"
+                error = relative_error(layer.fitting, weight)
+                yield Level(layer.key, label, share, error, {layer.key: partial(layer.put, weight=weight)})
+
+    def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
+        """Say what the zeros bring, and what feeds would."""
+        sites = list(done)
+        sizes = [_packed(graph, sites) for graph in (before, after)]
+        if sizes[0] and sizes[1]:
+            yield (
+                f"zeros shrink nothing by themselves: the weights of these layers, {amount(sizes[0], 'B')} under gzip, "
+                f"are {amount(sizes[1], 'B')} now; only engines with sparse kernels are faster"
+            )
+        blind = sum(bool(site.detail.get("fitted") is False) for site in sites)
+        if blind:
+            yield (
+                f"{blind} of {len(sites)} layers keep their largest weights as they are; with --calib the others "
+                "take over what the zeros did"
+            )
+
+    def apply(self, site: Site, graph: Graph) -> None:
+        """Put the sparse weight where the dense one was."""
+        assert isinstance(site.work, tuple)
+        layer, share = site.work
+        layer.put(graph, site.key, weight=layer.fit(share))
+
+    def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
+        pattern = None if self.pattern is None else _pattern(self.pattern)
+        for entry in factorize.layers(view, self.only, self.exclude):
+            if isinstance(entry, Skip):
+                yield entry
+                continue
+            node, linear = entry
+            if pattern is not None and linear.channels % pattern[1]:
+                yield Skip(linear.key, f"its {linear.channels} input channels are no multiple of {pattern[1]}")
+                continue
+            fitting = Fitting(linear, matrix(view, node), *covariance(stats, linear))
+            if fitting.weight.any():
+                yield _Layer(fitting, Sparsifier(fitting.weight, fitting.covariance, _neighbours(linear)), pattern)
+            else:
+                yield Skip(linear.key, "its weight is zero")
+
+    def _entries(self, layers: Sequence[_Layer], gains: dict[str, float]) -> Iterator[Site | Skip]:
+        """Yield a site per layer that gets zeros, and why the others stay."""
+        if self.pattern is not None:
+            keep, of = _pattern(self.pattern)
+            shares = [keep / of] * len(layers)
+        else:
+            ratio = 0.5 if self.ratio is None else self.ratio
+            options = [layer.options(gains.get(layer.key, 1.0)) for layer in layers]
+            chosen = budget.spend(options, cost=ratio * sum(layer.size for layer in layers))
+            shares = [share for option in chosen if isinstance(share := option.choice, float)]
+        for layer, share in zip(layers, shares, strict=True):
+            if share >= 1:
+                yield Skip(layer.key, "the budget is better spent elsewhere")
+                continue
+            detail: dict[str, object] = {"left": round(share, 2), "fitted": layer.fitting.covariance is not None}
+            if layer.key in gains:
+                detail["gain"] = float(f"{gains[layer.key]:.3g}")
+            words = f"{self.pattern or f'{share:.0%}'} of {layer.size} weights are left"
+            yield Site(layer.key, words, detail, layer.error(share), work=(layer, share))
+
+
+@dataclass
+class _Layer:
+    """A layer with its sparse versions, whose errors are computed once."""
+
+    fitting: Fitting
+    sparsifier: Sparsifier
+    pattern: Pattern | None
+    _errors: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.fitting.layer.key
+
+    @property
+    def size(self) -> int:
+        return self.fitting.weight.size
+
+    def fit(self, share: float) -> Matrix:
+        return self.sparsifier.fit(share, self.pattern)
+
+    def guess(self, share: float) -> Matrix:
+        return self.sparsifier.guess(share, self.pattern)
+
+    def error(self, share: float) -> float:
+        """Return about the relative output error at a share; the fit has less."""
+        if self.pattern is not None or share in KNOTS:
+            if share not in self._errors:
+                self._errors[share] = relative_error(self.fitting, self.guess(share))
+            return self._errors[share]
+        known = np.log([max(self.error(knot), 1e-12) for knot in KNOTS[::-1]])
+        error = float(np.exp(np.interp(share, KNOTS[::-1], known)))
+        return error * (1 - share) / (1 - KNOTS[0]) if share > KNOTS[0] else error
+
+    def options(self, gain: float) -> list[Option]:
+        """Return the shares that the layer may be given, itself first."""
+        return [Option(share * self.size, gain * self.error(share) if share < 1 else 0.0, share) for share in GRID]
+
+    def put(self, graph: Graph, key: str, weight: Matrix) -> None:
+        """Give the layer that makes ``key`` this weight, and its bias the mean of what is lost."""
+        layer = self.fitting.layer
+        stage = layer.stage(weight.reshape(layer.outputs, layer.channels, *layer.kernel), range(len(layer.kernel)))
+        rewrite(graph, [key], (), [[(stage,)]], [self.fitting.shift(weight)], "sparse")
+
+
+def _pattern(text: str) -> Pattern:
+    keep, _, of = text.partition(":")
+    if not (keep.isdecimal() and of.isdecimal() and 0 < int(keep) < int(of)):
+        raise ValueError("pattern is N:M with N under M, like 2:4")
+    return int(keep), int(of)
+
+
+def _neighbours(layer: Linear) -> list[int]:
+    """Return the columns in the order in which a pattern counts them: the channels of one tap side by side."""
+    return [int(i) for i in np.arange(layer.columns).reshape(layer.channels, -1).T.reshape(-1)]
+
+
+def _packed(graph: Graph, sites: Sequence[Site]) -> int:
+    """Return the bytes of the sites' weights under gzip, 0 if they are too large to try."""
+    view = View(graph)
+    nodes = [edit.find(graph, site.key)[0] for site in sites]
+    layers = [node.inputs[0].inputs[0] if node.op == "Add" else node for node in nodes]  # an Add holds the bias
+    weights = [np.asarray(view.value(layer.inputs[1])) for layer in layers]
+    if sum(weight.nbytes for weight in weights) > PACKED:
+        return 0
+    packer = zlib.compressobj()
+    return sum(len(packer.compress(weight.tobytes())) for weight in weights) + len(packer.flush())
