@@ -317,6 +317,8 @@ def resize(b: Builder, x: str) -> str | None:
         return None
     if b.integer(0, 1):
         larger = b.op("Resize", x, "", b.constant([1, 1, 2, 2]), mode="nearest")
+    elif not b.dynamic:
+        larger = b.op("Resize", x, "", "", b.ints(2, b.channels[x], 12, 12), mode="nearest")
     else:
         shape = b.op("Shape", x)
         spatial = b.op("Mul", b.op("Slice", shape, b.ints(2), b.ints(4)), b.ints(2))
