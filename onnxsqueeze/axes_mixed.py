@@ -77,7 +77,7 @@ def matrix_product(at: Place) -> str | None:
                    ("in", 1): "k" if b == 1 else batch[len(batch) - b + 2 :] + "kn",
                    ("out", 0): batch + ("m" if a > 1 else "") + ("n" if b > 1 else "")}  # fmt: skip
     if (at.side, at.slot) == ("in", 2):
-        return _gemm_bias(at)
+        return broadcast(at, [2], [0])
     letter = letters[at.side, at.slot][at.axis]
     if letter == "k" and not (at.constant(0) or at.constant(1)):
         return f"'{node.op}' sums over it, of two tensors that are both computed"
@@ -100,11 +100,4 @@ def matrix_product(at: Place) -> str | None:
             continue
     if letter not in "kmn" and letter in letters["in", 0] and letter in letters["in", 1]:
         at.tracer.heads(at.mine, at.axis)
-    return _gemm_bias(at) if node.op == "Gemm" and letter in "mn" else None
-
-
-def _gemm_bias(at: Place) -> str | None:
-    """Tie the bias of a Gemm, which is broadcast to the output."""
-    if at.side == "in" and at.slot < 2:  # the output ties it when its turn comes
-        return None
-    return broadcast(at, [2], [0])
+    return broadcast(at, [2], [0]) if node.op == "Gemm" and at.side == "out" else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxsqueeze.axes import COMPUTED, Place
-from onnxsqueeze.size_products import Run
+from onnxsqueeze.size_products import Run, product
 from onnxsqueeze.sizes import Literal
 
 __all__ = ["reshape"]
@@ -33,11 +33,35 @@ def reshape(at: Place) -> str | None:
     elif run.known:
         before, after = _partners(at, run, index)
         reason = _factors(at, run, before, after)
+    elif _leading(at, run):
+        before, after = run.before[0], run.after[0]
+        reason = _blocks(at, run)
     else:
         return f"the sizes that '{node.op}' puts together are unknown"
     if reason or node.op == "Flatten":
         return reason
     return _follow(at, runs, before, after)
+
+
+def _leading(at: Place, run: Run) -> bool:
+    """Return whether this is the outermost axis, and one of the two outermost sizes is a multiple of the other."""
+    one, two = run.sizes[0][0], run.sizes[1][0]
+    if not isinstance(one, int) or not isinstance(two, int) or product(run.sizes[0]) != product(run.sizes[1]):
+        return False
+    outermost = at.axis == (run.before[0] if at.side == "in" else run.after[0])
+    return outermost and min(one, two) > 0 and max(one, two) % min(one, two) == 0
+
+
+def _blocks(at: Place, run: Run) -> str | None:
+    """Tie the indices of the longer outermost axis, in blocks, to those of the shorter one."""
+    one, two = int(run.sizes[0][0]), int(run.sizes[1][0])
+    each = np.arange(max(one, two), dtype=np.int64)
+    before, after = each // (len(each) // one), each // (len(each) // two)
+    if at.side == "in":
+        at.tie("out", 0, run.after[0], before, after, two)
+    else:
+        at.tie("in", 0, run.before[0], after, before, one)
+    return None
 
 
 def _partners(at: Place, run: Run, index: int) -> tuple[int, int]:

@@ -24,7 +24,10 @@ from onnxsqueeze.view import View, key_of
 __all__ = ["Coupling", "Group", "Slot", "couple"]
 
 ATTEMPTS = 4
-"""How many factors of a reshaped axis are tried, from the outermost on, while some channels are blocked."""
+"""How many factors of a reshaped axis are tried, from the outermost on.
+
+The first that frees most channels is taken, or the finest units if these are cut out of the same weights.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +98,12 @@ def _components(view: View) -> Iterator[Component]:
         for choice in range(ATTEMPTS):
             tried.append(Component(sizes, owned, choice))
             tried[-1].explore(tensor, axis)
-            if tried[-1].choices <= choice + 1 or tried[-1].free == tried[-1].made:
+            if tried[-1].choices <= choice + 1:
                 break
-        best = max(tried, key=lambda component: component.free)
+        best = tried[0]
+        for other in tried[1:]:
+            finer = other.free == best.free and other.weights == best.weights and other.count > best.count
+            best = other if finer or other.free > best.free else best
         owned.update(best.lengths)
         yield best
 

@@ -251,6 +251,16 @@ class Component:
                 found.setdefault(int(label), reason)
         return found
 
+    @property
+    def weights(self) -> set[Ref]:
+        """The axes of constants."""
+        return {ref for ref in self.lengths if isinstance(self.tensors[ref[0]], gs.Constant)}
+
+    @cached_property
+    def count(self) -> int:
+        """The number of units with channels that may be removed."""
+        return len({int(label) for labels in self._producers for label in labels} - self.reasons.keys())
+
     @cached_property
     def _producers(self) -> list[Indices]:
         return [self.labels(ref) for ref, role in self.roles if role == "producer" and ref in self.lengths]

@@ -11,7 +11,7 @@ import pytest
 from channel_models import STEPS, build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_models import MODELS, feeds, parse
+from small_models import MODELS, Feed, feeds, parse
 
 from onnxsqueeze import codec, edit, squeeze
 from onnxsqueeze.channel_removal import Consequence, disagreement, masked
@@ -255,6 +255,56 @@ def test_heads_of_a_fused_layer_are_blocks_of_queries_of_keys_and_of_values() ->
     ]
 
 
+def test_shuffled_channels_are_tied_as_finely_as_the_reshapes_allow() -> None:
+    group, _ = groups("""g (float[N, 3, h, w] x) => (float[N, 4, h, w] y)
+        <float[6, 3, 1, 1] w0, float[4, 6, 1, 1] w1> {
+            a = Conv(x, w0)
+            shape = Shape(a)
+            from = Constant<value_ints=[2]>() to = Constant<value_ints=[4]>()
+            two = Constant<value_ints=[2]>() three = Constant<value_ints=[3]>() rest = Constant<value_ints=[-1]>()
+            batch = Shape<end=1>(x)
+            size = Slice(shape, from, to)
+            s = Concat<axis=0>(batch, two, three, size)
+            b = Reshape(a, s)
+            c = Transpose<perm=[0, 2, 1, 3, 4]>(b)
+            t = Concat<axis=0>(batch, rest, size)
+            d = Reshape(c, t)
+            y = Conv(d, w1)
+        }""")
+
+    assert (group.blocked, group.size) == ("", 3)
+    assert {s.constant: s.indices.tolist() for s in group.slots} == {
+        "w0": [[0, 3], [1, 4], [2, 5]],
+        "w1": [[0, 1], [2, 3], [4, 5]],
+    }
+
+
+def test_channels_that_are_normalised_in_groups_of_unknown_area_leave_by_whole_groups() -> None:
+    graph, coupling = coupled(
+        parse("""g (float[N, 3, h, w] x) => (float[N, 4, h, w] y)
+        <float[6, 3, 1, 1] w0, float[3] one, float[3] zero, float[6, 1, 1] k, float[4, 6, 1, 1] w1> {
+            a = Conv(x, w0)
+            s = Constant<value_ints=[0, 3, -1]>()
+            b = Reshape(a, s)
+            c = InstanceNormalization(b, one, zero)
+            t = Shape(a)
+            d = Reshape(c, t)
+            e = Mul(d, k)
+            y = Conv(e, w1)
+        }""")
+    )
+    group, _ = coupling.groups
+
+    assert {s.constant: s.indices[1].tolist() for s in group.slots} == {
+        "w0": [2, 3],
+        "one": [1],
+        "zero": [1],
+        "k": [2, 3],
+        "w1": [2, 3],
+    }
+    assert disagreement(graph, coupling, {group: [1]}, [{"x": IMAGE}]) < TOLERANCE
+
+
 def test_layers_that_share_a_weight_are_one_group() -> None:
     stream, last = groups("""g (float[N, 6, 8] x) => (float[N, 6, 4] y)
         <float[8, 8] w, float[8, 4] v> {
@@ -309,6 +359,9 @@ BEHIND = {
     "'Resize' scales its axis": (
         "k = Constant<value_floats=[1.0, 0.5, 1.0, 1.0]>() s = Resize(a, , k) y = Conv(s, w4)"
     ),
+    "its size goes into a computation that cannot be followed": (
+        "z = Shape(a) o = ConstantOfShape(z) r = ReduceSum(o) s = Add(a, r) y = Conv(s, w1)"
+    ),
     "the weight of 'Conv' is computed at run time": "k = Mul(w1, n) y = Conv(a, k)",
     "the body of 'If' reads it": (
         "i = If(c) <then_branch = t () => (float[N, 8, 8, 8] p) { p = Relu(a) }, "
@@ -361,6 +414,32 @@ def test_only_what_a_gather_takes_out_must_stay() -> None:
     assert {g.blocked: g.size for g in (stays, free)} == {"'Gather' takes it out of its axis": 1, "": 7}
 
 
+def test_what_is_cut_out_and_picked_is_tied_to_where_it_was() -> None:
+    found = groups("""g (float[N, 3] x) => (float[N, 4] y) <float[3, 8] w0, float[3, 4] w1, float[3, 4] w2> {
+        a = MatMul(x, w0)
+        f = Constant<value_ints=[2]>() l = Constant<value_ints=[-3]>() one = Constant<value_ints=[1]>()
+        s = Slice(a, f, l, one)
+        i = Constant<value_ints=[5, 0, 7]>()
+        p = Gather<axis=1>(a, i)
+        u = MatMul(s, w1)
+        v = MatMul(p, w2)
+        y = Add(u, v)
+    }""")
+    rows = {
+        tuple((s.constant, int(index)) for s in g.slots for index in s.indices[unit])
+        for g in found
+        for unit in range(g.size)
+        if not g.blocked
+    }
+
+    assert rows == {
+        *((("w0", i), ("w1", i - 2)) for i in (2, 3, 4)),
+        *((("w0", i), ("w2", n)) for n, i in enumerate((5, 0, 7))),
+        (("w0", 1),),
+        (("w0", 6),),
+    }
+
+
 # -- taking channels out -----------------------------------------------------------------------------------------------
 
 
@@ -405,12 +484,13 @@ def test_channels_leave_through_every_operator(step: str, dynamic: bool) -> None
     steps=st.lists(st.sampled_from(list(STEPS)), min_size=2, max_size=9),
     seed=st.integers(0, 10**6),
     dynamic=st.booleans(),
+    opset=st.sampled_from([11, 13, 18]),
     data=st.data(),
 )
 def test_any_units_leave_any_graph_as_if_nothing_read_them(
-    steps: list[str], seed: int, dynamic: bool, data: st.DataObject
+    steps: list[str], seed: int, dynamic: bool, opset: int, data: st.DataObject
 ) -> None:
-    graph, coupling = coupled(build(steps, seed, dynamic))
+    graph, coupling = coupled(build(steps, seed, dynamic, opset))
     removals = {
         group: sorted(data.draw(st.sets(st.integers(0, group.size - 1), max_size=group.size - 1)))
         for group in coupling.groups
@@ -445,6 +525,26 @@ def test_groups_leave_one_after_the_other_in_any_order_and_in_several_steps() ->
 
     assert backwards == once
     assert codec.encode(smaller) == once
+
+
+def test_a_shape_that_several_layers_read_is_changed_for_the_one_that_lost_channels() -> None:
+    graph, coupling = coupled(
+        parse("""g (float[N, 6, 3] x) => (float[N, 6, 4] y)
+        <float[3, 8] w0, float[3, 8] w1, float[8, 4] v0, float[8, 4] v1, float[4, 4] m> {
+            batch = Shape<end=2>(x)
+            sizes = Constant<value_ints=[4, 2]>() flat = Constant<value_ints=[0, 0, 8]>()
+            shape = Concat<axis=0>(batch, sizes)
+            a = MatMul(x, w0) b = Reshape(a, shape) c = Relu(b) d = Reshape(c, flat) e = MatMul(d, v0)
+            f = MatMul(x, w1) g = Reshape(f, shape) h = Abs(g) i = Reshape(h, flat) j = MatMul(i, v1)
+            y = Add(e, j)
+        }""")
+    )
+    first, second = (group for group in coupling.groups if not group.blocked)
+    removals = {first: [0], second: [1, 3]}
+    feed: Feed = {"x": np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)}
+
+    assert first.size == second.size == 4
+    assert disagreement(graph, coupling, removals, [feed]) < TOLERANCE
 
 
 def test_what_is_left_is_told_in_original_indices() -> None:
