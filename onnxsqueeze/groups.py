@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +18,6 @@ __all__ = ["Group", "Kind", "Slot", "groups_of"]
 
 Kind = Literal["channels", "neurons", "heads", "residual"]
 Role = Literal["producer", "consumer", "carrier"]
-_Use = tuple[tuple[int, int], Role, tuple[str, ...]]
 _ROLES: tuple[Role, Role, Role] = ("producer", "carrier", "consumer")
 
 
@@ -83,10 +81,9 @@ def groups_of(component: Component, order: Mapping[str, int]) -> Iterator[Group]
             if kind in places:
                 indices = cells[start:end].reshape(int(new_unit[end - 1] - new_unit[start]) + 1, -1)
                 places[kind] += [(ref, indices) for ref in refs]
-    uses = _uses(component, order)
     names: dict[str, int] = {}
     for kind, (ref, node) in leaders.items():
-        group = _group(component, uses, ref, node, places[kind], reasons[kind])
+        group = _group(component, order, ref, node, places[kind], reasons[kind])
         names[group.name] = names.get(group.name, 0) + 1
         yield group if names[group.name] == 1 else replace(group, name=f"{group.name}[{names[group.name]}]")
 
@@ -97,8 +94,9 @@ def _alike(component: Component) -> tuple[NDArray[np.int64], dict[int, str]]:
     used = 1
     for root in component.classes:
         labels = component.labels(root)
-        found, counts = np.unique(labels, return_counts=True)
-        alike, numbers = np.unique(kinds[found] * (len(labels) + 1) + counts, return_inverse=True)
+        counts = np.bincount(labels, minlength=1)
+        found = np.flatnonzero(counts)
+        alike, numbers = np.unique(kinds[found] * (len(labels) + 1) + counts[found], return_inverse=True)
         kinds[found] = used + numbers.reshape(-1)
         used += len(alike)
     texts = ["", *dict.fromkeys(component.reasons.values())]
@@ -120,45 +118,36 @@ def _leaders(component: Component, kinds: NDArray[np.int64], order: Mapping[str,
     return found
 
 
-def _uses(component: Component, order: Mapping[str, int]) -> dict[Ref, list[_Use]]:
-    """Return for each axis of a constant its roles, the nodes that read it in that role, and their place in a list."""
-    found: dict[Ref, list[_Use]] = {}
-    for ref in component.lengths:
-        tensor = component.tensors[ref[0]]
-        if isinstance(tensor, gs.Constant):
-            roles: list[Role] = [role for role in _ROLES if (ref, role) in component.roles]
-            for role in roles or [_ROLES[1]]:
-                nodes = tuple(dict.fromkeys(component.roles.get((ref, role)) or map(key_of, tensor.outputs)))
-                place = _ROLES.index(role), min(order.get(node, -1) for node in nodes)
-                found.setdefault(ref, []).append((place, role, nodes))
-    return found
-
-
 def _group(
     component: Component,
-    uses: Mapping[Ref, list[_Use]],
+    order: Mapping[str, int],
     leader: Ref,
     first: str,
     places: list[tuple[Ref, NDArray[np.int64]]],
     reason: str,
 ) -> Group:
-    slots: list[tuple[tuple[int, int], Slot]] = []
+    slots: list[Slot] = []
     tensors: dict[str, tuple[int, NDArray[np.int64]]] = {}
+    producers: set[str] = set()
     for ref, indices in places:
-        name = str(component.tensors[ref[0]].name)
-        if ref in uses:
-            slots += [(place, Slot(name, ref[1], indices, role, nodes)) for place, role, nodes in uses[ref]]
+        tensor, axis = component.tensors[ref[0]], ref[1]
+        if not isinstance(tensor, gs.Constant):
+            if tensor.name in tensors:
+                reason = reason or f"it runs along two axes of '{tensor.name}'"
+            tensors[str(tensor.name)] = axis, indices
             continue
-        if name in tensors:
-            reason = reason or f"it runs along two axes of '{name}'"
-        tensors[name] = ref[1], indices
-    slots.sort(key=operator.itemgetter(0))
+        roles: list[Role] = [role for role in _ROLES if (ref, role) in component.roles]
+        for role in roles or [_ROLES[1]]:
+            nodes = component.roles.get((ref, role)) or [key_of(node) for node in tensor.outputs]
+            slots.append(Slot(str(tensor.name), axis, indices, role, tuple(dict.fromkeys(nodes))))
+            producers.update(nodes if role == "producer" else ())
+    slots.sort(key=lambda slot: (_ROLES.index(slot.role), min(order.get(node, -1) for node in slot.nodes)))
     indices = next(indices for ref, indices in places if ref == leader)
     if len(indices) == 1:
         reason = reason or "its channels can only leave all together"
     name = first if indices.size == component.lengths[leader] else f"{first}[{_span(indices)}]"
-    group = Group(name, "channels", len(indices), tuple(slot for _, slot in slots), tensors, reason)
-    return replace(group, kind=_kind(component, {ref for ref, _ in places}, set(group.producers)))
+    kind = _kind(component, {ref for ref, _ in places}, producers)
+    return Group(name, kind, len(indices), tuple(slots), tensors, reason)
 
 
 def _span(indices: NDArray[np.int64]) -> str:

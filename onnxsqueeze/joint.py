@@ -26,13 +26,14 @@ class Pair:
     """Asks for regressors x, the input rows of layers of the edited graph, against a target y of the original.
 
     x are the rows of all ``inputs`` side by side; y is the tensor ``target`` of the original less the tensors
-    ``less`` of the edited graph, channels along ``axis``.
+    ``less`` of the edited graph, channels along ``axis``. With ``keep`` it is those channels of the target alone.
     """
 
     inputs: tuple[Gram, ...]
     target: str
     less: tuple[str, ...] = ()
     axis: int = -1
+    keep: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -88,18 +89,19 @@ def truncated(graph: Graph, tensors: Iterable[str]) -> Session:
     return Session(codec.encode(copy), copy.folder)
 
 
-Targets = dict[tuple[str, int], list[NDArray[np.float32]]]
+Targets = dict[tuple[str, int, tuple[int, ...] | None], list[NDArray[np.float32]]]
 
 
 def targets(original: Graph, pairs: Sequence[Pair], feeds: Sequence[dict[str, Array]], rows: int, seed: int) -> Targets:
     """Return the rows of every target on every feed, at most ``rows`` of each over all feeds."""
     names = list(dict.fromkeys(pair.target for pair in pairs))
     session = truncated(original, names)
-    found: Targets = {(pair.target, pair.axis): [] for pair in pairs}
+    found: Targets = {(pair.target, pair.axis, pair.keep): [] for pair in pairs}
     for i, feed in enumerate(feeds):
         values = session.run(feed, names)
-        for (name, axis), kept in found.items():
-            kept.append(_rows(values[name], Gram(name, axis), rows // len(feeds), [seed, i]))
+        for (name, axis, keep), taken in found.items():
+            rows_of = _rows(values[name], Gram(name, axis), rows // len(feeds), [seed, i])
+            taken.append(rows_of if keep is None else rows_of[:, list(keep)])
     return found
 
 
@@ -118,7 +120,7 @@ def accumulate(
     for i, feed in enumerate(feeds):
         given = {**feed, **session.run(feed, reads)}
         for pair, halves in zip(pairs, found, strict=True):
-            y = expected[pair.target, pair.axis][i]
+            y = expected[pair.target, pair.axis, pair.keep][i]
             _add(halves[i % 2], pair, y, given, rows // len(feeds), [seed, i])
     return found
 

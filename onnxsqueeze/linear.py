@@ -16,7 +16,18 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Gram
 from onnxsqueeze.view import View, key_of
 
-__all__ = ["Chain", "Linear", "Stage", "covariance", "describe", "matrix", "rewrite"]
+__all__ = [
+    "Chain",
+    "Linear",
+    "Stage",
+    "add_to_output",
+    "covariance",
+    "describe",
+    "laid_out",
+    "matrix",
+    "rewrite",
+    "set_matrix",
+]
 
 Matrix = NDArray[np.float64]
 
@@ -145,6 +156,22 @@ def matrix(view: View, node: gs.Node) -> Matrix:
     if node.op == "Conv":
         return value.reshape(value.shape[0], -1)
     return value if node.op == "Gemm" and node.attrs.get("transB", 0) else np.ascontiguousarray(value.T)
+
+
+def set_matrix(graph: Graph, node: gs.Node, weight: Matrix, label: str) -> None:
+    """Give the layer the weight (outputs, columns), laid out and typed as the one that it has."""
+    old = node.inputs[1]
+    node.inputs[1] = edit.constant(graph, f"{old.name}_{label}", laid_out(node, weight))
+
+
+def laid_out(node: gs.Node, weight: Matrix) -> NDArray[np.generic]:
+    """Return the weight (outputs, columns) as the node wants it."""
+    old = node.inputs[1]
+    if node.op == "Conv":
+        value = weight.reshape(weight.shape[0], -1, *old.shape[2:])
+    else:
+        value = weight if node.op == "Gemm" and node.attrs.get("transB", 0) else np.ascontiguousarray(weight.T)
+    return value.astype(np.dtype(old.dtype))
 
 
 def covariance(stats: Statistics, layer: Linear) -> tuple[Matrix | None, Matrix | None]:

@@ -7,8 +7,8 @@ the layer adds to a residual stream, y is the original stream less the present o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,10 +18,10 @@ from onnxsqueeze import cost, edit
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.joint import Cross, Pair, accumulate, targets
-from onnxsqueeze.linear import Linear, describe, matrix
+from onnxsqueeze.linear import Linear, describe, matrix, set_matrix
 from onnxsqueeze.view import View, is_standard, key_of
 
-__all__ = ["Place", "fit", "places", "refit"]
+__all__ = ["Kept", "Place", "fit", "places", "refit"]
 
 Matrix = NDArray[np.float64]
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -47,17 +47,23 @@ class Place:
     offset: str
     less: tuple[str, ...]
     level: int
+    keep: tuple[int, ...] | None = None
+    """The channels of the original that the edited graph still has; None: all."""
 
     @property
     def pair(self) -> Pair:
         """What has to be measured."""
         axis = 1 if self.members[0].op == "Conv" else -1
-        return Pair(tuple(m.gram for m in self.members), self.target, self.less, axis)
+        return Pair(tuple(m.gram for m in self.members), self.target, self.less, axis, self.keep)
 
 
-def refit(graph: Graph, bench: Bench) -> Iterator[str]:
+Kept = Mapping[str, tuple[int, NDArray[np.int64]]]
+"""Per tensor that has lost channels: their axis, and which of the original's channels it still has."""
+
+
+def refit(graph: Graph, bench: Bench, kept: Kept | None = None) -> Iterator[str]:
     """Fit every linear layer that reads changed values, and yield what that gained; a loss is taken back."""
-    found = places(graph, bench.original)
+    found = places(graph, bench.original, kept or {})
     if not found or len(bench.calib) < 2:
         return
     before = bench.sqnr(graph)
@@ -87,17 +93,18 @@ def refit(graph: Graph, bench: Bench) -> Iterator[str]:
         yield f"refitted {fitted} layers: {before:.1f} to {after:.1f} dB on calibration feeds"
 
 
-def places(graph: Graph, original: Graph) -> list[Place]:
+def places(graph: Graph, original: Graph, kept: Kept | None = None) -> list[Place]:
     """Return the places where layers of the edited graph read changed values, in topological order."""
     view = View(graph)
     there = {t.name for node in original.nodes for t in node.outputs if t.name}
     old = {key_of(node): node for node in original.nodes}
+    lost = kept or {}
     level: dict[str, int] = {}
     found: list[Place] = []
     done: set[str] = set()
     pending: dict[str, Place] = {}
     for node in graph.nodes:
-        known = [level[t.name] for t in node.inputs if t.name in level]
+        known = [level.get(t.name, 0) for t in node.inputs if t.name in level or t.name in lost]
         before = old.get(key_of(node))
         same = (
             before is not None
@@ -110,18 +117,26 @@ def places(graph: Graph, original: Graph) -> list[Place]:
             done.add(target.name)
             members, offset, less = _addends(view, target)
             if members and sum(m.columns for m in members) <= WIDEST:
-                pending[target.name] = Place(target.name, tuple(members), offset, tuple(less), 0)
+                keep = _keep(members[0], lost.get(target.name))
+                pending[target.name] = Place(target.name, tuple(members), offset, tuple(less), 0, keep)
         for tensor in node.outputs:
             if not tensor.name:
                 continue
             mine = here
             place = pending.get(tensor.name)
             if place is not None and here >= 0:
-                found.append(Place(place.target, place.members, place.offset, place.less, here))
+                found.append(replace(place, level=here))
                 mine = here + 1
             if mine >= 0:
                 level[tensor.name] = mine
     return found
+
+
+def _keep(member: Linear, kept: tuple[int, NDArray[np.int64]] | None) -> tuple[int, ...] | None:
+    if kept is None:
+        return None
+    axis, indices = kept
+    return tuple(indices.tolist()) if axis == 1 or member.op != "Conv" else ()
 
 
 def _tail(view: View, node: gs.Node, there: set[str]) -> gs.Tensor | None:
@@ -213,7 +228,7 @@ def _update(graph: Graph, place: Place, even: Cross, odd: Cross, undo: list[tupl
         undo.append((key_of(node), 1, node.inputs[1]))
         part = new[:, start : start + member.columns]
         start += member.columns
-        node.inputs[1] = _like(graph, node, np.asarray(view.value(node.inputs[1])), part)
+        set_matrix(graph, node, part, "refit")
     values = bias - fixed if holder.op != "Add" else bias - old
     if holder.op != "Add":  # other biases among the members stay
         others = [n for n in nodes if n is not holder and len(n.inputs) > 2 and n.inputs[2].name]
@@ -263,12 +278,3 @@ def _bias_slot(view: View, place: Place, nodes: Sequence[gs.Node]) -> tuple[gs.N
             if place.offset and tensor.name == place.offset and view.value(tensor) is not None:
                 return node, slot
     return None, 0
-
-
-def _like(graph: Graph, node: gs.Node, old: NDArray[np.generic], weight: Matrix) -> gs.Constant:
-    """Return the weight (outputs, columns) laid out as the node has it."""
-    if node.op == "Conv":
-        value = weight.reshape(old.shape)
-    else:
-        value = weight if node.op == "Gemm" and node.attrs.get("transB", 0) else np.ascontiguousarray(weight.T)
-    return edit.constant(graph, f"{node.inputs[1].name}_refit", value.astype(old.dtype))

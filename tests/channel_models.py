@@ -26,7 +26,7 @@ def step(function: Step) -> Step:
 class Builder:
     """A model in the making: images (N, C, H, W) and sequences (N, S, D), with the number of channels of each."""
 
-    def __init__(self, rng: np.random.Generator, dynamic: bool, opset: int) -> None:
+    def __init__(self, rng: np.random.Generator, dynamic: bool, opset: int = 18) -> None:
         self.rng = rng
         self.dynamic = dynamic
         self.opset = opset
@@ -69,18 +69,6 @@ class Builder:
         self.read.update(inputs)
         return made[0]
 
-    def along(self, kind: str, x: str, *axes: int, **attrs: int) -> str:
-        """An operator whose axes became an input with operator set 13, or 18 for the reductions."""
-        if self.opset >= (18 if kind.startswith("Reduce") else 13):
-            return self.op(kind, x, self.ints(*axes), **attrs)
-        return self.op(kind, x, axes=list(axes), **attrs)
-
-    def sizes(self, x: str, start: int, end: int) -> str:
-        """Some of the sizes of a tensor."""
-        if self.opset >= 15:
-            return self.op("Shape", x, start=start, end=end)
-        return self.op("Slice", self.op("Shape", x), self.ints(start), self.ints(end))
-
     def last(self, index: int = 0) -> str:
         """The output number ``index`` of the node that was added last."""
         return str(self.nodes[-1].output[index])
@@ -109,13 +97,13 @@ class Builder:
         return 1 if x in self.images else 2
 
 
-def build(steps: Sequence[str], seed: int, dynamic: bool, opset: int = 18) -> onnx.ModelProto:
+def build(steps: Sequence[str], seed: int, dynamic: bool) -> onnx.ModelProto:
     """Return a model that takes the steps one after the other on random tensors that are there.
 
     With ``dynamic`` all sizes but the channels are free. Whatever is left unread goes through a last layer each. The
     names of nodes begin with that of their step.
     """
-    b = Builder(np.random.default_rng(seed), dynamic, opset)
+    b = Builder(np.random.default_rng(seed), dynamic)
     size: list[str | int] = ["H", "W"] if dynamic else [6, 6]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, *size])]
     b.image("x", 3)
@@ -138,7 +126,7 @@ def build(steps: Sequence[str], seed: int, dynamic: bool, opset: int = 18) -> on
             shape: list[str | int] = ["N", 3, "h", "w"] if tensor in b.images else ["N", "s", 3]
             infos.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, shape))
     graph = helper.make_graph(b.nodes, "g", inputs, infos, b.constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", b.opset)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", b.opset)], ir_version=9)
 
 
 # -- linear layers -----------------------------------------------------------------------------------------------------
@@ -217,7 +205,7 @@ def gemm(b: Builder, x: str) -> str | None:
     transposed = b.integer(0, 1)
     hidden = b.op("Gemm", pooled, b.weight(*((o, c) if transposed else (c, o))), b.weight(o), transB=transposed)
     back = b.op("Gemm", b.op("Relu", hidden), b.weight(c, o), b.weight(1, c), transB=1, alpha=0.5)
-    return b.image(b.op("Add", x, b.along("Unsqueeze", back, 2, 3)), c)
+    return b.image(b.op("Add", x, b.op("Unsqueeze", back, b.ints(2, 3))), c)
 
 
 @step
@@ -231,7 +219,7 @@ def flatten(b: Builder, x: str) -> str | None:
     elif way == 1:
         flat = b.op("Reshape", x, b.ints(-1, c * 36))
     else:
-        flat = b.op("Reshape", x, b.op("Concat", b.sizes(x, 0, 1), b.ints(-1), axis=0))
+        flat = b.op("Reshape", x, b.op("Concat", b.op("Shape", x, start=0, end=1), b.ints(-1), axis=0))
     hidden = b.op("Gemm", flat, b.weight(4, c * 36), transB=1)
     gate = b.op("Sigmoid", b.op("Gemm", hidden, b.weight(4, c)))
     return b.image(b.op("Mul", b.op("Reshape", gate, b.ints(0, c, 1, 1)), x), c)
@@ -242,7 +230,7 @@ def flatten(b: Builder, x: str) -> str | None:
 
 @step
 def unary(b: Builder, x: str) -> str | None:
-    return b.like(x, b.op(b.pick([kind for kind in UNARY if kind != "HardSwish" or b.opset >= 14]), x))
+    return b.like(x, b.op(b.pick(UNARY), x))
 
 
 @step
@@ -305,9 +293,9 @@ def gate(b: Builder, x: str) -> str | None:
     if way == 0:
         pooled = b.op("GlobalAveragePool", x)
     elif way == 1:
-        pooled = b.along("ReduceMean", x, 2, 3)
+        pooled = b.op("ReduceMean", x, b.ints(2, 3))
     else:
-        pooled = b.along("Unsqueeze", b.along("ReduceMax", x, -2, -1, keepdims=0), 2, 3)
+        pooled = b.op("Unsqueeze", b.op("ReduceMax", x, b.ints(-2, -1), keepdims=0), b.ints(2, 3))
     squeezed = b.op("Relu", b.op("Conv", pooled, b.weight(hidden, c, 1, 1), b.weight(hidden)))
     opened = b.op("HardSigmoid", b.op("Conv", squeezed, b.weight(c, hidden, 1, 1), b.weight(c)))
     if b.integer(0, 1):
@@ -327,16 +315,15 @@ def pad(b: Builder, x: str) -> str | None:
 def resize(b: Builder, x: str) -> str | None:
     if x not in b.images:
         return None
-    none = "" if b.opset >= 13 else b.constant([])
     if b.integer(0, 1):
-        larger = b.op("Resize", x, none, b.constant([1, 1, 2, 2]), mode="nearest")
+        larger = b.op("Resize", x, "", b.constant([1, 1, 2, 2]), mode="nearest")
     elif not b.dynamic:
-        larger = b.op("Resize", x, none, none, b.ints(2, b.channels[x], 12, 12), mode="nearest")
+        larger = b.op("Resize", x, "", "", b.ints(2, b.channels[x], 12, 12), mode="nearest")
     else:
         shape = b.op("Shape", x)
         spatial = b.op("Mul", b.op("Slice", shape, b.ints(2), b.ints(4)), b.ints(2))
         head = b.op("Slice", shape, b.ints(0), b.ints(2))
-        larger = b.op("Resize", x, none, none, b.op("Concat", head, spatial, axis=0), mode="linear")
+        larger = b.op("Resize", x, "", "", b.op("Concat", head, spatial, axis=0), mode="linear")
     return b.like(x, b.op("AveragePool", larger, kernel_shape=[2, 2], strides=[2, 2]))
 
 
@@ -372,13 +359,11 @@ def split(b: Builder, x: str) -> str | None:
     if c < 4:
         return None
     if c % 2 == 0 and b.integer(0, 1):
-        first = b.op("Split", x, outputs=2, axis=b.axis(x), **({"num_outputs": 2} if b.opset >= 18 else {}))
+        first = b.op("Split", x, outputs=2, axis=b.axis(x), num_outputs=2)
         half = c // 2
     else:
         half = b.integer(1, c - 1)
-        given = [b.ints(half, c - half)] if b.opset >= 13 else []
-        attrs = {} if given else {"split": [half, c - half]}
-        first = b.op("Split", x, *given, outputs=2, axis=b.axis(x), **attrs)
+        first = b.op("Split", x, b.ints(half, c - half), outputs=2, axis=b.axis(x))
     second = b.last(1)
     make = b.image if x in b.images else b.sequence
     make(first, half)
@@ -436,8 +421,8 @@ def channels_last(b: Builder, x: str) -> str | None:
 def squeeze(b: Builder, x: str) -> str | None:
     if x not in b.images:
         return None
-    pooled = b.along("Squeeze", b.op("GlobalMaxPool", x), 2, 3)
-    return b.like(x, b.op("Add", x, b.along("Unsqueeze", pooled, -1, -2)))
+    pooled = b.op("Squeeze", b.op("GlobalMaxPool", x), b.ints(2, 3))
+    return b.like(x, b.op("Add", x, b.op("Unsqueeze", pooled, b.ints(-1, -2))))
 
 
 # -- sequences ---------------------------------------------------------------------------------------------------------
@@ -456,11 +441,7 @@ def feed_forward(b: Builder, x: str) -> str | None:
 @step
 def layer_normalization(b: Builder, x: str) -> str | None:
     c = b.channels[x]
-    if x not in b.sequences:
-        return None
-    if b.opset >= 17:
-        return b.sequence(b.op("LayerNormalization", x, b.weight(c), b.weight(c)), c)
-    return b.sequence(b.op("Sub", x, b.along("ReduceMean", x, -1)), c)
+    return b.sequence(b.op("LayerNormalization", x, b.weight(c), b.weight(c)), c) if x in b.sequences else None
 
 
 @step
@@ -479,7 +460,7 @@ def attention(b: Builder, x: str) -> str | None:
     elif literal == 1:
         shape = b.ints(0, 0, -1, width)
     else:
-        batch = b.sizes(x, 0, 2)
+        batch = b.op("Shape", x, start=0, end=2)
         shape = b.op("Concat", batch, b.ints(heads), b.ints(width), axis=0)
     parts = []
     for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
@@ -505,7 +486,7 @@ def fused_attention(b: Builder, x: str) -> str | None:
     if b.integer(0, 1):
         q, k, v = (b.op("Gather", y, b.constant(i, np.int64), axis=0) for i in range(3))
     else:
-        q, k, v = (b.along("Squeeze", b.op("Slice", y, b.ints(i), b.ints(i + 1), b.ints(0)), 0) for i in range(3))
+        q, k, v = (b.op("Squeeze", b.op("Slice", y, b.ints(i), b.ints(i + 1), b.ints(0)), b.ints(0)) for i in range(3))
     scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
     mixed = b.op("Transpose", b.op("MatMul", scores, v), perm=[0, 2, 1, 3])
     out = b.op("MatMul", b.op("Reshape", mixed, b.ints(0, 0, inner)), b.weight(inner, c, scale=1 / sqrt(inner)))

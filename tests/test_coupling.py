@@ -484,13 +484,12 @@ def test_channels_leave_through_every_operator(step: str, dynamic: bool) -> None
     steps=st.lists(st.sampled_from(list(STEPS)), min_size=2, max_size=9),
     seed=st.integers(0, 10**6),
     dynamic=st.booleans(),
-    opset=st.sampled_from([11, 13, 18]),
     data=st.data(),
 )
 def test_any_units_leave_any_graph_as_if_nothing_read_them(
-    steps: list[str], seed: int, dynamic: bool, opset: int, data: st.DataObject
+    steps: list[str], seed: int, dynamic: bool, data: st.DataObject
 ) -> None:
-    graph, coupling = coupled(build(steps, seed, dynamic, opset))
+    graph, coupling = coupled(build(steps, seed, dynamic))
     removals = {
         group: sorted(data.draw(st.sets(st.integers(0, group.size - 1), max_size=group.size - 1)))
         for group in coupling.groups

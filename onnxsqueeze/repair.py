@@ -1,0 +1,132 @@
+"""Channels leave and the layers that read them take over: removal with least squares, its gain and its proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from onnxsqueeze import cost, edit
+from onnxsqueeze.bench import Bench
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Rewrite
+from onnxsqueeze.coupling import Slot
+from onnxsqueeze.impact import impacts
+from onnxsqueeze.linear import Matrix, add_to_output, laid_out, matrix, set_matrix
+from onnxsqueeze.obs import compensate
+from onnxsqueeze.pruning import Candidate, Indices, Problem, Reader, bias_of
+from onnxsqueeze.view import View
+from onnxsqueeze.weights import peek
+
+__all__ = ["measure", "put", "take_out", "without"]
+
+PROBE = 0.25
+"""The share of units without which a layer's gain is measured."""
+TRIALS = 4
+TRIAL_WORK = 2e11
+"""Multiply-accumulates that measuring the gains may take."""
+
+
+def take_out(graph: Graph, problem: Problem, candidate: Candidate, units: Sequence[int], *, repair: bool) -> None:
+    """Remove units of a group, and give the layers that read it the weights that make up for it best.
+
+    What other groups have taken from the same layer before is respected: removing one after the other and repairing
+    each time gives the same weights as removing all at once.
+    """
+    coupling = problem.coupling
+    repairs: list[_Repair] = []
+    for reader, slot in candidate.readers if repair else ():
+        if reader.spread is not None:
+            weight = matrix(View(graph), edit.find(graph, reader.key)[0])
+            inputs, outputs = (coupling.survivors(graph, slot.constant, axis) for axis in (slot.axis, 1 - slot.axis))
+            repairs.append(_Repair(reader, slot, weight, inputs, outputs))
+    coupling.remove(graph, candidate.group, units)
+    for each in repairs:
+        reader, slot = each.reader, each.slot
+        assert reader.spread is not None
+        assert reader.mean is not None
+        inputs, outputs = (coupling.survivors(graph, slot.constant, axis) for axis in (slot.axis, 1 - slot.axis))
+        weight = each.weight[np.isin(each.outputs, outputs)]
+        before, after = reader.columns_of(each.inputs), reader.columns_of(inputs)
+        new = compensate(weight, reader.spread[np.ix_(before, before)], np.flatnonzero(np.isin(before, after)))
+        _write(graph, reader.key, new, weight @ reader.mean[before] - new @ reader.mean[after])
+
+
+@dataclass(frozen=True)
+class _Repair:
+    """A layer before the removal: its present weight, and which of the original inputs and outputs that covers."""
+
+    reader: Reader
+    slot: Slot
+    weight: Matrix
+    inputs: Indices
+    outputs: Indices
+
+
+def _write(graph: Graph, key: str, weight: Matrix, shift: Matrix) -> None:
+    """Give a layer another weight of its present shape and add to its bias, both under the names that they have."""
+    node, _ = edit.find(graph, key)
+    bias = bias_of(View(graph), node)
+    node.inputs[1].values = laid_out(node, weight)
+    if bias is not None:
+        bias.values = (np.asarray(peek(bias), np.float64) + shift).astype(np.dtype(bias.dtype))
+
+
+def measure(problem: Problem, bench: Bench) -> None:
+    """Count at how many positions each layer is applied, and measure what its errors do to the answers.
+
+    Each layer loses, alone, the first quarter of the units of each of its groups and is repaired: the gain is the
+    relative error of the answers over that of the layer's output. The units are ranked anew with it.
+    """
+    counted = cost.macs(bench.original, bench.feeds[0])
+    for layer in problem.layers:
+        if layer.key in counted:
+            problem.positions[layer.key] = max(counted[layer.key] // int(np.prod(layer.dims)), 1)
+    if problem.score != "obs":
+        return
+    rewrites: dict[str, list[Rewrite]] = {}
+    local: dict[str, float] = {}
+    for constant, reader in problem.readers.items():
+        gone = [
+            reader.columns(slot)[c.curve.order[: max(int(PROBE * c.group.size), 1)]].reshape(-1)
+            for c in problem.candidates
+            for r, slot in c.readers
+            if r is reader and len(c.curve.order)
+        ]
+        if reader.linear is None or reader.mean is None or not gone:
+            continue
+        rewrite, error = without(reader, np.unique(np.concatenate(gone)))
+        if error > 0:
+            local[constant] = error
+            rewrites[reader.key] = [rewrite]
+    if not rewrites:
+        return
+    per_feed = max(sum(counted.values()), 1) * (1.3 * len(rewrites) + 1)
+    trials = int(np.clip(TRIAL_WORK // per_feed, 1, min(TRIALS, len(bench.feeds))))
+    found = impacts(bench.original, bench.feeds[:trials], rewrites, bench.progress)
+    for constant, error in local.items():
+        reader = problem.readers[constant]
+        if found.get(reader.key) and np.isfinite(found[reader.key][0]):
+            reader.gain = max(found[reader.key][0] / error, 1e-6)
+    problem.rank()
+
+
+def without(reader: Reader, gone: Indices) -> tuple[Rewrite, float]:
+    """Return what makes a layer do without some of its columns, which stay as zeros, and its relative error."""
+    weight, error = reader.without(gone)
+    shift = np.zeros(len(weight)) if reader.mean is None else (reader.weight - weight) @ reader.mean
+    return partial(put, weight=weight, shift=shift), error
+
+
+def put(graph: Graph, key: str, weight: Matrix, shift: Matrix) -> None:
+    """Give a layer that shares its weight and bias with another one of its own."""
+    node, scope = edit.find(graph, key)
+    dtype = np.dtype(node.inputs[1].dtype)
+    set_matrix(graph, node, weight, "probe")
+    if node.op == "MatMul":
+        add_to_output(graph, scope, node, shift.astype(dtype))
+    elif shift.any():  # there is a bias, or the mean would be 0
+        old = np.asarray(View(graph).value(node.inputs[2]), np.float64).reshape(-1)
+        node.inputs[2] = edit.constant(graph, f"{node.inputs[2].name}_probe", (old + shift).astype(dtype))

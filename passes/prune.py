@@ -1,0 +1,313 @@
+"""``prune``: whole channels, neurons and heads leave the graph, and what reads them takes over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from onnxsqueeze import pruning, refit, repair
+from onnxsqueeze.bench import Bench
+from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.channel_removal import disagreement
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
+from onnxsqueeze.coupling import Coupling, Group, couple
+from onnxsqueeze.edit import tidy
+from onnxsqueeze.errors import ModelError
+from onnxsqueeze.linear import Linear, describe
+from onnxsqueeze.problem import By
+from onnxsqueeze.pruning import WIDEST, Indices, Problem, Score
+from onnxsqueeze.refit import Kept
+from onnxsqueeze.repair import without
+from onnxsqueeze.view import View, key_of
+
+__all__ = ["Prune"]
+
+LEVELS = (0.75, 0.5, 0.25)
+WRONG = 1e-4
+"""Relative deviation from the graph with the same channels masked, from which on a removal is wrong."""
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Remove the channels, neurons and heads that the answers miss least, with all that makes and reads them.
+
+    Channels that can only leave together form a group. A unit's score is the output error that its removal adds after
+    the layers that read it are fitted again: with the covariance S of their inputs and ``H = S + λI``, that is
+    ``tr(W_c [H⁻¹]_cc⁻¹ W_cᵀ)`` (optimal brain surgeon, in blocks), weighed by what a layer's error does to the answers.
+    Units go one by one, cheapest first; the layers that read them get ``Ŵ_K = W S_{:,K} S_KK⁻¹`` and
+    ``b̂ = b + Wμ − Ŵ_K μ_K``. At last all layers behind are fitted again to the original's outputs.
+
+    All groups share one budget: ``ratio``, or else ``max-error``. Without feeds S = I: the norm of the weights decides.
+    Each plan is held against the graph in which the same channels are masked, before anything is repaired.
+    """
+
+    name: ClassVar[str] = "prune"
+    summary: ClassVar[str] = "remove whole channels, neurons and heads, and let the layers that read them take over"
+
+    ratio: float | None = None
+    """Leave this share of the cost of all layers, over 0 and under 1."""
+    by: By = "macs"
+    """What ratio counts: macs (multiply-accumulates), params (weights) or latency (predicted time)."""
+    max_error: float | None = None
+    """Save what this relative squared error of the answers allows; 0.01 (20 dB) if no ratio is given."""
+    score: Score = "obs"
+    """What decides which units go: obs, or, to compare with, l1, l2 (norms of the weights that make them) or random."""
+    round_to: int = 8
+    """Leave a multiple of this many channels."""
+    residual: bool = False
+    """Prune the channels of residual streams too, which many layers share."""
+    heads: bool = False
+    """Prune attention heads too."""
+    only: tuple[str, ...] = ()
+    """Prune only the groups whose first layer matches one of these patterns (* and ?) by output or node name."""
+    exclude: tuple[str, ...] = ()
+    """Leave alone the groups that match one of these patterns."""
+    steps: int = 1
+    """Prune in so many steps, with new statistics and a repair in each; needs ratio."""
+    repair: bool = True
+    """Fit the layers behind to what the original answers."""
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and self.max_error is not None:
+            raise ValueError("ratio and max-error exclude each other")
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise ValueError("ratio is over 0 and under 1")
+        if self.max_error is not None and not 0 < self.max_error < 1:
+            raise ValueError("max-error is over 0 and under 1")
+        if self.round_to < 1:
+            raise ValueError("round-to is at least 1")
+        if self.steps < 1:
+            raise ValueError("steps is at least 1")
+        if self.steps > 1 and self.ratio is None:
+            raise ValueError("steps needs a ratio to go towards")
+
+    def needs(self, view: View) -> Iterable[Need]:
+        """Yield a Gram matrix per input of a layer that reads a group."""
+        nodes = {key_of(node): node for node in view.nodes}
+        for entry in self._groups(view, couple(view)):
+            if isinstance(entry, Group):
+                for slot in entry.slots:
+                    layer = describe(view, nodes[slot.nodes[0]]) if slot.role == "consumer" else None
+                    if isinstance(layer, Linear) and layer.columns <= WIDEST:
+                        yield layer.gram
+
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+        """Yield a site for every group that the budget makes smaller."""
+        coupling = couple(view)
+        yield from (entry for entry in self._groups(view, coupling) if isinstance(entry, Skip))
+        problem = self._pose(view, stats, coupling)
+        if problem is not None:
+            yield from self._entries(problem, problem.solve(self._first, self.max_error or 0.01))
+
+    def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
+        """Yield each group with 0.75, 0.5 and 0.25 of its units left, masked in all layers that read them."""
+        problem = self._pose(view, stats, couple(view))
+        for candidate in problem.candidates if problem is not None else ():
+            size = candidate.group.size
+            plain = all(reader.linear is not None for reader, _ in candidate.readers)
+            for share in LEVELS if plain else ():
+                units = candidate.curve.order[: size - round(share * size)]
+                if len(units):
+                    pairs = [(r, without(r, r.columns(slot)[units].reshape(-1))) for r, slot in candidate.readers]
+                    rewrites = {reader.key: rewrite for reader, (rewrite, _) in pairs}
+                    error = sum(error for _, (_, error) in pairs)
+                    yield Level(candidate.group.name, f"{share:.0%}", 1 - len(units) / size, error, rewrites)
+
+    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+        """Decide again with the measured effect of each layer on the answers, and prove that the removal is right."""
+        work = next(e.work for e in plan if isinstance(e, Site))
+        assert isinstance(work, Work)
+        problem = work.problem
+        members = {c.group.name for c in problem.candidates}
+        others: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
+        repair.measure(problem, bench)
+        budget = limit = self.max_error or 0.01
+        found = list(self._entries(problem, problem.solve(self._first, limit)))
+        for _ in range(6 if self.ratio is None else 0):
+            sites = [e for e in found if isinstance(e, Site)]
+            error = 10 ** (-bench.sqnr(bench.variant(self, sites)) / 10) if sites else 0.0
+            error *= max((reader.unseen for reader in problem.readers.values()), default=1.0)
+            if error <= budget:
+                break
+            limit *= 0.8 * budget / error if np.isfinite(error) else 0.1
+            found = list(self._entries(problem, problem.solve(None, limit)))
+        return others + self._proven(found, problem, bench)
+
+    def apply(self, site: Site, graph: Graph) -> None:
+        """Remove the units of a group."""
+        work = site.work
+        assert isinstance(work, Work)
+        repair.take_out(graph, work.problem, work.problem.candidates[work.index], work.units, repair=self.repair)
+        last = _PRUNED.get(graph)
+        before = last.removed if last is not None and last.problem is work.problem else {}
+        _PRUNED[graph] = Pruned(work.problem, {**before, work.index: len(work.units)})
+
+    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+        """Fit the layers behind to the original's outputs, and go the other steps."""
+        kept: dict[str, tuple[int, Indices]] = {}
+        left = 1.0
+        for step in range(1, self.steps + 1):
+            if step > 1:
+                yield f"step {step}: {self._go_on(graph, bench, self._target(step) / left)}"
+            left *= _PRUNED[graph].share
+            kept = _behind(kept, _PRUNED[graph].problem.coupling.kept(graph))
+            if self.repair:
+                yield from refit.refit(graph, bench, kept)
+        if self.ratio is not None and left > self.ratio:
+            yield f"ratio={self.ratio:g} is out of reach: {left:.2f} is left where all that may leave is gone"
+
+    def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
+        """Say what feeds would add."""
+        if self.repair and any(site.detail.get("fitted") is False for site in done):
+            yield "norms of weights decided, and nothing took over: --calib would let the layers that read the channels"
+
+    def _target(self, step: int) -> float:
+        """Return the share of the cost that a step leaves."""
+        return 1 - (1 - (self.ratio or 0.0)) * step / self.steps
+
+    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> str:
+        """Prune the pruned graph further, with statistics of its own, and say how much."""
+        tidy(graph)
+        sites: list[Site] = []
+        if ratio < 1:
+            pass_ = replace(self, ratio=ratio, steps=1)
+            again = Bench(graph.copy(), bench.calib, bench.seed, bench.progress)
+            view = View(graph)
+            again.stats = bench.collect(graph, pass_.needs(view))
+            plan = list(pass_.plan(view, again.stats))
+            if any(isinstance(entry, Site) for entry in plan):
+                plan = pass_.select(plan, again)
+            sites = [entry for entry in plan if isinstance(entry, Site)]
+        if not sites:
+            _PRUNED[graph] = Pruned(_PRUNED[graph].problem, {})
+        for site in sites:
+            pass_.apply(site, graph)
+        units = sum(len(site.work.units) for site in sites if isinstance(site.work, Work))
+        return f"{units} more units of {len(sites)} groups"
+
+    @property
+    def _first(self) -> float | None:
+        return None if self.ratio is None else self._target(1)
+
+    def _pose(self, view: View, stats: Statistics, coupling: Coupling) -> Problem | None:
+        chosen = [entry for entry in self._groups(view, coupling) if isinstance(entry, Group)]
+        if not chosen:
+            return None
+        return pruning.pose(view, stats, coupling, chosen, score=self.score, by=self.by, round_to=self.round_to)
+
+    def _groups(self, view: View, coupling: Coupling) -> Iterator[Group | Skip]:
+        """Yield the groups that may be pruned, and why the others may not."""
+        names = {key_of(node): str(node.name) for node in view.nodes}
+        for group in coupling.groups:
+            called = [
+                n for s in group.slots if s.role == "producer" for key in s.nodes for n in (key, names.get(key, ""))
+            ]
+            called.append(group.name)
+            if self.only and not any(fnmatchcase(name, pattern) for name in called for pattern in self.only):
+                continue
+            what = f"{group.size} {group.kind if group.kind != 'residual' else 'channels'}"
+            if any(fnmatchcase(name, pattern) for name in called for pattern in self.exclude):
+                yield Skip(group.name, f"{what}: excluded")
+            elif group.blocked:
+                yield Skip(group.name, f"{what}: {group.blocked}")
+            elif group.kind == "residual" and not self.residual:
+                yield Skip(group.name, f"{what} of a residual stream: residual=true prunes them too")
+            elif group.kind == "heads" and not self.heads:
+                yield Skip(group.name, f"{what}: heads=true prunes them too")
+            elif not any(s.role == "consumer" for s in group.slots):
+                yield Skip(group.name, f"{what}: no layer reads them")
+            else:
+                yield group
+
+    def _entries(self, problem: Problem, removed: list[int]) -> Iterator[Site | Skip]:
+        """Yield a site per group that gets smaller, and why the others stay."""
+        for index, (candidate, count) in enumerate(zip(problem.candidates, removed, strict=True)):
+            group = candidate.group
+            kind = "channels" if group.kind == "residual" else group.kind
+            if count == 0:
+                yield Skip(group.name, f"{group.size} {kind}: the budget is better spent elsewhere")
+                continue
+            detail: dict[str, object] = {
+                "kind": group.kind,
+                "units": group.size,
+                "kept": group.size - count,
+                "made by": [key for s in group.slots if s.role == "producer" for key in s.nodes],
+                "read by": [reader.key for reader, _ in candidate.readers],
+                "fitted": self.repair and all(reader.spread is not None for reader, _ in candidate.readers),
+            }
+            words = f"{group.size} to {group.size - count} {kind}"
+            work = Work(problem, index, candidate.gone(count))
+            yield Site(group.name, words, detail, float(candidate.curve.loss[count]), work=work)
+
+    def _proven(self, plan: list[Site | Skip], problem: Problem, bench: Bench) -> list[Site | Skip]:
+        """Return the plan without the groups whose removal is not the same as masking them: a defect of ours."""
+        removals = {e.key: e.work.removal for e in plan if isinstance(e, Site) and isinstance(e.work, Work)}
+        if self._differs(dict(removals.values()), problem, bench) <= WRONG:
+            return plan
+        good: dict[Group, tuple[int, ...]] = {}
+        proven: list[Site | Skip] = []
+        for entry in plan:
+            if isinstance(entry, Site):
+                group, units = removals[entry.key]
+                off = self._differs({**good, group: units}, problem, bench)
+                if off > WRONG:
+                    reason = (
+                        f"removing its channels is not the same as masking them (deviation {off:.1e}): a defect of ours"
+                    )
+                    proven.append(Skip(entry.key, reason))
+                    continue
+                good[group] = units
+            proven.append(entry)
+        return proven
+
+    def _differs(self, removals: dict[Group, tuple[int, ...]], problem: Problem, bench: Bench) -> float:
+        if not removals:
+            return 0.0
+        try:
+            return disagreement(bench.original, problem.coupling, removals, bench.feeds[:1])
+        except ModelError:
+            return np.inf
+
+
+def _behind(first: Kept, second: Kept) -> dict[str, tuple[int, Indices]]:
+    """Return which of the original's channels are left after two removals, one after the other."""
+    both = {name: (axis, first[name][1][left] if name in first else left) for name, (axis, left) in second.items()}
+    return {**first, **both}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a site carries: its problem, the candidate, and the units that leave."""
+
+    problem: Problem
+    index: int
+    units: tuple[int, ...]
+
+    @property
+    def removal(self) -> tuple[Group, tuple[int, ...]]:
+        """The group and its units."""
+        return self.problem.candidates[self.index].group, self.units
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What the last step has removed from a graph: how many units of each candidate."""
+
+    problem: Problem
+    removed: dict[int, int]
+
+    @property
+    def share(self) -> float:
+        """The share of the cost that is left."""
+        counts = [self.removed.get(i, 0) for i in range(len(self.problem.candidates))]
+        return self.problem.cost(counts) / self.problem.cost([0] * len(counts))
+
+
+_PRUNED: WeakKeyDictionary[Graph, Pruned] = WeakKeyDictionary()
+"""For ``tune``: weak, so that neither copies nor the graph itself carry it."""
