@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -108,8 +108,12 @@ class Place:
     def tie(self, side: Side, slot: int, axis: int, mine: Indices, other: Indices, length: int) -> None:
         """Tie indices of this axis to indices of another one, pairwise; that one has ``length``."""
         tensor = self.port(side, slot)
-        if tensor is not None:
-            self.tracer.tie((self.mine, self.axis, mine), (tensor, axis, other), length)
+        if tensor is None:
+            return
+        if self.tracer.length(tensor, axis) not in (None, length) or mine.max() >= self.length or other.max() >= length:
+            self.tracer.block(self.mine, self.axis, None, f"the sizes at '{self.node.op}' contradict each other")
+            return
+        self.tracer.tie((self.mine, self.axis, mine), (tensor, axis, other), length)
 
     @property
     def mine(self) -> gs.Tensor:
@@ -145,30 +149,27 @@ Rule = Callable[[Place], "str | None"]
 """Ties the indices of the axis to those that can only be removed with them, or says in words why that is unknown."""
 
 
-def broadcast(at: Place, inputs: Sequence[int], outputs: Sequence[int], trailing: int = 0) -> str | None:
-    """Tie axes that are equally far from the last one; the last ``trailing`` axes are left out."""
-    ports: list[tuple[Side, int, int]] = []
-    for side, slots in (("in", inputs), ("out", outputs)):
-        for slot in slots:
-            if at.port(side, slot) is not None:  # type: ignore[arg-type]
-                rank = at.rank(side, slot)  # type: ignore[arg-type]
-                if rank is None:
-                    return f"the number of axes at '{at.node.op}' is unknown"
-                ports.append((side, slot, rank))  # type: ignore[arg-type]
-    rank = next(r for side, slot, r in ports if (side, slot) == (at.side, at.slot))
-    back = rank - at.axis
-    if back <= trailing:
-        return f"'{at.node.op}' runs over its axis"
-    for side, slot, other in ports:
-        if other < back or (side, slot) == (at.side, at.slot):
+def broadcast(at: Place, inputs: Sequence[int], outputs: Sequence[int]) -> str | None:
+    """Tie axes of these inputs and outputs that are equally far from the last one, unless they are broadcast."""
+    sides: tuple[tuple[Side, Sequence[int]], ...] = (("in", inputs), ("out", outputs))
+    ports = [(side, slot) for side, slots in sides for slot in slots if at.port(side, slot) is not None]
+    ranks: dict[tuple[Side, int], int] = {}
+    for port in ports:
+        rank = at.rank(*port)
+        if rank is None:
+            return f"the number of axes at '{at.node.op}' is unknown"
+        ranks[port] = rank
+    back = ranks[at.side, at.slot] - at.axis
+    for (side, slot), rank in ranks.items():
+        if rank < back or (side, slot) == (at.side, at.slot):
             continue
-        size = at.size(side, slot, other - back)
+        size = at.size(side, slot, rank - back)
         if size is None and side == "out" and at.length > 1:
             size = at.length
         if size is None:
             return f"the size of its axis at '{at.node.op}' is unknown"
         if size == at.length:
-            at.same(side, slot, other - back)
+            at.same(side, slot, rank - back)
         elif at.length == 1:
             return f"'{at.node.op}' spreads its only channel"
         elif size != 1:
@@ -176,5 +177,6 @@ def broadcast(at: Place, inputs: Sequence[int], outputs: Sequence[int], trailing
     return None
 
 
-def first(reasons: object) -> str | None:
-    return next((r for r in list(reasons) if r), None)  # type: ignore[call-overload]
+def first(reasons: Iterable[str | None]) -> str | None:
+    """Return the first reason, after all have been computed."""
+    return next((reason for reason in list(reasons) if reason), None)

@@ -65,39 +65,46 @@ def _in_groups(at: Place, port: tuple[Side, int, int], mine: int, other: int, gr
 def matrix_product(at: Place) -> str | None:
     """Tie the axes of a Gemm or MatMul that have one letter in its formula."""
     node = at.node
-    if node.op == "Gemm":
-        letters = {("in", 0): "km" if node.attrs.get("transA", 0) else "mk",
-                   ("in", 1): "nk" if node.attrs.get("transB", 0) else "kn", ("out", 0): "mn"}  # fmt: skip
-    else:
-        a, b = at.rank("in", 0), at.rank("in", 1)
-        if not a or not b:
-            return "the number of axes at 'MatMul' is unknown"
-        batch = "".join(chr(ord("A") + i) for i in reversed(range(max(a, b) - 2)))
-        letters = {("in", 0): "k" if a == 1 else batch[len(batch) - a + 2 :] + "mk",
-                   ("in", 1): "k" if b == 1 else batch[len(batch) - b + 2 :] + "kn",
-                   ("out", 0): batch + ("m" if a > 1 else "") + ("n" if b > 1 else "")}  # fmt: skip
     if (at.side, at.slot) == ("in", 2):
         return broadcast(at, [2], [0])
+    letters = _letters(at)
+    if letters is None:
+        return "the number of axes at 'MatMul' is unknown"
     letter = letters[at.side, at.slot][at.axis]
-    if letter == "k" and not (at.constant(0) or at.constant(1)):
+    summed, batch = letter == "k", letter not in "kmn"
+    if summed and not (at.constant(0) or at.constant(1)):
         return f"'{node.op}' sums over it, of two tensors that are both computed"
-    for slot in (0, 1):
-        tensor = at.port("in", slot)
-        if tensor is not None and at.constant(slot) and letter in letters["in", slot] and letter in "kmn":
-            axis = letters["in", slot].index(letter)
-            at.tracer.role(tensor, axis, "consumer" if letter == "k" else "producer", node)
     for (side, slot), text in letters.items():
-        if letter not in text or (side, slot) == (at.side, at.slot):
+        if letter not in text:
             continue
         axis = text.index(letter)
-        size = at.size(side, slot, axis)  # type: ignore[arg-type]
-        if letter in "kmn" or size == at.length:
-            if reason := at.same(side, slot, axis):  # type: ignore[arg-type]
-                return reason
-        elif size != 1:
-            return "the size of a batch axis at 'MatMul' is unknown"
-        elif at.length == 1:
+        tensor = at.port(side, slot)
+        if side == "in" and at.constant(slot) and tensor is not None and not batch:
+            at.tracer.role(tensor, axis, "consumer" if summed else "producer", node)
+        if (side, slot) == (at.side, at.slot):
             continue
-    if letter not in "kmn" and letter in letters["in", 0] and letter in letters["in", 1]:
+        size = at.size(side, slot, axis)
+        if batch and (size is None or at.length == 1 != size):
+            return "a batch axis at 'MatMul' is of unknown size or repeated"
+        if not (batch and size == 1 != at.length) and (reason := at.same(side, slot, axis)):
+            return reason
+    if batch and letter in letters["in", 0] and letter in letters["in", 1]:
         at.tracer.heads(at.mine, at.axis)
     return broadcast(at, [2], [0]) if node.op == "Gemm" and at.side == "out" else None
+
+
+def _letters(at: Place) -> dict[tuple[Side, int], str] | None:
+    """Return a letter for each axis: k is summed over, m and n are rows and columns, capitals are batch axes."""
+    if at.node.op == "Gemm":
+        one = "km" if at.node.attrs.get("transA", 0) else "mk"
+        two = "nk" if at.node.attrs.get("transB", 0) else "kn"
+        return {("in", 0): one, ("in", 1): two, ("out", 0): "mn"}
+    a, b = at.rank("in", 0), at.rank("in", 1)
+    if not a or not b:
+        return None
+    batch = "".join(chr(ord("A") + i) for i in reversed(range(max(a, b) - 2)))
+    return {
+        ("in", 0): "k" if a == 1 else batch[len(batch) - a + 2 :] + "mk",
+        ("in", 1): "k" if b == 1 else batch[len(batch) - b + 2 :] + "kn",
+        ("out", 0): batch + ("m" if a > 1 else "") + ("n" if b > 1 else ""),
+    }

@@ -49,7 +49,7 @@ def split(at: Place) -> str | None:
         return "the sizes of 'Split' are computed"
     total = at.length if at.side == "in" else at.size("in", 0, axis)
     if given is None:
-        if total is None:
+        if total is None or node.attrs.get("num_outputs", len(node.outputs)) != len(node.outputs):
             return "the sizes of 'Split' are unknown"
         each = -(-total // len(node.outputs))
         given = [min(each, total - i * each) for i in range(len(node.outputs))]

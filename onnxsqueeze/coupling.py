@@ -109,18 +109,14 @@ def _components(view: View) -> Iterator[Component]:
 
 
 def _made(view: View, node: gs.Node) -> Iterator[tuple[gs.Tensor, int]]:
-    """Yield the axis whose indices are the channels that a layer makes: of its weight, or of its output if grouped."""
-    op = operator(node)
-    if op in ("Conv", "ConvTranspose") and int(node.attrs.get("group", 1)) > 1:
-        yield node.outputs[0], 1
-        return
+    """Yield the axis of a layer's weight whose indices are the channels that it makes."""
     for slot, axis in {
         "Conv": [(1, 0)],
-        "ConvTranspose": [(1, 1)],
+        "ConvTranspose": [(1, 0 if int(node.attrs.get("group", 1)) > 1 else 1)],
         "Gather": [(0, 1)],
         "Gemm": [(1, 0 if node.attrs.get("transB", 0) else 1), (0, 1 if node.attrs.get("transA", 0) else 0)],
         "MatMul": [(1, -1), (0, -2)],
-    }.get(op, ()):
+    }.get(operator(node), ()):
         found = source(view, node.inputs[slot])
         if found is not None and len(found[1]) > 1 and np.dtype(found[0].dtype).kind == "f":
             yield found[0], found[1][axis]

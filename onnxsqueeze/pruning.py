@@ -14,69 +14,23 @@ from zlib import crc32
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnxsqueeze import speed
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.coupling import Coupling, Group, Slot
-from onnxsqueeze.linear import Linear, Matrix, covariance, describe, matrix
-from onnxsqueeze.obs import Part, Sweep, compensate, sweep
+from onnxsqueeze.linear import Matrix
+from onnxsqueeze.obs import Part, Sweep, sweep
 from onnxsqueeze.problem import By
+from onnxsqueeze.reading import Indices, Reader, read, rows_of
 from onnxsqueeze.speed import Shape
 from onnxsqueeze.view import View, key_of
 
-__all__ = ["Candidate", "Indices", "Layer", "Problem", "Reader", "Score", "bias_of", "pose"]
+__all__ = ["Candidate", "Layer", "Problem", "Score", "pose"]
 
 Score = Literal["obs", "l1", "l2", "random"]
-Indices = NDArray[np.int64]
-WIDEST = 4096
-"""The Gram matrix of a wider layer would take over 128 MB; its columns are weighed by their norm."""
 ROUNDS = 4
 CHEAPEST, DEAREST = 1e-9, 1e6
 """The prices of the whole cost, in relative errors of the answers, between which the choice lies."""
-
-
-@dataclass
-class Reader:
-    """A layer that reads prunable channels: its weight (O, K), and the covariance and mean of its input rows.
-
-    ``energy`` is the variance of its output, ``gain`` what a relative error of it does to the answers, and ``rows`` how
-    many input rows were seen.
-    """
-
-    key: str
-    linear: Linear | None
-    weight: Matrix
-    spread: Matrix | None
-    mean: Matrix | None
-    energy: float
-    gain: float = 1.0
-    rows: int = 0
-
-    @property
-    def unseen(self) -> float:
-        """How much larger than on its n rows the error of K fitted columns is on others, about ``1 + K/n``."""
-        return 1 + self.weight.shape[1] / self.rows if self.rows else 1.0
-
-    def columns(self, slot: Slot) -> Indices:
-        """Return the columns (units, k) that a group owns."""
-        return self.columns_of(slot.indices.reshape(-1)).reshape(len(slot.indices), -1)
-
-    def columns_of(self, indices: Indices) -> Indices:
-        """Return the columns of these indices of the weight's axis."""
-        taps = prod(self.linear.kernel) if self.linear is not None else 1
-        return (indices[:, None] * taps + np.arange(taps)).reshape(-1)
-
-    def without(self, gone: Indices) -> tuple[Matrix, float]:
-        """Return the weight that takes over for the columns ``gone``, zero there, and its relative error."""
-        kept = np.setdiff1d(np.arange(self.weight.shape[1]), gone)
-        new = np.zeros_like(self.weight)
-        if self.spread is None:
-            new[:, kept] = self.weight[:, kept]
-            return new, float((self.weight[:, gone] ** 2).sum()) / self.energy
-        new[:, kept] = compensate(self.weight, self.spread, kept)
-        change = self.weight - new
-        return new, float(np.sum((change @ self.spread) * change)) / self.energy
 
 
 @dataclass(frozen=True)
@@ -248,7 +202,7 @@ def pose(
         reads = []
         for slot in (s for s in group.slots if s.role == "consumer"):
             if slot.constant not in readers:
-                readers[slot.constant] = _reader(view, stats, nodes[slot.nodes[0]], constants[slot.constant], slot)
+                readers[slot.constant] = read(view, stats, nodes[slot.nodes[0]], constants[slot.constant], slot)
             reads.append((readers[slot.constant], slot))
         made = [s for s in group.slots if s.role == "producer"]
         step = max(1, round_to // min((s.indices.shape[1] for s in made), default=1))
@@ -259,59 +213,9 @@ def pose(
     return problem
 
 
-def _reader(view: View, stats: Statistics, node: gs.Node, tensor: gs.Constant, slot: Slot) -> Reader:
-    """Return the layer that reads a slot; what is no plain linear layer is weighed by the norms of its columns."""
-    linear = describe(view, node)
-    if isinstance(linear, Linear) and node.inputs[1] is tensor:
-        weight = matrix(view, node)
-        spread, mean = covariance(stats, linear) if linear.columns <= WIDEST else (None, None)
-        seen = stats.of(linear.gram)
-        rows = seen.n if seen is not None else 0
-        if spread is not None:
-            spread = _shrunk(spread, rows)
-        if spread is not None and mean is not None and bias_of(view, node) is None:
-            spread, mean = spread + np.outer(mean, mean), np.zeros_like(mean)  # no bias can take over the mean
-        energy = float(np.sum((weight @ spread) * weight) if spread is not None else (weight**2).sum())
-        return Reader(key_of(node), linear, weight, spread, mean, max(energy, 1e-30), rows=rows)
-    weight = _rows(view, tensor, slot.axis).T
-    return Reader(key_of(node), None, weight, None, None, max(float((weight**2).sum()), 1e-30))
-
-
-def _shrunk(spread: Matrix, rows: int) -> Matrix:
-    """Return the covariance drawn towards its diagonal by as much as the few rows make its other entries uncertain.
-
-    The share is ``Σ Var(s_ij) / Σ s_ij²`` over i ≠ j (Ledoit and Wolf, 2004), with the variance of normal rows,
-    ``Var(s_ij) = (s_ii s_jj + s_ij²)/n``.
-    """
-    variance = np.diag(spread)
-    squares = float((spread**2).sum() - (variance**2).sum())
-    products = float(variance.sum() ** 2 - (variance**2).sum())
-    share = min((products + squares) / max(rows * squares, 1e-300), 1.0)
-    return (1 - share) * spread + share * np.diag(variance)
-
-
-def bias_of(view: View, node: gs.Node) -> gs.Constant | None:
-    """Return the initializer with a number per output that this layer alone adds, that of a MatMul in the next Add."""
-    tensor = node.inputs[2] if node.op != "MatMul" and len(node.inputs) > 2 else None
-    if node.op == "MatMul":
-        reader = view.only_consumer(node.outputs[0])
-        if reader is not None and reader.op == "Add":
-            tensor = reader.inputs[1 if reader.inputs[0] is node.outputs[0] else 0]
-    if tensor is None or view.constant(tensor) is None or len(tensor.outputs) > 1:
-        return None
-    outputs = node.inputs[1].shape[0 if node.op == "Conv" or node.attrs.get("transB", 0) else -1]
-    return tensor if tuple(tensor.shape) == (outputs,) else None
-
-
-def _rows(view: View, tensor: gs.Constant, axis: int) -> Matrix:
-    """Return the weight with one row per index of the axis."""
-    value = np.moveaxis(np.asarray(view.value(tensor), np.float64), axis, 0)
-    return value.reshape(len(value), -1)
-
-
 def _norms(view: View, tensor: gs.Constant, slot: Slot, score: Score) -> Matrix:
     """Return per unit the norm of what makes it, relative to the mean over the units."""
-    rows = np.abs(_rows(view, tensor, slot.axis))
+    rows = np.abs(rows_of(view, tensor, slot.axis))
     norm: Matrix = (rows if score == "l1" else rows**2).sum(1)[slot.indices].sum(1)
     return norm / max(float(norm.mean()), 1e-30)
 

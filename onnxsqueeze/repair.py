@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,23 +10,27 @@ import numpy as np
 
 from onnxsqueeze import cost, edit
 from onnxsqueeze.bench import Bench
+from onnxsqueeze.channel_removal import disagreement
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Rewrite
-from onnxsqueeze.coupling import Slot
+from onnxsqueeze.coupling import Coupling, Group, Slot
 from onnxsqueeze.impact import impacts
 from onnxsqueeze.linear import Matrix, add_to_output, laid_out, matrix, set_matrix
 from onnxsqueeze.obs import compensate
-from onnxsqueeze.pruning import Candidate, Indices, Problem, Reader, bias_of
+from onnxsqueeze.pruning import Candidate, Problem
+from onnxsqueeze.reading import Indices, Reader, bias_of
 from onnxsqueeze.view import View
 from onnxsqueeze.weights import peek
 
-__all__ = ["measure", "put", "take_out", "without"]
+__all__ = ["measure", "proven", "put", "take_out", "without"]
 
 PROBE = 0.25
 """The share of units without which a layer's gain is measured."""
 TRIALS = 4
 TRIAL_WORK = 2e11
 """Multiply-accumulates that measuring the gains may take."""
+WRONG = 1e-4
+"""Relative deviation from the graph with the same channels masked, from which on a removal is wrong."""
 
 
 def take_out(graph: Graph, problem: Problem, candidate: Candidate, units: Sequence[int], *, repair: bool) -> None:
@@ -130,3 +134,22 @@ def put(graph: Graph, key: str, weight: Matrix, shift: Matrix) -> None:
     elif shift.any():  # there is a bias, or the mean would be 0
         old = np.asarray(View(graph).value(node.inputs[2]), np.float64).reshape(-1)
         node.inputs[2] = edit.constant(graph, f"{node.inputs[2].name}_probe", (old + shift).astype(dtype))
+
+
+def proven(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: Bench) -> dict[Group, float]:
+    """Return the groups whose removal is not the same as masking them, and by how much: defects of ours."""
+    if _differs(removals, coupling, bench) <= WRONG:
+        return {}
+    good: dict[Group, Sequence[int]] = {}
+    bad: dict[Group, float] = {}
+    for group, units in removals.items():
+        off = _differs({**good, group: units}, coupling, bench)
+        if off > WRONG:
+            bad[group] = off
+        else:
+            good[group] = units
+    return bad
+
+
+def _differs(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: Bench) -> float:
+    return disagreement(bench.original, coupling, removals, bench.feeds[:1]) if removals else 0.0

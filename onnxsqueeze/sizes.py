@@ -47,7 +47,6 @@ class Sizes:
         self.view = view
         self.positions = {id(node): i for i, node in enumerate(view.nodes)}
         self._shapes: dict[int, tuple[Dim, ...] | None] = {}
-        self._tensors: list[gs.Tensor] = []
         for node in view.nodes:
             for tensor in (*node.inputs, *node.outputs):
                 if id(tensor) not in self._shapes:
@@ -62,7 +61,6 @@ class Sizes:
                 found = own
             elif own is not None and len(own) == len(found):
                 found = [a if isinstance(a, int) or b is None else b for a, b in zip(found, own, strict=True)]
-        self._tensors.append(tensor)
         self._shapes[id(tensor)] = (
             None if found is None else tuple(f"?{tensor.name}:{i}" if d is None else d for i, d in enumerate(found))
         )

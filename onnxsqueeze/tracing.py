@@ -182,8 +182,6 @@ class Component:
         tensor, axis = self.tensors[ref[0]], ref[1]
         if self.view.in_body(node):
             reason: str | None = f"the body of '{self._owners.get(id(self.view.scope(node)), '?')}' reads it"
-        elif side == "out" and len(tensor.inputs) > 1:
-            reason = f"several nodes make '{tensor.name}'"
         else:
             reason = rule_of(node)(Place(self, node, side, slot, axis, self.lengths[ref]))  # type: ignore[arg-type]
         if reason:

@@ -13,15 +13,14 @@ import numpy as np
 from onnxsqueeze import pruning, refit, repair
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.channel_removal import disagreement
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
 from onnxsqueeze.coupling import Coupling, Group, couple
 from onnxsqueeze.edit import tidy
-from onnxsqueeze.errors import ModelError
 from onnxsqueeze.linear import Linear, describe
 from onnxsqueeze.problem import By
-from onnxsqueeze.pruning import WIDEST, Indices, Problem, Score
+from onnxsqueeze.pruning import Problem, Score
+from onnxsqueeze.reading import WIDEST, Indices
 from onnxsqueeze.refit import Kept
 from onnxsqueeze.repair import without
 from onnxsqueeze.view import View, key_of
@@ -29,8 +28,7 @@ from onnxsqueeze.view import View, key_of
 __all__ = ["Prune"]
 
 LEVELS = (0.75, 0.5, 0.25)
-WRONG = 1e-4
-"""Relative deviation from the graph with the same channels masked, from which on a removal is wrong."""
+"""The shares of its units that a group keeps in a study of sensitivity."""
 
 
 @dataclass(frozen=True)
@@ -248,31 +246,13 @@ class Prune(Pass):
     def _proven(self, plan: list[Site | Skip], problem: Problem, bench: Bench) -> list[Site | Skip]:
         """Return the plan without the groups whose removal is not the same as masking them: a defect of ours."""
         removals = {e.key: e.work.removal for e in plan if isinstance(e, Site) and isinstance(e.work, Work)}
-        if self._differs(dict(removals.values()), problem, bench) <= WRONG:
-            return plan
-        good: dict[Group, tuple[int, ...]] = {}
-        proven: list[Site | Skip] = []
+        wrong = repair.proven(dict(removals.values()), problem.coupling, bench)
+        entries: list[Site | Skip] = []
         for entry in plan:
-            if isinstance(entry, Site):
-                group, units = removals[entry.key]
-                off = self._differs({**good, group: units}, problem, bench)
-                if off > WRONG:
-                    reason = (
-                        f"removing its channels is not the same as masking them (deviation {off:.1e}): a defect of ours"
-                    )
-                    proven.append(Skip(entry.key, reason))
-                    continue
-                good[group] = units
-            proven.append(entry)
-        return proven
-
-    def _differs(self, removals: dict[Group, tuple[int, ...]], problem: Problem, bench: Bench) -> float:
-        if not removals:
-            return 0.0
-        try:
-            return disagreement(bench.original, problem.coupling, removals, bench.feeds[:1])
-        except ModelError:
-            return np.inf
+            off = wrong.get(removals[entry.key][0]) if entry.key in removals else None
+            reason = f"removing its channels is not the same as masking them (off by {off}): a defect of ours"
+            entries.append(entry if off is None else Skip(entry.key, reason))
+        return entries
 
 
 def _behind(first: Kept, second: Kept) -> dict[str, tuple[int, Indices]]:
