@@ -1,8 +1,9 @@
 """A compression compiler for ONNX graphs: a float model goes in, a smaller one that gives the same answers comes out.
 
 >>> import onnxsqueeze
->>> result = onnxsqueeze.squeeze("model.onnx", "lowrank,int8", calibration="images/")  # doctest: +SKIP
->>> result.save("small.onnx")  # doctest: +SKIP
+>>> result = onnxsqueeze.squeeze("models/mlp.onnx", "int8")
+>>> result.report.after.bytes < 0.4 * result.report.before.bytes
+True
 
 Every name is imported when it is first used, so that ``import onnxsqueeze`` costs nothing.
 """

@@ -73,6 +73,9 @@ def build(pipeline: str | Pass | Sequence[str | Pass]) -> tuple[Pass, ...]:
     """Return the passes that ``pipeline`` describes, with every option converted to the type of its field.
 
     Raises SpecError for text that does not parse, UnknownPassError, and UsageError for options that do not fit.
+
+    >>> build("lowrank{rank=16}")[0].rank
+    16
     """
     items = list(pipeline) if isinstance(pipeline, Sequence) and not isinstance(pipeline, str) else [pipeline]
     if not items:

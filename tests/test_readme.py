@@ -1,9 +1,10 @@
-"""The README keeps its word: its commands and programs run, its links lead somewhere, and no pass is left out."""
+"""README and docs keep their word: commands and programs run, links lead somewhere, and no pass is left out."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from onnxsqueeze import registry
+import onnxsqueeze
+from onnxsqueeze import Recipe, bench, cli, pipeline, registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,8 +23,12 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
     ROOT / "models/README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
+RUN = re.compile(r"^```(console|python)$", re.MULTILINE)
+GUIDES = [path for path in sorted((ROOT / "docs").glob("*.md")) if RUN.search(path.read_text(encoding="utf-8"))]
+ELSEWHERE = ["onnxsqueeze models/mlp.onnx -p 'half{min-size=2000}'"]
+"""Commands that need an installed plug-in: its own test has them."""
 IN_CI_RUN = ("python3 -m venv", "pip install", "ruff check", "ruff format --check", "mypy", "python -m pytest")
 """Commands that are too slow here; the run that proves the project on a fresh machine has them."""
 
@@ -60,10 +66,11 @@ def project(tmp_path: Path) -> Path:
         with np.load(file) as calibration:
             digits = calibration["input"][:24]
         np.savez(file, input=digits)
-    for folder in ("feeds", "photos"):
+    for folder in ("feeds", "photos", "part1", "part2"):
         (copy / folder).mkdir()
     for i, digit in enumerate(digits[:8]):
         np.savez(copy / f"feeds/{i}.npz", input=digit[None])
+        np.savez(copy / f"part{i % 2 + 1}/{i}.npz", input=digit[None])
         Image.fromarray((255 * digit[0]).astype(np.uint8)).save(copy / f"photos/{i}.png")
     return copy
 
@@ -82,9 +89,45 @@ def environment(project: Path) -> dict[str, str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="the commands are for a POSIX shell")
 def test_every_command_and_every_program_of_the_readme_works(project: Path) -> None:
+    argv = run_all(README, project)
+
+    assert len(argv) >= 8
+    assert {"cnn.squeezed.onnx", "mlp.squeezed.onnx"} <= {path.name for path in (project / "models").iterdir()}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_every_command_and_every_program_of_a_guide_works(
+    guide: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs them in this process and without the clock, which takes a third of the time."""
+    monkeypatch.setattr(pipeline, "latency", lambda *_: ([1.0, 1.0], 1.0))
+    monkeypatch.setattr(bench, "latency", lambda *_: ([1.0, 1.0], 1.0))
+    monkeypatch.chdir(project)
+    onnxsqueeze.squeeze("models/mlp.onnx", "int8", output="models/mlp.squeezed.onnx")
+    program = ""
+    for block in blocks(guide.read_text(encoding="utf-8")):
+        if block.language == "python":
+            program += block.text
+        for command in commands(block) if block.language == "console" else ():
+            if not is_in_ci_run(command) and command not in ELSEWHERE:
+                with pytest.raises(SystemExit) as exit_:
+                    cli.main(shlex.split(command, comments=True)[1:])
+
+                assert exit_.value.code == (1 if command.startswith("onnxsqueeze diff") else 0), command
+    exec(compile(program, guide.name, "exec", dont_inherit=True), {"__name__": guide.stem})
+
+
+def test_the_recipe_in_the_guide_is_one() -> None:
+    (example,) = (each for each in blocks((ROOT / "docs/recipes.md").read_text("utf-8")) if each.language == "toml")
+
+    assert len(Recipe.parse(example.text).steps) == 3
+
+
+def run_all(text: str, project: Path) -> list[list[str]]:
+    """Run the commands and programs of a document in the copy of the project, and return them."""
     env = environment(project)
     programs, argv = [], []
-    for block in blocks(README):
+    for block in blocks(text):
         if block.file:
             (project / block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
@@ -92,7 +135,6 @@ def test_every_command_and_every_program_of_the_readme_works(project: Path) -> N
         elif block.language == "console":
             argv += [["bash", "-c", each] for each in commands(block) if not is_in_ci_run(each)]
     argv.append([sys.executable, "-c", "\n".join(programs)])
-    assert len(argv) >= 8
     for each in argv:
         result = subprocess.run(
             each, capture_output=True, text=True, cwd=project, env=env, stdin=subprocess.DEVNULL, check=False
@@ -101,7 +143,7 @@ def test_every_command_and_every_program_of_the_readme_works(project: Path) -> N
         expected = 1 if each[-1].startswith("onnxsqueeze diff") else 0  # as in diff: the models differ
         assert result.returncode == expected, f"{each[-1]}\n{result.stdout}\n{result.stderr}"
         assert result.stderr == ""
-    assert {"cnn.squeezed.onnx", "mlp.squeezed.onnx"} <= {path.name for path in (project / "models").iterdir()}
+    return argv
 
 
 def test_commands_that_are_not_run_here_are_run_on_a_fresh_machine() -> None:
