@@ -255,8 +255,6 @@ def _layers(view: View, chosen: Sequence[Group]) -> Iterator[Layer]:
 
 
 def _positions(view: View, node: gs.Node, outputs: int) -> int:
-    """Return at how many positions the weight is applied, 1 where the graph does not state it."""
-    shape = view.shape(node.outputs[0])
-    if shape is None or not all(isinstance(d, int) for d in shape):
-        return 1
-    return max(prod(int(d) for d in shape if isinstance(d, int)) // outputs, 1)
+    """Return at how many positions the weight is applied; an axis of unknown length, such as the batch, counts once."""
+    shape = view.shape(node.outputs[0]) or ()
+    return max(prod(d for d in shape if isinstance(d, int)) // outputs, 1)

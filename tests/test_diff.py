@@ -196,6 +196,25 @@ def test_the_diff_of_lowrank_lists_what_lowrank_reports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+def test_the_diff_of_prune_lists_what_prune_reports(name: str) -> None:
+    cleaned = codec.encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
+    result = squeeze(cleaned, "prune{ratio=0.6}", validate="none")
+
+    found = diff(cleaned, result.graph)
+
+    (step,) = (step for step in result.report.steps if step.spec.startswith("prune"))
+    layers = {key for site in step.done for side in ("made by", "read by") for key in site.detail[side]}  # type: ignore[attr-defined]
+    depthwise = {key_of(node) for node in View(codec.load(cleaned)).of("Conv") if int(node.attrs.get("group", 1)) > 1}
+    changed = {node.key for change in found.changes if change.weights for node in change.before}
+    assert step.done
+    assert layers <= changed
+    assert changed - layers <= depthwise
+    for change in found.changes:
+        assert [node.op for node in change.before] == [node.op for node in change.after]
+    assert not found.renamed
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_diff_of_int8_lists_what_int8_reports(name: str) -> None:
     cleaned = codec.encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
     result = squeeze(cleaned, "int8", MODELS / f"{name}.calib.npz", validate="none")
