@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.int8 import Int8
     from onnxsqueeze.passes.lowrank import LowRank
     from onnxsqueeze.passes.sparsify import Sparsify
-    from onnxsqueeze.pipeline import Result, squeeze
+    from onnxsqueeze.pipeline import squeeze
     from onnxsqueeze.recipe import Recipe
     from onnxsqueeze.report import Report
+    from onnxsqueeze.result import Result
 
     __version__: str
 
@@ -84,7 +85,7 @@ _HOMES = {
     "Pass": "contract",
     "Recipe": "recipe",
     "Report": "report",
-    "Result": "pipeline",
+    "Result": "result",
     "Site": "contract",
     "Skip": "contract",
     "Sparsify": "passes.sparsify",

@@ -22,7 +22,7 @@ from onnxsqueeze.errors import ContractError, PassError, SpecError, SqueezeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxsqueeze.pipeline import Result
+    from onnxsqueeze.result import Result
 
 __all__ = ["command_line", "console_on", "main", "number", "numbers", "refuse_to_overwrite", "seed", "write_report"]
 

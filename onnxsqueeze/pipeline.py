@@ -6,13 +6,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from onnxsqueeze import codec, feeds, foreign, registry
+from onnxsqueeze import codec, feeds, registry
 from onnxsqueeze.calibration import load_statistics, save_statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass
@@ -22,13 +22,12 @@ from onnxsqueeze.feeds import Feeds, Input
 from onnxsqueeze.order import IMPLIED, refuse_order
 from onnxsqueeze.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.report import Report, StepReport
+from onnxsqueeze.result import Result
 from onnxsqueeze.runtime import Session, latency
 from onnxsqueeze.step import Run, quantized, refuse_quantized, run_pass
 from onnxsqueeze.validate import answer, compare
 
 if TYPE_CHECKING:
-    import onnx_ir
-
     from onnxsqueeze.codec import AnyModel
 
 __all__ = ["Result", "squeeze"]
@@ -38,48 +37,6 @@ RANDOM = 2
 """Feeds that are made up where there are none."""
 LOG = logging.getLogger("onnxsqueeze")
 LOG.addHandler(logging.NullHandler())
-
-
-@dataclass(frozen=True)
-class Result:
-    """What ``squeeze`` returns: the squeezed graph in every form, the report that explains it, and its recipe.
-
-    A result can be pickled, as long as it is under 2 GB; it then no longer has the original.
-    """
-
-    graph: Graph
-    report: Report
-    recipe: Recipe
-    original: Graph | None = field(default=None, repr=False)
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The squeezed model as a ModelProto in memory; external data of the source stays where it is."""
-        return codec.encode(self.graph)
-
-    def to_ir(self) -> onnx_ir.Model:
-        """Return the squeezed model as an onnx_ir.Model; ``program.model = result.to_ir()`` puts it into torch's.
-
-        Raises UsageError if onnx_ir is not installed.
-        """
-        return foreign.from_proto(self.model, self.graph.folder)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to ``path``, whole or not at all."""
-        codec.save(self.graph, path)
-
-    def _repr_html_(self) -> str:
-        """Return the report with its picture, for a notebook."""
-        from onnxsqueeze.html import notebook_cell
-
-        return notebook_cell(self.report, self.original, self.graph)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (codec.serialized(self.graph), self.graph.folder, self.report, self.recipe)
-
-
-def _restored(model: bytes, folder: Path | None, report: Report, recipe: Recipe) -> Result:
-    return Result(codec.decode(onnx.ModelProto.FromString(model), folder), report, recipe)
 
 
 def squeeze(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.pipeline import Result
+from onnxsqueeze.result import Result
 from onnxsqueeze.runtime import Session
 
 Floats = NDArray[np.floating]

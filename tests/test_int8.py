@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxsqueeze import codec, squeeze
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.passes.int8 import Int8
-from onnxsqueeze.pipeline import Result
+from onnxsqueeze.result import Result
 from onnxsqueeze.runtime import Session
 from onnxsqueeze.validate import compare, worst
 

@@ -13,7 +13,7 @@ from onnxsqueeze import codec, coupling, squeeze
 from onnxsqueeze.calibration import collect
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.passes.prune import Prune
-from onnxsqueeze.pipeline import Result
+from onnxsqueeze.result import Result
 from onnxsqueeze.runtime import Session
 from onnxsqueeze.view import View
 

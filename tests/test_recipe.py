@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import re
 import subprocess
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import MODELS, feeds
 
-from onnxsqueeze import Int8, LowRank, Recipe, UsageError, bench, squeeze
+from onnxsqueeze import Int8, LowRank, Recipe, UsageError, bench, cli, squeeze
 from onnxsqueeze.recipe import Ingredient
 
 ROOT = Path(__file__).parents[1]
@@ -165,3 +169,43 @@ def test_whatever_is_written_is_read_back(only: list[str], ratio: float, seed: i
     recipe = Recipe((step,), {"source": "none"}, min_sqnr=ratio, seed=seed)
 
     assert Recipe.parse(recipe.to_toml()) == recipe
+
+
+def failure(*arguments: str) -> str:
+    stderr = io.StringIO()
+    with redirect_stderr(stderr), pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+
+    assert exit_.value.code == 2
+    return stderr.getvalue()
+
+
+def test_a_pipeline_and_a_recipe_exclude_each_other() -> None:
+    assert "-p and --recipe both say what to do" in failure("model.onnx", "-p", "int8", "--recipe", "recipe.toml")
+
+
+def test_a_dry_run_has_no_recipe_to_save() -> None:
+    message = failure("model.onnx", "-p", "int8", "--dry-run", "--save-recipe", "recipe.toml")
+
+    assert "--save-recipe writes what a run has decided, and --dry-run decides nothing" in message
+
+
+def test_a_recipe_is_not_saved_over_the_model() -> None:
+    assert "--save-recipe model.onnx would overwrite the model" in failure(
+        "model.onnx", "-p", "int8", "--save-recipe", "model.onnx"
+    )
+
+
+def test_a_dry_run_prints_the_resolved_pipeline_and_each_plan_and_touches_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(MODELS["conv_bn_relu"](), tmp_path / "conv.onnx")
+    monkeypatch.chdir(tmp_path)
+    stdout = io.StringIO()
+    with redirect_stdout(stdout), pytest.raises(SystemExit) as exit_:
+        cli.main(["conv.onnx", "-p", "int8{max-drop=0.1}", "--dry-run"])
+
+    assert exit_.value.code == 0
+    assert "pipeline: clean, canonical, int8{max-drop=0.1}\n" in stdout.getvalue()
+    assert re.search(r"^ {8}\w+: (stored|dynamic)$", stdout.getvalue(), re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["conv.onnx"]

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnxsqueeze import squeeze
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.passes.sparsify import Sparsify
-from onnxsqueeze.pipeline import Result
+from onnxsqueeze.result import Result
 
 DIGITS = Path(__file__).parents[1] / "models"
 

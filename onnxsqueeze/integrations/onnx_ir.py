@@ -8,8 +8,9 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxsqueeze.contract import Pass
-from onnxsqueeze.pipeline import Result, squeeze
+from onnxsqueeze.pipeline import squeeze
 from onnxsqueeze.recipe import Recipe
+from onnxsqueeze.result import Result
 
 __all__ = ["Squeeze"]
 
