@@ -89,7 +89,7 @@ def _moments(view: View, stats: Statistics, node: gs.Node, linear: Linear) -> tu
 def unseen_error(
     view: View, node: gs.Node, reader: Reader, gone: Indices, halves: Sequence[Statistics]
 ) -> float | None:
-    """Return the relative error without the columns ``gone`` on one half of the feeds, fitted on the other, and back."""
+    """Return the relative error without some columns on either half of the feeds, fitted to the other half."""
     assert reader.linear is not None
     moments = [_moments(view, half, node, reader.linear) for half in halves]
     errors: list[float] = []
