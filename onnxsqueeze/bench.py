@@ -87,6 +87,6 @@ class Bench:
         self.measured.append(ratio)
         return ratio
 
-    def collect(self, graph: Graph, needs: Iterable[Need]) -> Statistics:
-        """Gather statistics of an edited graph over all calibration feeds."""
-        return collect(graph, needs, self.calib, seed=self.seed, progress=self.progress)
+    def collect(self, graph: Graph, needs: Iterable[Need], part: slice = slice(None)) -> Statistics:
+        """Gather statistics of a graph over all calibration feeds, or over a part of them."""
+        return collect(graph, needs, self.calib[part], seed=self.seed, progress=self.progress)

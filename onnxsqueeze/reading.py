@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxsqueeze.linear import Linear, Matrix, covariance, describe, matrix
 from onnxsqueeze.obs import compensate
 from onnxsqueeze.view import View, key_of
 
-__all__ = ["WIDEST", "Indices", "Reader", "bias_of", "read", "rows_of"]
+__all__ = ["WIDEST", "Indices", "Reader", "bias_of", "read", "rows_of", "unseen_error"]
 
 Indices = NDArray[np.int64]
 WIDEST = 4096
@@ -26,8 +27,8 @@ WIDEST = 4096
 class Reader:
     """A layer that reads prunable channels: its weight (O, K), and the covariance and mean of its input rows.
 
-    ``energy`` is the variance of its output, ``gain`` what a relative error of it does to the answers, and ``rows`` how
-    many input rows were seen.
+    ``energy`` is the variance of its output and ``gain`` what a relative error of it does to the answers. ``rows`` says
+    how many input rows were seen, ``unseen`` how much larger the error is on rows that were not.
     """
 
     key: str
@@ -38,11 +39,7 @@ class Reader:
     energy: float
     gain: float = 1.0
     rows: int = 0
-
-    @property
-    def unseen(self) -> float:
-        """How much larger than on its n rows the error of K fitted columns is on others, about ``1 + K/n``."""
-        return 1 + self.weight.shape[1] / self.rows if self.rows else 1.0
+    unseen: float = 1.0
 
     def columns(self, slot: Slot) -> Indices:
         """Return the columns (units, k) that a group owns."""
@@ -70,17 +67,41 @@ def read(view: View, stats: Statistics, node: gs.Node, tensor: gs.Constant, slot
     linear = describe(view, node)
     if isinstance(linear, Linear) and node.inputs[1] is tensor:
         weight = matrix(view, node)
-        spread, mean = covariance(stats, linear) if linear.columns <= WIDEST else (None, None)
-        seen = stats.of(linear.gram)
-        rows = seen.n if seen is not None else 0
-        if spread is not None:
-            spread = _shrunk(spread, rows)
-        if spread is not None and mean is not None and bias_of(view, node) is None:
-            spread, mean = spread + np.outer(mean, mean), np.zeros_like(mean)  # no bias can take over the mean
+        spread, mean, rows = _moments(view, stats, node, linear)
         energy = float(np.sum((weight @ spread) * weight) if spread is not None else (weight**2).sum())
         return Reader(key_of(node), linear, weight, spread, mean, max(energy, 1e-30), rows=rows)
     weight = rows_of(view, tensor, slot.axis).T
     return Reader(key_of(node), None, weight, None, None, max(float((weight**2).sum()), 1e-30))
+
+
+def _moments(view: View, stats: Statistics, node: gs.Node, linear: Linear) -> tuple[Matrix | None, Matrix | None, int]:
+    """Return the covariance and the mean of the input rows, and their number; about 0 where no bias takes over."""
+    spread, mean = covariance(stats, linear) if linear.columns <= WIDEST else (None, None)
+    seen = stats.of(linear.gram)
+    if spread is None or mean is None or seen is None:
+        return None, None, 0
+    spread = _shrunk(spread, seen.n)
+    if bias_of(view, node) is None:
+        return spread + np.outer(mean, mean), np.zeros_like(mean), seen.n
+    return spread, mean, seen.n
+
+
+def unseen_error(
+    view: View, node: gs.Node, reader: Reader, gone: Indices, halves: Sequence[Statistics]
+) -> float | None:
+    """Return the relative error without some columns on either half of the feeds, fitted to the other half."""
+    assert reader.linear is not None
+    moments = [_moments(view, half, node, reader.linear) for half in halves]
+    errors: list[float] = []
+    for (spread, mean, _), (other, shifted, _) in (moments, moments[::-1]):
+        if spread is None or mean is None or other is None or shifted is None:
+            return None
+        new, _ = replace(reader, spread=spread).without(gone)
+        change = reader.weight - new
+        off = change @ (shifted - mean)
+        signal = float(np.sum((reader.weight @ other) * reader.weight))
+        errors.append(float(np.sum((change @ other) * change) + off @ off) / max(signal, 1e-30))
+    return sum(errors) / len(errors)
 
 
 def _shrunk(spread: Matrix, rows: int) -> Matrix:

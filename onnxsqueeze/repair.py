@@ -18,7 +18,7 @@ from onnxsqueeze.impact import impacts
 from onnxsqueeze.linear import Matrix, add_to_output, laid_out, matrix, set_matrix
 from onnxsqueeze.obs import compensate
 from onnxsqueeze.pruning import Candidate, Problem
-from onnxsqueeze.reading import Indices, Reader, bias_of
+from onnxsqueeze.reading import Indices, Reader, bias_of, unseen_error
 from onnxsqueeze.view import View
 from onnxsqueeze.weights import peek
 
@@ -29,6 +29,8 @@ PROBE = 0.25
 TRIALS = 4
 TRIAL_WORK = 2e11
 """Multiply-accumulates that measuring the gains may take."""
+FEW = 16
+"""Rows per column of a layer, under which its fit is held against rows that it has not seen."""
 WRONG = 1e-4
 """Relative deviation from the graph with the same channels masked, from which on a removal is wrong."""
 
@@ -92,6 +94,7 @@ def measure(problem: Problem, bench: Bench) -> None:
         return
     rewrites: dict[str, list[Rewrite]] = {}
     local: dict[str, float] = {}
+    lost: dict[str, Indices] = {}
     for constant, reader in problem.readers.items():
         gone = [
             reader.columns(slot)[c.curve.order[: max(int(PROBE * c.group.size), 1)]].reshape(-1)
@@ -101,7 +104,8 @@ def measure(problem: Problem, bench: Bench) -> None:
         ]
         if reader.linear is None or reader.mean is None or not gone:
             continue
-        rewrite, error = without(reader, np.unique(np.concatenate(gone)))
+        lost[constant] = np.unique(np.concatenate(gone))
+        rewrite, error = without(reader, lost[constant])
         if error > 0:
             local[constant] = error
             rewrites[reader.key] = [rewrite]
@@ -114,7 +118,23 @@ def measure(problem: Problem, bench: Bench) -> None:
         reader = problem.readers[constant]
         if found.get(reader.key) and np.isfinite(found[reader.key][0]):
             reader.gain = max(found[reader.key][0] / error, 1e-6)
+    _cross(problem, bench, {constant: (lost[constant], error) for constant, error in local.items()})
     problem.rank()
+
+
+def _cross(problem: Problem, bench: Bench, probes: Mapping[str, tuple[Indices, float]]) -> None:
+    """Let layers that have seen few rows count by the error that each half of the feeds has with a fit to the other."""
+    view = View(bench.original)
+    few = {c: r for c, r in problem.readers.items() if c in probes and r.rows < FEW * r.weight.shape[1]}
+    if not few or len(bench.calib) < 2:
+        return
+    needs = [reader.linear.gram for reader in few.values() if reader.linear is not None]
+    halves = [bench.collect(bench.original, needs, slice(i, None, 2)) for i in (0, 1)]
+    for constant, reader in few.items():
+        gone, error = probes[constant]
+        unseen = unseen_error(view, edit.find(bench.original, reader.key)[0], reader, gone, halves)
+        reader.unseen = 1.0 if unseen is None else max(unseen / error, 1.0)
+        reader.gain *= reader.unseen
 
 
 def without(reader: Reader, gone: Indices) -> tuple[Rewrite, float]:
