@@ -38,7 +38,7 @@ MASK = 1e30
 """Values at least this large are masks or infinities, not signal: they enter no statistic."""
 SAMPLE = 1 << 14
 """At most this many elements of one tensor of one feed enter its histogram, evenly strided; minima are exact."""
-PARTS = ("gram", "squares", "inverse", "low", "high")
+PARTS = ("gram", "squares", "inverse", "crest", "low", "high")
 FETCH_LIMIT = 1 << 29
 """Activations that one run keeps, in bytes; a model with more is run several times over the feeds."""
 
@@ -142,14 +142,16 @@ class Moments:
     """``n``, ``Σx`` (K) over rows x in float64, with ``Σxxᵀ`` (K×K) for Gram.
 
     For Channels: ``squares`` is ``Σ x²/‖x‖²``, so that a few huge rows do not outweigh all others, ``inverse`` is
-    ``Σ 1/‖x‖²``, and ``low`` and ``high`` are the extremes per channel.
+    ``Σ 1/‖x‖²``, ``crest`` ``Σ max|x|²/‖x‖²``, and ``low`` and ``high`` are the extremes per channel; ``gram`` is the
+    mean of ``xxᵀ/‖x‖²`` over some of the rows times n.
     """
 
     n: int
     total: NDArray[np.float64]
-    gram: NDArray[np.float64] | None = None
+    gram: NDArray[np.floating] | None = None
     squares: NDArray[np.float64] | None = None
     inverse: NDArray[np.float64] | None = None
+    crest: NDArray[np.float64] | None = None
     low: NDArray[np.float64] | None = None
     high: NDArray[np.float64] | None = None
 
@@ -159,7 +161,7 @@ class Moments:
         return self.total / max(self.n, 1)
 
     @property
-    def second(self) -> NDArray[np.float64]:
+    def second(self) -> NDArray[np.floating]:
         """Σxxᵀ / n, uncentred."""
         assert self.gram is not None
         return self.gram / max(self.n, 1)
@@ -167,9 +169,7 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets of rows."""
 
-        def both(
-            one: NDArray[np.float64] | None, two: NDArray[np.float64] | None, how: np.ufunc
-        ) -> NDArray[np.float64] | None:
+        def both(one: NDArray[np.floating] | None, two: NDArray[np.floating] | None, how: np.ufunc) -> Any:
             return None if one is None or two is None else how(one, two)
 
         return Moments(
@@ -178,6 +178,7 @@ class Moments:
             both(self.gram, other.gram, np.add),
             both(self.squares, other.squares, np.add),
             both(self.inverse, other.inverse, np.add),
+            both(self.crest, other.crest, np.add),
             both(self.low, other.low, np.minimum),
             both(self.high, other.high, np.maximum),
         )
@@ -355,7 +356,7 @@ def _add(statistics: Statistics, need: Need, value: Array, rows: int, rng: np.ra
     if isinstance(need, Mean):
         found = _means(value, need.axis)
     else:
-        found = _channels(value, need.axis) if isinstance(need, Channels) else _gram(value, need, rows, rng)
+        found = _channels(value, need, rows // 4, rng) if isinstance(need, Channels) else _gram(value, need, rows, rng)
     old = statistics.moments.get(need)
     statistics.moments[need] = found if old is None else old.merge(found)
 
@@ -371,9 +372,9 @@ def _means(value: Array, axis: int) -> Moments:
     return Moments(count, sums * count / np.maximum(usual.sum(axis=other), 1))
 
 
-def _channels(value: Array, axis: int) -> Moments:
+def _channels(value: Array, need: Channels, limit: int, rng: np.random.Generator) -> Moments:
     """Return the moments that Channels asks for; a mask or an infinity counts as zero."""
-    x = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+    x = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
     usual = ordinary(x)
     rows = np.asarray(x if usual is None else np.where(usual, x, 0), np.float64)
     norms = (rows * rows).sum(axis=1)
@@ -381,11 +382,25 @@ def _channels(value: Array, axis: int) -> Moments:
     return Moments(
         len(rows),
         rows.sum(0),
+        gram=_relative_gram(rows, weights, limit, rng) if need.gram else None,
         squares=weights @ rows**2,
         inverse=weights.sum(keepdims=True),
+        crest=(weights * np.abs(rows).max(1, initial=0.0) ** 2).sum(keepdims=True),
         low=rows.min(0, initial=0.0),
         high=rows.max(0, initial=0.0),
     )
+
+
+def _relative_gram(
+    rows: NDArray[np.float64], weights: NDArray[np.float64], limit: int, rng: np.random.Generator
+) -> NDArray[np.floating]:
+    """Return ``Σ xxᵀ/‖x‖²`` as the mean over at most ``limit`` rows says."""
+    count = len(rows)
+    if count > limit:
+        chosen = np.sort(rng.choice(count, limit, replace=False))
+        rows, weights = rows[chosen], weights[chosen]
+    x = (rows * np.sqrt(weights)[:, None]).astype(np.float32)
+    return np.asarray((x.T @ x) * np.float32(count / max(len(x), 1)))
 
 
 def _gram(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Moments:

@@ -33,10 +33,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class Channels:
-    """Asks for minimum, maximum, mean and mean square of ``tensor`` per index of ``axis``."""
+    """Asks for minimum, maximum, mean and mean square of ``tensor`` per index of ``axis``; ``gram``: and products."""
 
     tensor: str
     axis: int
+    gram: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from onnxsqueeze import edit
 from onnxsqueeze.affine import Affine, weight_scales
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
+from onnxsqueeze.rounding import LARGEST, compensated
+from onnxsqueeze.smooth import Smoothing
 from onnxsqueeze.view import constant_value
 from onnxsqueeze.weights import Derived
 
@@ -156,27 +158,57 @@ def gate(graph: Graph, node: gs.Node, source: Affine | None) -> None:
     edit.replace(graph, graph, node, "DequantizeLinear", [q, unit, zero])
 
 
-def dynamic(graph: Graph, scope: Graph, node: gs.Node, scale: FloatArray | None) -> None:
+def dynamic(
+    graph: Graph,
+    scope: Graph,
+    node: gs.Node,
+    smooth: Smoothing | None = None,
+    second: FloatArray | None = None,
+    rounded: dict[str, NDArray[np.int8]] | None = None,
+) -> None:
     """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
 
-    ``scale`` divides the input's channels first and multiplies the weight's rows.
+    ``smooth`` says what is done about outliers of the input first, ``second`` is ``E[xxᵀ]`` of the input as it comes,
+    which the rounding of the weight looks at; ``rounded`` keeps the integers for another time.
     """
+    rounded = {} if rounded is None else rounded
+    smooth = smooth or Smoothing()
     tensor = node.inputs[1]
     transposed = bool(node.op == "Gemm" and node.attrs.get("transB", 0))
     hint, x, output = tensor.name, node.inputs[0], node.outputs[0]
 
-    def read() -> FloatArray:
-        value = values_of(tensor).T if transposed else values_of(tensor)
-        return value if scale is None else value * scale[:, None]
+    def rows() -> FloatArray:
+        return values_of(tensor).T if transposed else values_of(tensor)
 
+    def read() -> FloatArray:
+        return rows() if factor is None else rows() * factor[:, None]
+
+    factor, beside, peaks = smooth.scale, None, None
+    if len(smooth.outliers):
+        exact, channels = rows(), np.asarray(smooth.outliers)
+        factor = np.ones(len(exact), np.float32) if factor is None else factor.copy()
+        factor[channels] = 0
+        beside = _float_part(graph, scope, x, exact[channels], channels, hint, node)
     values = read()
-    if scale is not None:
-        x = _divided(graph, scope, x, scale, node)
+    if factor is not None:
+        x = _divided(graph, scope, x, factor, node)
     scales = scales_of(values, (1,))
-    q = integers(graph, hint, values, scales, read if isinstance(tensor, gs.Constant) else None)
+    if second is not None and values.size <= HELD and len(values) <= LARGEST:
+        if hint not in rounded:
+            inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
+            rounded[hint] = compensated(values, scales, second * inverse)
+        q = edit.constant(graph, f"{hint}_int8", rounded[hint])
+    else:
+        q = integers(graph, hint, values, scales, read if isinstance(tensor, gs.Constant) else None)
     weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
+    if smooth.rows:
+        x, peaks = _over_peaks(graph, scope, x, smooth.low, node)
     parts = _run_time_quantized(graph, scope, x, node)
     result = _product(graph, scope, parts, q, weight_scale, output.name, node)
+    if peaks is not None:
+        result = edit.insert(graph, scope, "Mul", [result, peaks], f"{output.name}_times_peak", before=node)
+    if beside is not None:
+        result = edit.insert(graph, scope, "Add", [result, beside], f"{output.name}_sum", before=node)
     if len(node.inputs) > 2 and node.inputs[2].name:
         edit.replace(graph, scope, node, "Add", [result, node.inputs[2]])
         return
@@ -210,8 +242,46 @@ def _divided(graph: Graph, scope: Graph, x: gs.Tensor, scale: FloatArray, node: 
     found = _reader(scope, x, "Mul", f"{x.name}_smoothed")
     if found is not None:
         return found.outputs[0]
-    inverse = edit.constant(graph, f"{x.name}_smoothing", (1 / scale).astype(np.float32))
+    inverse = edit.constant(graph, f"{x.name}_smoothing", _reciprocal(scale))
     return edit.insert(graph, scope, "Mul", [x, inverse], f"{x.name}_smoothed", before=node)
+
+
+def _reciprocal(scale: FloatArray) -> NDArray[np.float32]:
+    return np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0).astype(np.float32)
+
+
+def _over_peaks(graph: Graph, scope: Graph, x: gs.Tensor, low: float, node: gs.Node) -> tuple[gs.Tensor, gs.Tensor]:
+    """Return x divided by the largest size in each row, and those sizes; layers that share x share both."""
+    found = _reader(scope, x, "Div", f"{x.name}_over_peak")
+    if found is not None:
+        return found.outputs[0], found.inputs[1]
+
+    def reduced(op: str) -> gs.Tensor:
+        made = f"{x.name}_{op.lower()}"
+        if graph.opset < 18:
+            return edit.insert(graph, scope, op, [x], made, {"axes": [-1], "keepdims": 1}, before=node)
+        axis = edit.constant(graph, f"{made}_axis", np.array([-1], np.int64))
+        return edit.insert(graph, scope, op, [x, axis], made, {"keepdims": 1}, before=node)
+
+    sizes = [reduced("ReduceMax"), edit.constant(graph, f"{x.name}_least", np.float32(max(-low, 1e-30)))]
+    if low == 0:
+        sizes.append(edit.insert(graph, scope, "Neg", [reduced("ReduceMin")], f"{x.name}_depth", before=node))
+    peaks = edit.insert(graph, scope, "Max", sizes, f"{x.name}_peak", before=node)
+    return edit.insert(graph, scope, "Div", [x, peaks], f"{x.name}_over_peak", before=node), peaks
+
+
+def _float_part(
+    graph: Graph, scope: Graph, x: gs.Tensor, rows: FloatArray, channels: NDArray[np.int64], hint: str, node: gs.Node
+) -> gs.Tensor:
+    """Return the product of some channels of x with their rows of the weight; layers that share x share the Gather."""
+    found = _reader(scope, x, "Gather", f"{x.name}_outliers")
+    if found is None:
+        index = edit.constant(graph, f"{x.name}_outlier_channels", channels)
+        taken = edit.insert(graph, scope, "Gather", [x, index], f"{x.name}_outliers", {"axis": -1}, before=node)
+    else:
+        taken = found.outputs[0]
+    weight = edit.constant(graph, f"{hint}_outliers", np.ascontiguousarray(rows, np.float32))
+    return edit.insert(graph, scope, "MatMul", [taken, weight], f"{hint}_outlier_product", before=node)
 
 
 def _reader(scope: Graph, x: gs.Tensor, op: str, output: str = "") -> gs.Node | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import inf
 from typing import ClassVar
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from onnxsqueeze import edit, qdq
 from onnxsqueeze.affine import Affine, activation, fixed, usable
 from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.calibration import Moments, Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Mean, Need, Pass, Range, Site, Skip
 from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
 from onnxsqueeze.impact import impacts
 from onnxsqueeze.quantizable import Layers, weight_slots
 from onnxsqueeze.regions import Choice, cut
-from onnxsqueeze.smooth import smoothing
+from onnxsqueeze.smooth import Smoothing, smoothing
 from onnxsqueeze.view import View, key_of
 
 __all__ = ["Int8"]
@@ -46,7 +46,10 @@ class _Work:
     output: Affine | None = None
     mean: NDArray[np.float64] | None = None
     inputs: tuple[Affine | None, ...] = ()
-    smoothing: NDArray[np.float32] | None = None
+    smoothing: Smoothing | None = None
+    source: str = ""
+    moments: Moments | None = None
+    rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     tail: str = ""
     add: str = ""
 
@@ -61,8 +64,9 @@ class Int8(Pass):
       between them, do so is a minimum cut over their run times in float and int8 and the cost of the borders.
     * *dynamic*: MatMul on token sequences or in bodies, MatMul and Gemm without measured ranges, and Gemm with a bias
       per row quantize their input at run time
-      (DynamicQuantizeLinear, MatMulInteger), after a scale per channel ``s_j = max|x_j|^α / max|w_j|^(1−α)`` that
-      moves outliers into the weight, α being what predicts the least error.
+      (DynamicQuantizeLinear, MatMulInteger). Outliers are dealt with first, in the way that predicts the least error:
+      by a scale per channel ``s_j = max|x_j|^α / max|w_j|^(1−α)``, by up to 32 channels that stay in float, by
+      dividing each row by its peak. Weights are rounded so that their errors cancel on the inputs that occur.
     * *stored*: all other weights are kept as int8 in blocks, each with its scale, and restored when the model is
       loaded: the file is smaller, the arithmetic stays in float.
 
@@ -97,7 +101,7 @@ class Int8(Pass):
             yield from (Range(t.name) for t in (*layers.data_inputs(node), *node.outputs) if t.name)
         for node in layers.dynamic:
             if not view.in_body(node):
-                yield Channels(node.inputs[0].name, -1)
+                yield Channels(node.inputs[0].name, -1, True)
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
@@ -108,10 +112,13 @@ class Int8(Pass):
         view, target = View(bench.original), -20 * float(np.log10(self.max_drop))
         tried: list[tuple[float, list[Site | Skip]]] = []
         effects: dict[str, float] = {}
-        smoothed: dict[str, NDArray[np.float32] | None] = {}
+        smoothed = {
+            e.work.source: e.work.smoothing for e in _sites(plan) if isinstance(e.work, _Work) and e.work.source
+        }
         for attempt, price in enumerate(PRICES):
             budget = 0.8 * self.max_drop**2 / 2**attempt
-            plan = list(self._plan(view, bench.stats, price, effects, budget, smoothed))
+            if attempt:
+                plan = list(self._plan(view, bench.stats, price, effects, budget, smoothed))
             if any(_forms(plan) == _forms(other) for _, other in tried):
                 continue
             tried.append((bench.sqnr(bench.variant(self, _sites(plan))), plan))
@@ -152,7 +159,8 @@ class Int8(Pass):
         elif work.form == "gate":
             qdq.gate(graph, node, work.inputs[0])
         elif work.form == "dynamic":
-            qdq.dynamic(graph, scope, node, work.smoothing)
+            moments = work.moments
+            qdq.dynamic(graph, scope, node, work.smoothing, None if moments is None else moments.second, work.rounded)
         else:
             _stored(graph, scope, node, work)
 
@@ -173,7 +181,7 @@ class Int8(Pass):
         price: float,
         effects: dict[str, float],
         budget: float,
-        smoothed: dict[str, NDArray[np.float32] | None],
+        smoothed: dict[str, Smoothing | None],
     ) -> Iterator[Site | Skip]:
         layers = Layers(view, self._wanted)
         work = _integers(view, stats, layers, price, effects)
@@ -345,7 +353,7 @@ def _run_time(
     layers: Layers,
     effects: dict[str, float],
     budget: float,
-    smoothed: dict[str, NDArray[np.float32] | None],
+    smoothed: dict[str, Smoothing | None],
 ) -> Iterator[tuple[gs.Node, _Work]]:
     """Yield the layers that quantize their input at run time.
 
@@ -361,12 +369,12 @@ def _run_time(
         groups.setdefault(id(node.inputs[0]), []).append(node)
     for group in groups.values():
         name = group[0].inputs[0].name
+        moments = None if view.in_body(group[0]) else stats.of(Channels(name, -1, True))
         if name not in smoothed:
-            moments = None if view.in_body(group[0]) else stats.of(Channels(name, -1))
-            smoothed[name] = None if moments is None else smoothing(moments, [layers.matrix(n) for n in group]).scale
+            smoothed[name] = None if moments is None else smoothing(moments, [layers.matrix(n) for n in group])
         for node in group:
             if effects.get(key_of(node), 0.0) <= limit:
-                yield node, _Work("dynamic", smoothing=smoothed[name])
+                yield node, _Work("dynamic", smoothing=smoothed[name], source=name, moments=moments)
 
 
 # ------------------------------------------------------------------------------------------------ rewriting

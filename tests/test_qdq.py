@@ -12,6 +12,7 @@ from onnxsqueeze import codec, edit, qdq
 from onnxsqueeze.affine import Affine
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.runtime import Session
+from onnxsqueeze.smooth import Smoothing
 
 Floats = NDArray[np.floating]
 
@@ -133,12 +134,44 @@ def test_layers_on_one_input_share_its_quantization_at_run_time() -> None:
     graph = codec.load(proto)
     scale = np.linspace(0.5, 2, 64).astype(np.float32)
     for node in list(graph.nodes):
-        qdq.dynamic(graph, graph, node, scale)
+        qdq.dynamic(graph, graph, node, Smoothing(scale))
     edit.tidy(graph)
 
     assert ops(graph).count("DynamicQuantizeLinear") == 1
     assert sum(n.op == "Mul" and n.outputs[0].name.startswith("x_smoothed") for n in graph.nodes) == 1
     Session(graph)
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("low", [0.0, -0.2])
+@pytest.mark.parametrize("channels", [(), (3, 17)])
+def test_rows_over_their_peaks_and_channels_in_float_save_inputs_of_unlike_size(
+    opset: int, low: float, channels: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=(64, 32)).astype(np.float32) for _ in range(2)]
+    x = (rng.uniform(low or -1, 1, size=(2, 50, 64)) * 10 ** rng.uniform(0, 3, size=(2, 50, 1))).astype(np.float32)
+    x = np.maximum(x, low or -np.inf)
+    x[..., [3, 17]] *= 50 if channels else 1
+    x[0, :3] = 0
+    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]) for i in range(2)]
+    inits = [constant(f"w{i}", w) for i, w in enumerate(weights)]
+    proto = model(nodes, inits, {"x": [2, 50, 64]}, {f"y{i}": [2, 50, 32] for i in range(2)})
+    proto.opset_import[0].version = opset
+    graph = codec.load(proto)
+    for node in list(graph.nodes):
+        qdq.dynamic(graph, graph, node, Smoothing(outliers=channels, rows=True, low=low))
+    edit.tidy(graph)
+    found = Session(graph).run({"x": x})
+
+    assert ops(graph).count("ReduceMax") == ops(graph).count("DynamicQuantizeLinear") == 1
+    assert ops(graph).count("ReduceMin") == (low == 0)
+    assert ops(graph).count("Gather") == bool(channels)
+    for i, w in enumerate(weights):
+        y = np.asarray(found[f"y{i}"])
+        assert not y[0, :3].any()
+        error, signal = ((y - x @ w) ** 2).sum(-1), ((x @ w) ** 2).sum(-1)
+        assert (error[signal > 0] < 10**-2.8 * signal[signal > 0]).all()
 
 
 def test_a_pair_that_is_there_is_shared_and_a_model_output_keeps_its_name() -> None:

@@ -10,7 +10,7 @@ from onnxsqueeze import codec, edit, qdq
 from onnxsqueeze.calibration import Moments, collect
 from onnxsqueeze.contract import Channels
 from onnxsqueeze.runtime import Session
-from onnxsqueeze.smooth import ALPHAS, smoothing
+from onnxsqueeze.smooth import ALPHAS, Smoothing, smoothing
 
 Floats = NDArray[np.floating]
 
@@ -41,6 +41,13 @@ def outliers(seed: int = 0, factor: float = 60) -> tuple[Floats, Floats]:
     return x, w
 
 
+@pytest.fixture
+def scales_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxsqueeze.smooth.OUTLIERS", (0,))
+    monkeypatch.setattr("onnxsqueeze.smooth.ROUNDED", 1.0)
+
+
+@pytest.mark.usefixtures("scales_only")
 def test_outliers_move_into_the_weight_and_the_true_error_falls_as_predicted() -> None:
     x, w = outliers()
     found = smoothing(channel_moments(x), [w])
@@ -56,6 +63,7 @@ def test_smoothing_never_predicts_more_error_than_none(seed: int, monkeypatch: p
     moments = channel_moments(x)
     best = smoothing(moments, [w]).error
     monkeypatch.setattr("onnxsqueeze.smooth.ALPHAS", ALPHAS[:1])
+    monkeypatch.setattr("onnxsqueeze.smooth.OUTLIERS", (0,))
     none = smoothing(moments, [w])
 
     assert none.scale is None
@@ -70,6 +78,25 @@ def test_even_channels_are_left_alone_since_a_further_node_would_not_pay() -> No
     assert smoothing(channel_moments(x), [w]).scale is None
 
 
+def test_channels_that_outweigh_all_others_stay_in_float() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(200, 128)), rng.normal(size=(128, 96)).astype(np.float32)
+    x[:, [5, 40, 77]] *= 300
+    found = smoothing(channel_moments(x), [w])
+
+    assert {5, 40, 77} <= set(found.outliers)
+
+
+def test_rows_of_unlike_size_are_divided_by_their_peaks_and_other_rows_are_not() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.uniform(-1, 1, size=(200, 64)), rng.normal(size=(64, 96)).astype(np.float32)
+    even, uneven = (smoothing(channel_moments(rows), [w]) for rows in (x, x * 2.0 ** np.arange(200)[:, None] ** 0.4))
+
+    assert not even.rows
+    assert uneven.rows
+    assert uneven.low == 0
+
+
 def test_a_channel_that_is_always_zero_gets_a_finite_scale() -> None:
     x, w = outliers()
     x[:, 10] = 0
@@ -81,13 +108,14 @@ def test_a_channel_that_is_always_zero_gets_a_finite_scale() -> None:
     assert (found.scale > 0).all()
 
 
+@pytest.mark.usefixtures("scales_only")
 def test_the_scales_cancel_out_in_the_rewritten_layer() -> None:
     x, w = outliers()
     scale = smoothing(channel_moments(x), [w]).scale
     assert scale is not None
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     graph = codec.load(model(nodes, [constant("w", w)], {"x": [200, 64]}, {"y": [200, 96]}))
-    qdq.dynamic(graph, graph, graph.nodes[0], scale)
+    qdq.dynamic(graph, graph, graph.nodes[0], Smoothing(scale))
     edit.tidy(graph)
     constants = {t.name: np.asarray(t.values) for n in graph.nodes for t in n.inputs if hasattr(t, "values")}
     divided = constants["x_smoothing"]
