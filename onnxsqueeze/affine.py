@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.calibration import BINS, Histogram
 
-__all__ = ["Affine", "activation", "fixed", "usable", "weight_scales"]
+__all__ = ["Affine", "Gate", "activation", "fixed", "usable", "weight_scales"]
 
 FloatArray = NDArray[np.floating]
+Gate = Callable[[NDArray[np.floating]], NDArray[np.floating]]
+"""``x·g(x)`` of an array of values."""
 
 TINY = 2.0**-100
 """The smallest scale written: smaller ones would be subnormal in products."""
@@ -63,17 +66,23 @@ def usable(histogram: Histogram) -> bool:
     return bool(noise == 0 or signal > 10 * noise)
 
 
-def activation(histogram: Histogram, grid: int = 64) -> tuple[Affine, float]:
+def activation(histogram: Histogram, gate: Gate | None = None, grid: int = 64) -> tuple[Affine, float]:
     """Return the parameters with the least mean squared error on the histogram, and that error over the signal.
 
-    For a range [lo, hi] the error is ``Σ_{c<lo}(c−lo)² + Σ_{c>hi}(c−hi)² + n_in·s²/12`` with ``s = (hi − lo)/255``:
-    three prefix sums of the histogram make each of the ``grid²`` candidates O(1). Zeros are exact and cost nothing.
+    For a range [lo, hi] the error is ``Σ_{c<lo}(f(c)−f(lo))² + Σ_{c>hi}(f(c)−f(hi))² + Σ_in f'(c)²·s²/12`` with
+    ``s = (hi − lo)/255``: prefix sums of the histogram make each of the ``grid²`` candidates O(1). Zeros are exact
+    and cost nothing. f is the identity, or ``x·g(x)`` where the tensor is read as that alone: what a gate g closes
+    need not be represented.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     width = 2 * histogram.limit / BINS
     centres = (np.arange(BINS) + 0.5) * width - histogram.limit
     counts = histogram.counts.astype(np.float64)
-    n0, n1, n2 = (np.concatenate([[0.0], np.cumsum(counts * centres**p)]) for p in range(3))
+    read = gate or _as_it_is
+    values = read(centres)
+    slopes = np.subtract(read(centres + width / 2), read(centres - width / 2)) / width
+    n0, n1, n2 = (np.concatenate([[0.0], np.cumsum(counts * values**p)]) for p in range(3))
+    inside = np.concatenate([[0.0], np.cumsum(counts * slopes**2)])
     signal = n2[-1]
     if signal == 0 or high <= low:
         return fixed(low, high), 0.0
@@ -85,11 +94,16 @@ def activation(histogram: Histogram, grid: int = 64) -> tuple[Affine, float]:
     lo, hi = -zero * scale, (255 - zero) * scale
     i = np.clip(np.round((lo + histogram.limit) / width), 0, BINS).astype(np.int64)
     j = np.clip(np.round((hi + histogram.limit) / width), 0, BINS).astype(np.int64)
-    below = n2[i] - 2 * lo * n1[i] + lo**2 * n0[i]
-    above = (n2[-1] - n2[j]) - 2 * hi * (n1[-1] - n1[j]) + hi**2 * (n0[-1] - n0[j])
-    error = below + above + (n0[j] - n0[i]) * scale**2 / 12
+    at_low, at_high = read(lo), read(hi)
+    below = n2[i] - 2 * at_low * n1[i] + at_low**2 * n0[i]
+    above = (n2[-1] - n2[j]) - 2 * at_high * (n1[-1] - n1[j]) + at_high**2 * (n0[-1] - n0[j])
+    error = below + above + (inside[j] - inside[i]) * scale**2 / 12
     best = np.unravel_index(int(np.argmin(error)), error.shape)
     return fixed(float(lo[best]), float(hi[best])), float(error[best] / signal)
+
+
+def _as_it_is(x: FloatArray) -> FloatArray:
+    return x
 
 
 def weight_scales(rows: FloatArray, steps: int = 9) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.affine import Affine, fixed
+from onnxsqueeze.affine import Affine, Gate, fixed
 from onnxsqueeze.view import View, is_standard
 
 __all__ = ["Layers", "weight_slots"]
@@ -92,6 +92,20 @@ class Layers:
             reader = self.view.only_consumer(node.outputs[0])
             return reader is not None and reader.op == "Mul" and any(t is node.inputs[0] for t in reader.inputs)
         return True
+
+    def gate(self, tensor: gs.Tensor) -> Gate | None:
+        """Return ``x·g(x)`` if that, with a Sigmoid or HardSigmoid g, is all that is made of the tensor."""
+        readers = list(tensor.outputs)
+        gates = [r for r in readers if r.op in ("Sigmoid", "HardSigmoid") and is_standard(r)]
+        if len(readers) != 2 or len(gates) != 1 or self.view.is_output(tensor):
+            return None
+        product = self.view.only_consumer(gates[0].outputs[0])
+        if product is None or product.op != "Mul" or not any(product is r for r in readers):
+            return None
+        if gates[0].op == "Sigmoid":
+            return lambda x: x / (1 + np.exp(-np.clip(x, -80, 80)))
+        alpha, beta = float(gates[0].attrs.get("alpha", 0.2)), float(gates[0].attrs.get("beta", 0.5))
+        return lambda x: x * np.clip(alpha * x + beta, 0, 1)
 
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """Return the inputs that carry values, not shapes or axes."""

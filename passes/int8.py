@@ -244,7 +244,8 @@ def _integers(
     def measured(tensor: gs.Tensor) -> tuple[Affine, float] | None:
         if id(tensor) not in parameters:
             histogram = stats.range(tensor.name)
-            parameters[id(tensor)] = None if histogram is None or not usable(histogram) else activation(histogram)
+            known = histogram is not None and usable(histogram)
+            parameters[id(tensor)] = activation(histogram, layers.gate(tensor)) if histogram and known else None
             elements[id(tensor)] = 0.0 if histogram is None else histogram.elements / histogram.samples
         return parameters[id(tensor)]
 

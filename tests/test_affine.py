@@ -126,3 +126,18 @@ def test_a_row_of_integers_up_to_127_keeps_its_values() -> None:
     row = np.arange(-127, 128, dtype=np.float32)[None]
 
     np.testing.assert_allclose(weight_scales(row), [1.0])
+
+
+def test_what_a_gate_closes_is_given_no_room() -> None:
+    x = np.random.default_rng(0).normal(-4, 4, 20000)
+
+    def swish(values: Floats) -> Floats:
+        return np.asarray(values / (1 + np.exp(-values)))
+
+    gated, predicted = activation(measured(x), swish)
+    plain, _ = activation(measured(x))
+    errors = [np.mean((swish(rounded(x, affine)) - swish(x)) ** 2) for affine in (gated, plain)]
+
+    assert gated.low > plain.low / 2
+    assert errors[0] < 0.75 * errors[1]
+    assert predicted == pytest.approx(errors[0] / np.mean(swish(x) ** 2), rel=0.3)

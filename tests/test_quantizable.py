@@ -185,3 +185,29 @@ def test_the_weights_of_recurrent_layers_tables_and_transposed_convs_are_known()
 
     assert weight_slots(codec.load(proto).nodes[0]) == (1, 2)
     assert weight_slots(codec.load(odd).nodes[0]) == (1,)
+
+
+@pytest.mark.parametrize(("op", "expected"), [("Sigmoid", 2 / (1 + np.exp(-2))), ("HardSigmoid", 2 * 0.9)])
+def test_a_tensor_times_its_own_gate_is_known_by_what_it_becomes(op: str, expected: float) -> None:
+    found = gated(op)
+    gate = found.gate(found.static[0].outputs[0])
+
+    assert gate is not None
+    np.testing.assert_allclose(gate(np.array([2.0])), [expected])
+
+
+def test_a_gated_tensor_that_is_read_elsewhere_too_is_not_taken_for_its_product() -> None:
+    found = gated("Sigmoid", helper.make_node("Neg", ["t"], ["z"]))
+
+    assert found.gate(found.static[0].outputs[0]) is None
+
+
+def gated(op: str, *more: onnx.NodeProto) -> Layers:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["t"]),
+        helper.make_node(op, ["t"], ["g"]),
+        helper.make_node("Mul", ["g", "t"], ["y"]),
+        *more,
+    ]
+    outputs: dict[str, list[str | int]] = {name: [1, 8, 4, 4] for name in ("y", *(n.output[0] for n in more))}
+    return layers(model(nodes, [constant("w", np.ones((8, 8, 1, 1)))], {"x": [1, 8, 4, 4]}, outputs))
