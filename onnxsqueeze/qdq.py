@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze import edit
-from onnxsqueeze.affine import Affine, weight_scales
+from onnxsqueeze.affine import TINY, Affine, weight_scales
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
 from onnxsqueeze.rounding import LARGEST, compensated
@@ -292,8 +292,10 @@ def _reader(scope: Graph, x: gs.Tensor, op: str, output: str = "") -> gs.Node | 
     return None
 
 
-def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> FloatArray | None:
+def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int, wide: bool = False) -> FloatArray | None:
     """Keep a weight as int8 in blocks with a scale each, restored by Cast, Mul and Reshape when the model is loaded.
+
+    ``wide``: as int16, which restores it all but exactly.
 
     The table of a Gather stays int8 in memory too: only the rows that are read are restored. Returns the restored
     values of a weight that is small enough to be held.
@@ -312,8 +314,12 @@ def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int) -> FloatArray |
         return None
     blocks = (-1, _block(values.shape))
     flat = values.reshape(blocks)
-    scales = scales_of(flat, (0,))
-    q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
+    if wide and values.size <= HELD:
+        scales = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / np.float32(32767), np.float32(TINY))
+        q = edit.constant(graph, f"{tensor.name}_int16", np.rint(flat / scales).astype(np.int16))
+    else:
+        scales = scales_of(flat, (0,))
+        q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)
     inside = {id(n) for n in scope.nodes}
     home = scope if all(id(n) in inside for n in tensor.outputs) else graph

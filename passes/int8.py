@@ -33,6 +33,16 @@ PRICES = (0.0, 3.0, 12.0, 50.0)
 """What ``select`` tries in turn: the price of a tensor's relative error, in run times of the whole model."""
 NEAR_STORED = 3.0
 """Arithmetic in int8 may cost this many dB more than storing the weights in int8 already costs."""
+FINE = 41.0
+"""The SQNR in dB under which the few worst tensors are left in float, or get 16 bits, if that gains much."""
+SPARED = (2, 4)
+"""How many tensors are left in float."""
+GAIN = 1.0
+"""What that must gain, in dB."""
+MORE = 0.4
+"""The share of the weights that may get 16 bits."""
+WIDENED = 40
+"""With more weights than this, 16 bits are not tried: each is measured in a session of its own."""
 SLOWER = 1.05
 """A measured run time over that of the float graph from which int8 arithmetic is given up."""
 
@@ -50,6 +60,7 @@ class _Work:
     source: str = ""
     moments: Moments | None = None
     rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    wide: bool = False
     tail: str = ""
     add: str = ""
 
@@ -123,6 +134,8 @@ class Int8(Pass):
                 continue
             tried.append((bench.sqnr(bench.variant(self, _sites(plan))), plan))
             if tried[-1][0] >= target:
+                how = (price, effects, budget, smoothed)
+                plan = self._spared(plan, tried[-1][0], how, bench)
                 break
             if (not effects and price > 0) or all(e.action != "static" for e in _sites(plan)):
                 effects = effects or self._effects(plan, bench)
@@ -130,10 +143,56 @@ class Int8(Pass):
         if tried[-1][0] < target:
             limit = bench.sqnr(bench.variant(self, _sites(stored))) - NEAR_STORED
             plan = next((plan for sqnr, plan in tried if sqnr >= limit), stored)
+        if all(e.action == "stored" for e in _sites(plan)):
+            return self._widened(plan, bench)
         integers = any(e.action == "static" for e in _sites(plan))
         if integers and bench.latency(bench.variant(self, _sites(plan))) > SLOWER:
             return stored
         return plan
+
+    def _spared(
+        self,
+        plan: list[Site | Skip],
+        sqnr: float,
+        how: tuple[float, dict[str, float], float, dict[str, Smoothing | None]],
+        bench: Bench,
+    ) -> list[Site | Skip]:
+        """Leave the tensors with the largest errors in float if that gains much and costs few layers their int8."""
+        layers = sum(e.action == "static" for e in _sites(plan))
+        for spared in SPARED:
+            other = list(self._plan(View(bench.original), bench.stats, *how, spared))
+            if sqnr >= FINE or sum(e.action == "static" for e in _sites(other)) < 0.95 * layers:
+                break
+            found = bench.sqnr(bench.variant(self, _sites(other))) if _forms(other) != _forms(plan) else sqnr
+            if found >= sqnr + GAIN:
+                plan, sqnr = other, found
+        return plan
+
+    def _widened(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+        """Store in 16 bits those weights whose rounding to 8 does most to the outputs, until the rest does little."""
+        sites, view = _sites(plan), View(bench.original)
+        nodes = {key_of(node): node for node in view.nodes}
+        shared: dict[tuple[int, ...], list[str]] = {}
+        for site in sites:
+            slots = [nodes[site.key].inputs[slot] for slot in weight_slots(nodes[site.key])]
+            shared.setdefault(tuple(id(t) for t in slots), []).append(site.key)
+        if len(shared) > WIDENED or bench.sqnr(bench.variant(self, sites)) >= FINE:
+            return plan
+        effects: list[tuple[float, list[str]]] = []
+        for step, keys in enumerate(shared.values()):
+            bench.progress("measuring weights", step, len(shared))
+            alone = bench.sqnr(bench.variant(self, [site for site in sites if site.key in keys]))
+            effects.append((10 ** (-alone / 10), keys))
+        effects.sort(key=lambda effect: -effect[0])
+        wide: set[str] = set()
+        budget = MORE * sum(np.asarray(t.shape).prod() for t in _weights(nodes, sites))
+        while effects and sum(effect for effect, _ in effects) > 10 ** (-FINE / 10):
+            _, keys = effects.pop(0)
+            budget -= sum(np.asarray(t.shape).prod() for t in _weights(nodes, [s for s in sites if s.key in keys]))
+            if budget < 0:
+                break
+            wide.update(keys)
+        return [_as_wide(entry) if entry.key in wide and isinstance(entry, Site) else entry for entry in plan]
 
     def _effects(self, plan: list[Site | Skip], bench: Bench) -> dict[str, float]:
         """Measure what each layer's arithmetic in int8 alone does to the model's outputs."""
@@ -182,9 +241,10 @@ class Int8(Pass):
         effects: dict[str, float],
         budget: float,
         smoothed: dict[str, Smoothing | None],
+        spared: int = 0,
     ) -> Iterator[Site | Skip]:
         layers = Layers(view, self._wanted)
-        work = _integers(view, stats, layers, price, effects)
+        work = _integers(view, stats, layers, price, effects, spared)
         stored: list[Site] = []
         for node, dynamic in _run_time(view, stats, layers, effects, budget, smoothed):
             work[id(node)] = dynamic
@@ -234,10 +294,24 @@ def _as_stored(entry: Site | Skip) -> Site | Skip:
     return replace(entry, action="stored", work=_Work("stored", mean=mean))
 
 
+def _as_wide(site: Site) -> Site:
+    assert isinstance(site.work, _Work)
+    return replace(site, action="stored in 16 bits", work=replace(site.work, wide=True))
+
+
+def _weights(nodes: dict[str, gs.Node], sites: list[Site]) -> list[gs.Tensor]:
+    """Return the weights of the sites, each once."""
+    found = {id(t): t for s in sites for slot in weight_slots(nodes[s.key]) for t in [nodes[s.key].inputs[slot]]}
+    return list(found.values())
+
+
 def _integers(
-    view: View, stats: Statistics, layers: Layers, price: float, effects: dict[str, float]
+    view: View, stats: Statistics, layers: Layers, price: float, effects: dict[str, float], spared: int
 ) -> dict[int, _Work]:
-    """Return the static layers and the operators between them, chosen by a minimum cut."""
+    """Return the static layers and the operators between them, chosen by a minimum cut.
+
+    The nodes that make or read one of the ``spared`` tensors with the largest relative errors stay in float.
+    """
     parameters: dict[int, tuple[Affine, float] | None] = {}
     elements: dict[int, float] = {}
 
@@ -255,10 +329,34 @@ def _integers(
         if all(measured(t) for t in layers.data_inputs(n))
         and all(measured(t) for t in n.outputs if t.name and t.outputs)
     ]  # fmt: skip
+    possible = _sparing(layers, possible, measured, spared)
     if not possible:
         return {}
     chosen = _cut(view, layers, possible, measured, elements, price, effects)
     return _assign(view, stats, layers, chosen, measured)
+
+
+def _sparing(
+    layers: Layers,
+    possible: list[gs.Node],
+    measured: Callable[[gs.Tensor], tuple[Affine, float] | None],
+    spared: int,
+) -> list[gs.Node]:
+    if not spared:
+        return possible
+    around: dict[str, list[gs.Node]] = {}
+    errors: dict[str, float] = {}
+    for node in possible:
+        layer = node.op in ("Conv", "Gemm", "MatMul")
+        ends = (layers.tail(node) if layer else node).outputs
+        for tensor in (*(node.inputs[:1] if layer else layers.data_inputs(node)), *ends):
+            found = measured(tensor) if tensor.name else None
+            if found is not None:
+                around.setdefault(tensor.name, []).append(node)
+                errors[tensor.name] = found[1]
+    worst = sorted(errors, key=lambda name: (-errors[name], name))[:spared]
+    out = {id(node) for name in worst for node in around[name]}
+    return [node for node in possible if id(node) not in out]
 
 
 def _cut(
@@ -410,7 +508,7 @@ def _static(graph: Graph, node: gs.Node, work: _Work) -> None:
 def _stored(graph: Graph, scope: Graph, node: gs.Node, work: _Work) -> None:
     for slot in weight_slots(node):
         before, shared = node.inputs[slot], len(node.inputs[slot].outputs) > 1
-        after = qdq.stored(graph, scope, node, slot)
+        after = qdq.stored(graph, scope, node, slot, work.wide)
         if after is None or work.mean is None or node.op != "Conv" or slot != 1 or shared:
             continue
         values = qdq.values_of(before)

@@ -448,3 +448,19 @@ def test_the_report_names_every_layer_once() -> None:
     assert {"c1", "c2", "y"} <= set(keys)
     assert not math.isnan(result.report.sqnr_db or 0.0)
     assert codec.encode(result.graph).graph.node
+
+
+def test_weights_that_are_only_stored_get_16_bits_where_8_harm_most() -> None:
+    rng = np.random.default_rng(0)
+    uneven = rng.normal(size=(48, 48)) * 10.0 ** rng.uniform(-3, 0, size=(48, 48))
+    steps = [("w0", rng.normal(size=(48, 48))), ("w1", uneven), ("w2", uneven.T)]
+    constants = [constant(name, values) for name, values in steps]
+    nodes = [helper.make_node("Tanh", ["x"], ["h0"])]
+    for i in range(3):  # an operator that int8 only stores the weight of
+        nodes.append(helper.make_node("Einsum", [f"h{i}", f"w{i}"], [f"h{i + 1}"], equation="bi,ij->bj"))
+    proto = model(nodes, constants, {"x": [4, 48]}, {"h3": [4, 48]})
+    result = squeeze(proto, "int8", [{"x": rng.normal(size=(4, 48)).astype(np.float32)} for _ in range(6)])
+    done = actions(result)
+
+    assert set(done) == {"stored", "stored in 16 bits"}
+    assert done["stored in 16 bits"] == 1

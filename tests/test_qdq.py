@@ -232,3 +232,15 @@ def test_the_checker_accepts_a_stored_weight() -> None:
     graph = store(one("MatMul", np.random.default_rng(0).normal(size=(64, 64)), [2, 64]), 1)
 
     onnx.checker.check_model(codec.encode(graph), full_check=True)
+
+
+def test_a_weight_in_16_bits_is_restored_all_but_exactly() -> None:
+    weight = np.random.default_rng(0).normal(size=(40, 100)).astype(np.float32)
+    graph = one("MatMul", weight, [2, 40])
+    qdq.stored(graph, graph, graph.nodes[0], 1, wide=True)
+    edit.tidy(graph)
+    x = np.eye(2, 40, dtype=np.float32)
+    found = np.asarray(Session(graph).run({"x": x})["y"])
+
+    assert "Cast" in ops(graph)
+    np.testing.assert_allclose(found, weight[:2], atol=np.abs(weight).max() / 60000)
