@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.recipe import Recipe
     from onnxsqueeze.report import Report
     from onnxsqueeze.result import Result
+    from onnxsqueeze.study import Sensitivity, sensitivity
 
     __version__: str
 
@@ -58,6 +59,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Result",
+    "Sensitivity",
     "Site",
     "Skip",
     "Sparsify",
@@ -71,6 +73,7 @@ __all__ = [
     "inspect_model",
     "load",
     "save",
+    "sensitivity",
     "squeeze",
 ]
 
@@ -86,6 +89,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Report": "report",
     "Result": "result",
+    "Sensitivity": "study",
     "Site": "contract",
     "Skip": "contract",
     "Sparsify": "passes.sparsify",
@@ -93,6 +97,7 @@ _HOMES = {
     "inspect_model": "inspection",
     "load": "codec",
     "save": "codec",
+    "sensitivity": "study",
     "squeeze": "pipeline",
 }
 

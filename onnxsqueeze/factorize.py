@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import cost, factors, impact
+from onnxsqueeze import cost, factors, impact, speed
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Need, Pass, Site, Skip
+from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.linear import Linear, Matrix, covariance, describe, matrix, rewrite
-from onnxsqueeze.problem import Problem, Unit, Work
+from onnxsqueeze.problem import Compose, Outline, Problem, Unit, Work, dense
 from onnxsqueeze.view import View, key_of
 
-__all__ = ["apply", "layers", "measure", "needs", "pose", "reconsider"]
+__all__ = ["apply", "layers", "levels", "measure", "needs", "pose", "reconsider"]
 
 LARGEST = 4096
 """Wider layers are not measured: the Gram matrix would take over 128 MB."""
 SMALLEST = 16
 PROBE = 0.02
 """The relative error of a layer's output that measures its gain."""
+LEVELS = (0.75, 0.5, 0.25)
+"""Shares of a layer's multiply-accumulates at which ``levels`` treats it."""
 TRIALS = 8
 TRIAL_WORK = 2e11
 """Multiply-accumulates that measuring the gains may take."""
@@ -102,6 +105,41 @@ def pose(
             groups[same] = Unit([fitting], [found])
             units.append(groups[same])
     return units, skips, positions
+
+
+def levels(
+    view: View,
+    stats: Statistics,
+    only: Sequence[str],
+    exclude: Sequence[str],
+    find: Find,
+    outline: Outline,
+    compose: Compose,
+) -> Iterator[Level]:
+    """Yield each layer at each of LEVELS, in the form with the least error that is no dearer."""
+    for entry in layers(view, only, exclude):
+        if isinstance(entry, Skip):
+            continue
+        node, layer = entry
+        fitting = Fitting(layer, matrix(view, node), *covariance(stats, layer))
+        answer = find(fitting)
+        costs = (
+            []
+            if isinstance(answer, str)
+            else [(speed.macs(outline(layer, c.form, c.ranks)) / speed.macs(dense(layer)), c) for c in answer]
+        )
+        for limit in LEVELS:
+            within = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]
+            if within:
+                share, candidate = costs[min(within)[1]]
+                put = partial(_put, fitting=fitting, candidate=candidate, compose=compose)
+                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, {layer.key: put})
+
+
+def _put(graph: Graph, key: str, fitting: Fitting, candidate: Candidate, compose: Compose) -> None:
+    """Put the candidate in the place of the layer that makes ``key``."""
+    branches, weight = compose(fitting, candidate)
+    rewrite(graph, [key], (), [branches], [fitting.shift(weight)], "level")
 
 
 def _positions(view: View, node: gs.Node, layer: Linear) -> int | None:

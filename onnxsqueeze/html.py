@@ -15,9 +15,10 @@ import numpy as np
 
 from onnxsqueeze.changes import Change
 from onnxsqueeze.difference import GraphDiff, diff
+from onnxsqueeze.figures import bars, curves, figures, heat, profile, scatter, span
 from onnxsqueeze.graph import Graph
 from onnxsqueeze.picture import attributes_of, pictures
-from onnxsqueeze.render import amount, change, db, milliseconds
+from onnxsqueeze.render import amount, change, db, decibels, milliseconds
 from onnxsqueeze.report import Cost, Report, plain
 from onnxsqueeze.view import key_of
 from onnxsqueeze.wording import born, title, words
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
     import jinja2
 
     from onnxsqueeze.inspection import Inspection
+    from onnxsqueeze.study import Sensitivity
 
 __all__ = ["diff_page", "inspection_page", "notebook_cell", "report_page"]
-
-BARS = 20
-"""Bars of one ranking."""
 
 
 def report_page(report: Report, original: Graph, result: Graph | None, command: str) -> str:
@@ -49,9 +48,9 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
         costs=_costs(report.before, report.after, report.latency_ms, report.latency_ratio),
         outputs=report.deviations,
         steps=report.steps,
-        by_error=_bars(errors, lambda value: f"{_decibels(value)} dB"),
-        by_gain=_bars(_gains(() if found is None else found.changes), lambda value: amount(value, "B")),
-        figures=[each for key, (_, site) in sites.items() for each in _figures(key, site.detail)],
+        by_error=bars(errors, _in_db),
+        by_gain=bars(_gains(() if found is None else found.changes), lambda value: amount(value, "B")),
+        figures=[each for key, (_, site) in sites.items() for each in figures(key, site.detail)],
         graphs=graphs,
         command=command,
     )
@@ -77,10 +76,10 @@ def diff_page(found: GraphDiff, a: Graph, b: Graph, command: str) -> str:
         changes=[{"kind": c.kind, "title": title(c), "words": words(c), "change": c} for c in found.changes],
         born=None if numbers is None else born(numbers),
         outputs=() if numbers is None else numbers.outputs,
-        profile=None if numbers is None else _profile(numbers.along, numbers.born),
-        by_noise=[] if numbers is None else _bars(
+        profile=None if numbers is None else profile(numbers.along, numbers.born),
+        by_noise=[] if numbers is None else bars(
             [(f.tensor, f.noise, f"{f.op}, from {db(f.inputs_db)} to {db(f.sqnr_db)} dB") for f in numbers.worst
-             if math.isfinite(f.noise)], lambda value: f"{_decibels(value)} dB"),
+             if math.isfinite(f.noise)], _in_db),
         graphs=_graphs(a, b, found, {}),
         command=command,
     )  # fmt: skip
@@ -98,6 +97,22 @@ def inspection_page(found: Inspection, command: str) -> str:
         verdict=f"The model {', '.join(facts[:-1])}{' and ' if len(facts) > 1 else ''}{facts[-1]}.",
         found=found,
         layers=[layer for layer in found.layers if layer.share or layer.parameters or layer.macs],
+        command=command,
+    )
+
+
+def sensitivity_page(found: Sensitivity, command: str) -> str:
+    """Return the page of a study of sensitivity: heat map, predicted against measured, curves."""
+    low, high = span(found)
+    return _page(
+        "sensitivity.html.j2",
+        title=Path(found.model).name,
+        verdict=found.verdict,
+        found=found,
+        rows=heat(found),
+        scatter=scatter(found),
+        curves=curves(found),
+        scale={"low": f"{low:.0f}", "high": f"{high:.0f}"},
         command=command,
     )
 
@@ -159,20 +174,6 @@ def _costs(
     return rows
 
 
-def _bars(rows: Iterable[tuple[str, float, str]], label: Any) -> list[dict[str, object]]:
-    """Return the largest values as bars, their lengths in per cent."""
-    ordered = sorted(rows, key=lambda row: -row[1])[:BARS]
-    largest = max((row[1] for row in ordered), default=0.0)
-    return [
-        {"name": name, "value": label(value), "length": 100 * value / largest if largest else 0, "note": note}
-        for name, value, note in ordered
-    ]
-
-
-def _decibels(relative: float) -> str:
-    return f"{-10 * math.log10(relative):.1f}" if relative > 0 else "∞"
-
-
 def _gains(changes: Iterable[Change]) -> list[tuple[str, float, str]]:
     """Return the bytes of weights that each change saves."""
     found = []
@@ -187,66 +188,18 @@ def _gains(changes: Iterable[Change]) -> list[tuple[str, float, str]]:
     return found
 
 
+def _in_db(error: float) -> str:
+    return f"{decibels(error)} dB"
+
+
 def _site(spec: str, site: Any) -> dict[str, object]:
     found: dict[str, object] = {"pass": spec.split("{")[0], "done": site.action}
     if site.error is not None:
-        found["predicted error"] = f"{_decibels(site.error)} dB"
+        found["predicted error"] = _in_db(site.error)
     for name, value in site.detail.items():
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             found[name] = f"{value:.4g}" if isinstance(value, float) else value
     return found
-
-
-# Drawings
-
-
-def _figures(key: str, detail: Mapping[str, object]) -> list[dict[str, object]]:
-    """Return the histogram (``low``, ``high``, ``counts``, maybe with ``range``) and curve (``x``, ``y``) of a site."""
-    found: list[dict[str, object]] = []
-    histogram, curve = detail.get("histogram"), detail.get("curve")
-    if isinstance(histogram, Mapping) and len(histogram.get("counts", ())):
-        found.append({"name": key, "kind": "histogram", **_histogram(histogram, detail.get("range"))})
-    if isinstance(curve, Mapping) and len(curve.get("x", ())):
-        xs, ys = ([float(value) for value in curve[axis]] for axis in ("x", "y"))
-        ends = {"low": f"{min(xs):.3g}", "high": f"{max(xs):.3g}"}
-        found.append({"name": key, "kind": "curve", "chosen": "", "line": _line(xs, ys), **ends})
-    return found
-
-
-def _histogram(histogram: Mapping[str, Any], chosen: object) -> dict[str, object]:
-    """Return bars (x, width, height) in a field of 100 x 60, as high as the roots of the counts, and range marks."""
-    counts = [float(count) for count in histogram["counts"]]
-    low, high = float(histogram["low"]), float(histogram["high"])
-    width, top = 100 / len(counts), max(counts) or 1.0
-    limits = [float(limit) for limit in chosen] if isinstance(chosen, (list, tuple)) and high > low else []
-    return {
-        "bars": [(i * width, width, 60 * math.sqrt(count / top)) for i, count in enumerate(counts)],
-        "marks": [100 * (min(max(limit, low), high) - low) / (high - low) for limit in limits],
-        "low": f"{low:.3g}",
-        "high": f"{high:.3g}",
-        "chosen": " … ".join(f"{limit:.3g}" for limit in limits),
-    }
-
-
-def _line(xs: Iterable[float], ys: Iterable[float]) -> str:
-    """Return the points of a polyline in a field of 100 x 60."""
-    x, y = np.asarray(list(xs), float), np.asarray(list(ys), float)
-    wide, high = float(np.ptp(x)) or 1.0, float(np.ptp(y)) or 1.0
-    return " ".join(
-        f"{100 * (u - x.min()) / wide:.2f},{60 - 60 * (v - y.min()) / high:.2f}" for u, v in zip(x, y, strict=True)
-    )
-
-
-def _profile(along: Iterable[Any], origin: Any) -> dict[str, object] | None:
-    """Return the SQNR along the graph as a line in a field of 100 x 60; exact is drawn as 100 dB."""
-    falls = list(along)
-    if len(falls) < 2:
-        return None
-    values = [min(max(fall.sqnr_db, 0.0), 100.0) for fall in falls]
-    step = 100 / (len(falls) - 1)
-    points = " ".join(f"{i * step:.3f},{60 - 0.6 * value:.2f}" for i, value in enumerate(values))
-    mark = next((i * step for i, fall in enumerate(falls) if fall is origin or fall == origin), None)
-    return {"points": points, "mark": mark, "first": falls[0].tensor, "last": falls[-1].tensor}
 
 
 def _graphs(a: Graph, b: Graph, found: GraphDiff, sites: Mapping[str, dict[str, object]]) -> str:

@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 
     from onnxsqueeze.report import Deviation, Report, StepReport
 
-__all__ = ["amount", "change", "db", "grid", "line", "milliseconds", "printable", "progress", "show", "show_passes"]
+__all__ = [
+    "amount",
+    "change",
+    "db",
+    "decibels",
+    "grid",
+    "line",
+    "milliseconds",
+    "printable",
+    "progress",
+    "show",
+    "show_passes",
+]
 
 MAX_OUTPUTS = 8
 MAX_REASONS = 5
@@ -236,6 +248,13 @@ def milliseconds(value: float) -> str:
 def db(value: float | None) -> str:
     """Return decibels with one decimal, ``exact`` for infinity and ``?`` for what is not known."""
     return "?" if value is None or math.isnan(value) else "exact" if value == math.inf else f"{value:.1f}"
+
+
+def decibels(relative: float | None) -> str:
+    """Return a relative squared error as SQNR in decibels, ``exact`` for 0 and ``?`` for what is not known."""
+    if relative is None or math.isnan(relative):
+        return "?"
+    return db(math.inf if relative <= 0 else -10 * math.log10(relative) if math.isfinite(relative) else -math.inf)
 
 
 def change(before: float, after: float, better: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from math import inf
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from onnxsqueeze.affine import Affine, activation, fixed, usable
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Moments, Statistics
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Channels, Mean, Need, Pass, Range, Site, Skip
+from onnxsqueeze.contract import Channels, Level, Mean, Need, Pass, Range, Site, Skip
 from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
 from onnxsqueeze.impact import impacts
 from onnxsqueeze.quantizable import Layers, weight_slots
@@ -197,14 +198,36 @@ class Int8(Pass):
     def _effects(self, plan: list[Site | Skip], bench: Bench) -> dict[str, float]:
         """Measure what each layer's arithmetic in int8 alone does to the model's outputs."""
 
-        def rewrite(site: Site) -> Callable[[Graph, str], None]:
-            assert isinstance(site.work, _Work)
-            work = replace(site.work, output=None, tail="", add="")
-            return lambda graph, key: self.apply(replace(site, key=key, work=work), graph)
-
-        layers = {e.key: [rewrite(e)] for e in _sites(plan) if e.action in ("static", "dynamic")}
+        layers = {e.key: [partial(self._alone, site=e)] for e in _sites(plan) if e.action in ("static", "dynamic")}
         found = impacts(bench.original, bench.feeds[:1], layers, bench.progress)
         return {key: values[0] for key, values in found.items()}
+
+    def _alone(self, graph: Graph, key: str, site: Site) -> None:
+        """Quantize the layer that makes ``key``, a copy of the site's, and no tensor around it."""
+        assert isinstance(site.work, _Work)
+        node, _ = edit.find(graph, key)
+        for slot in weight_slots(node) if site.action == "stored" else ():
+            node.inputs[slot] = edit.constant(graph, f"{key}_weight", qdq.values_of(node.inputs[slot]))
+        self.apply(replace(site, key=key, work=replace(site.work, output=None, tail="", add="")), graph)
+
+    def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
+        """Yield each layer with its weights in int8 alone, and in int8 arithmetic where that pays."""
+        nodes = {key_of(node): node for node in view.nodes}
+        for site in _sites(list(self.plan(view, stats))):
+            node, stored = nodes[site.key], _as_stored(site)
+            if site.action == "integer" or isinstance(stored, Skip) or view.in_body(node):
+                continue
+            rounding = None
+            if node.op in ("Conv", "Gemm", "MatMul"):
+                rounding = _rounding(qdq.values_of(node.inputs[1]), 0 if node.op == "Conv" else -1)
+            yield Level(site.key, "weights", 0.25, rounding, {site.key: partial(self._alone, site=stored)})
+            if site.action == "stored":
+                continue
+            error = None
+            measured = stats.range(node.inputs[0].name)
+            if site.action == "static" and measured is not None and rounding is not None:
+                error = rounding + activation(measured)[1]
+            yield Level(site.key, "arithmetic", 0.25, error, {site.key: partial(self._alone, site=site)})
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Quantize one node."""
@@ -274,6 +297,13 @@ _WORDS = {
     "dynamic": "dynamic",
     "stored": "stored",
 }
+
+
+def _rounding(values: FloatArray, axis: int) -> float:
+    """Return ‖W − Ŵ‖² / ‖W‖² of a weight in int8 with a scale per output channel."""
+    scales = qdq.scales_of(values, (axis % values.ndim,)).astype(np.float64)
+    rounded = np.clip(np.rint(values / scales), -127, 127) * scales
+    return float(np.sum((values - rounded) ** 2) / max(float(np.sum(values.astype(np.float64) ** 2)), 1e-30))
 
 
 def _sites(plan: list[Site | Skip]) -> list[Site]:

@@ -10,7 +10,8 @@ from onnxsqueeze import factorize, factors, refit
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Need, Pass, Site, Skip
+from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
+from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.problem import By, Problem
 from onnxsqueeze.view import View
 
@@ -88,6 +89,14 @@ class LowRank(Pass):
     def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         return plan if self.rank is not None or self.energy is not None else factorize.reconsider(self, plan, bench)
+
+    def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
+        """Yield each layer in the form channel or vertical at 3/4, 1/2 and 1/4 of its multiply-accumulates."""
+
+        def find(fitting: Fitting) -> Iterator[Candidate]:  # the other forms take long and rank the layers alike
+            return factors.candidates(fitting, ("channel", "vertical"))
+
+        return factorize.levels(view, stats, self.only, self.exclude, find, factors.outline, factors.compose)
 
     def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
         """Fit the layers behind factored ones to the original's outputs."""

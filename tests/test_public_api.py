@@ -23,6 +23,7 @@ PUBLIC = [
     "Recipe",
     "Report",
     "Result",
+    "Sensitivity",
     "Site",
     "Skip",
     "Sparsify",
@@ -36,6 +37,7 @@ PUBLIC = [
     "inspect_model",
     "load",
     "save",
+    "sensitivity",
     "squeeze",
 ]
 

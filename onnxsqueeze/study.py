@@ -1,0 +1,242 @@
+"""``sensitivity``: what each layer does to the answers at each level of a pass, predicted and measured; no labels."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxsqueeze import codec, feeds, registry
+from onnxsqueeze.calibration import collect
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Level, Pass
+from onnxsqueeze.cost import macs
+from onnxsqueeze.errors import FeedError, UsageError
+from onnxsqueeze.feeds import Feeds
+from onnxsqueeze.impact import SAMPLES, measure, worst_error
+from onnxsqueeze.opset import raise_opset
+from onnxsqueeze.pipeline import squeeze
+from onnxsqueeze.render import decibels
+from onnxsqueeze.report import plain
+from onnxsqueeze.view import View, key_of
+
+__all__ = ["LayerStudy", "Point", "Sensitivity", "sensitivity"]
+
+CALIBRATED = (12, 128)
+"""The fewest and the most feeds that statistics are taken on."""
+WORK = 2e10
+"""Multiply-accumulates that those feeds may take, if they are more than the fewest."""
+ROWS = 8192
+"""Input rows of a layer that enter its Gram matrix."""
+MEASURED = (2, 16)
+"""The fewest and the most held-out feeds that errors are measured on, two samples of each."""
+TRIAL_WORK = 1e11
+"""Multiply-accumulates that all measurements may take, if they are on more than the fewest feeds."""
+ENOUGH = 3
+"""Layers from which on a rank correlation is given."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One layer at one level.
+
+    ``predicted`` is the relative squared error ‖Δy‖²/‖y‖² of the layer's own output by closed form, ``measured`` that
+    of the model's worst output with this layer alone at this level; None where it is not known. ``share`` of the
+    layer's cost is left.
+    """
+
+    label: str
+    share: float
+    predicted: float | None
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class LayerStudy:
+    """One layer, by the name of its first output, with its parameters, at all its levels."""
+
+    key: str
+    name: str
+    op: str
+    parameters: int
+    points: tuple[Point, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest measured error, 0 if nothing was measured."""
+        return max((p.measured for p in self.points if p.measured is not None), default=0.0)
+
+    def at(self, label: str) -> Point | None:
+        """Return the layer at a level, None if it has no such level."""
+        return next((point for point in self.points if point.label == label), None)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All layers of a model, in its order, at all levels of a pass, mild to harsh."""
+
+    model: str
+    spec: str
+    feeds: str
+    levels: tuple[str, ...]
+    layers: tuple[LayerStudy, ...]
+    seconds: float
+
+    @property
+    def ranked(self) -> tuple[LayerStudy, ...]:
+        """The layers, the most sensitive first."""
+        return tuple(sorted(self.layers, key=lambda layer: -layer.worst))
+
+    @property
+    def correlation(self) -> dict[str, float | None]:
+        """Spearman's rank correlation of predicted and measured errors over the layers, per level."""
+        found: dict[str, float | None] = {}
+        for label in self.levels:
+            points = [p for layer in self.layers if (p := layer.at(label)) is not None]
+            pairs = [(p.predicted, p.measured) for p in points if p.predicted is not None and p.measured is not None]
+            found[label] = _spearman(pairs) if len(pairs) >= ENOUGH else None
+        return found
+
+    @property
+    def families(self) -> dict[str, LayerStudy]:
+        """The most sensitive layer of each operator."""
+        found: dict[str, LayerStudy] = {}
+        for layer in self.ranked:
+            found.setdefault(layer.op, layer)
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """The most sensitive layer, and how far the closed form can be trusted, in one sentence."""
+        if not self.layers:
+            return f"No layer can be treated by {self.spec}."
+        first = self.ranked[0]
+        point = max(first.points, key=lambda p: p.measured or 0.0)
+        told = f"{first.name or first.key} is the most sensitive layer: alone at {point.label}, the answers are at "
+        told += f"{decibels(point.measured)} dB SQNR"
+        known = [rank for rank in self.correlation.values() if rank is not None]
+        if known:
+            told += f"; predicted and measured errors rank the layers alike to {sum(known) / len(known):.2f}"
+        return f"{told}."
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the study as JSON values."""
+        found = plain(self)
+        assert isinstance(found, dict)
+        return {**found, "correlation": plain(self.correlation)}
+
+
+def sensitivity(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    pipeline: str | Pass | Sequence[str | Pass],
+    calibration: Any = None,
+    *,
+    seed: int = 0,
+    mean: Any = None,
+    std: Any = None,
+    scale: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Sensitivity:
+    """Return what each layer of ``model`` does to the answers at each level of the last pass of ``pipeline``.
+
+    The other passes, and those that clean, run first. Every layer is rewritten alone; no labels are needed.
+    ``calibration`` is whatever ``squeeze`` takes; without it, data beside the model is used. Statistics are taken on
+    12 feeds, errors on 2 that were held out; of a small model on more. Raises UsageError, FeedError or ModelError.
+    """
+    start = time.perf_counter()
+    progress = progress or (lambda stage, done, total: None)
+    *before, studied = registry.build(pipeline)
+    _refuse_without_levels(studied)
+    progress("loading", 0, 1)
+    path = None if isinstance(model, onnx.ModelProto) else Path(model)
+    data = _data(model, path, calibration, mean=mean, std=std, scale=scale, seed=seed)
+    graph = _prepared(model, before, studied, data, seed)
+    calib, held = data.split()
+    view = View(graph)
+    one = max(sum(macs(graph, calib[0]).values()), 1)
+    seen = _spread(calib, int(np.clip(WORK // one, *CALIBRATED)))
+    stats = collect(graph, list(studied.needs(view)), seen, rows=ROWS, seed=seed, progress=progress)
+    levels = list(_counted(studied.levels(view, stats), progress))
+    used = _spread(held, int(np.clip(TRIAL_WORK // (2 * one * max(len(levels), 1)), *MEASURED)))
+    errors = measure(graph, [level.rewrites for level in levels], used, worst_error, SAMPLES, progress)
+    return Sensitivity(
+        model="<memory>" if path is None else str(path),
+        spec=str(registry.spec(studied)),
+        feeds=f"{len(used)} of {len(data)} feeds, held out" if len(data) > 1 else "the only feed",
+        levels=tuple(label for label, _ in Counter(level.label for level in levels).items()),
+        layers=_layers(view, levels, errors),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _refuse_without_levels(pass_: Pass) -> None:
+    if type(pass_).levels is Pass.levels:
+        known = [each.name for each in registry.listing() if not each.error and _has_levels(each.name)]
+        raise UsageError(f"{pass_.name} has no levels to compare layers at; study one of {', '.join(known)}")
+
+
+def _has_levels(name: str) -> bool:
+    return registry.find(name).levels is not Pass.levels
+
+
+def _data(model: str | os.PathLike[str] | onnx.ModelProto, path: Path | None, calibration: Any, **how: Any) -> Feeds:
+    inputs = feeds.inputs_of(codec.encode(codec.load(model), skeleton=True))
+    source = calibration if calibration is not None or path is None else feeds.beside(path)
+    if source is None:
+        raise FeedError("a study of sensitivity runs the model: give --calib, or --calib random for a first look")
+    return feeds.read(source, inputs, model_path=path, **how)
+
+
+def _prepared(
+    model: str | os.PathLike[str] | onnx.ModelProto, before: Sequence[Pass], studied: Pass, data: Feeds, seed: int
+) -> Graph:
+    """Return the graph as the studied pass would get it."""
+    first = list(before)
+    if studied.cleans_first and not any(pass_.cleans_first for pass_ in first):
+        named = {pass_.name for pass_ in first}
+        first += [registry.find(name)() for name in ("clean", "canonical") if name not in named]
+    graph = squeeze(model, first, data, validate="none", seed=seed).graph if first else codec.load(model)
+    return raise_opset(graph, studied.min_opset) if graph.opset < studied.min_opset else graph
+
+
+def _spread(data: Feeds, count: int) -> list[dict[str, Any]]:
+    """Return at most ``count`` feeds, evenly spread."""
+    count = min(count, len(data))
+    return [data[i * len(data) // count] for i in range(count)]
+
+
+def _counted(levels: Any, progress: Callable[[str, int, int], None]) -> Any:
+    for done, level in enumerate(levels):
+        progress("predicting", done, 0)
+        yield level
+
+
+def _layers(view: View, levels: Sequence[Level], errors: Sequence[float | None]) -> tuple[LayerStudy, ...]:
+    points: dict[str, list[Point]] = {}
+    for level, error in zip(levels, errors, strict=True):
+        points.setdefault(level.key, []).append(Point(level.label, level.share, level.error, error))
+    found = []
+    for node in view.nodes:
+        key = key_of(node)
+        if key in points:
+            weights = [value.size for t in node.inputs[1:] if (value := view.value(t)) is not None]
+            found.append(LayerStudy(key, str(node.name), str(node.op), sum(weights), tuple(points.pop(key))))
+    return tuple(found)
+
+
+def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Return the correlation of the ranks; equal values share the mean of their ranks."""
+    ranks = []
+    for side in zip(*pairs, strict=True):
+        _, index, counts = np.unique(np.asarray(side, np.float64), return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[index])
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return None
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,0 +1,192 @@
+"""The study of sensitivity: library, command line and page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from linear_models import constant, conv_model, correlated, model
+from onnx import helper
+
+from onnxsqueeze import Sensitivity, cli, codec, edit, sensitivity
+from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.contract import Level
+from onnxsqueeze.errors import FeedError, UsageError
+from onnxsqueeze.html import sensitivity_page
+from onnxsqueeze.impact import measure, worst_error
+from onnxsqueeze.passes.int8 import Int8
+from onnxsqueeze.passes.lowrank import LowRank
+from onnxsqueeze.passes.sparsify import Sparsify
+from onnxsqueeze.study import LayerStudy, Point
+from onnxsqueeze.validate import answer, compare, worst
+from onnxsqueeze.view import View
+
+
+def net() -> onnx.ModelProto:
+    """Three convolutions, of which the last reads a hundredth of what the others make: only they matter."""
+    rng = np.random.default_rng(0)
+    sizes = {"w1": (24, 6, 3, 3), "w2": (24, 24, 3, 3), "w3": (24, 24, 3, 3)}
+    constants = [constant(name, rng.normal(size=size) / 9) for name, size in sizes.items()]
+    constants.append(constant("small", np.array([0.003])))
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1], name="first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], pads=[1, 1, 1, 1], name="loud"),
+        helper.make_node("Conv", ["b", "w3"], ["d"], pads=[1, 1, 1, 1], name="quiet"),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("Mul", ["e", "small"], ["f"]),
+        helper.make_node("Add", ["c", "f"], ["y"]),
+    ]
+    return model(nodes, constants, {"x": ["n", 6, 8, 8]}, {"y": ["n", 24, 8, 8]})  # type: ignore[list-item]
+
+
+def feeds() -> list[dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]]:
+    return correlated(24, (6, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def studies() -> Mapping[str, Sensitivity]:
+    return {name: sensitivity(net(), name, feeds()) for name in ("lowrank", "int8", "sparsify")}
+
+
+@pytest.mark.parametrize("name", ["lowrank", "int8", "sparsify"])
+def test_harsher_levels_have_more_error_and_leave_less(studies: Mapping[str, Sensitivity], name: str) -> None:
+    found = studies[name]
+
+    assert len(found.layers) >= 2
+    for layer in found.layers:
+        measured = [point.measured for point in layer.points]
+        assert measured == sorted(measured)  # type: ignore[type-var]
+        assert [p.share for p in layer.points] == sorted((p.share for p in layer.points), reverse=True)
+        assert [p.label for p in layer.points] == [label for label in found.levels if layer.at(label)]
+
+
+def test_a_layer_that_does_not_matter_comes_last_although_its_own_error_is_as_large(
+    studies: Mapping[str, Sensitivity],
+) -> None:
+    for name in ("lowrank", "sparsify"):
+        ranked = studies[name].ranked
+        loud, quiet = (next(layer for layer in ranked if layer.name == each) for each in ("loud", "quiet"))
+
+        assert ranked[-1].name == "quiet"
+        assert 0.3 < quiet.points[-1].predicted / loud.points[-1].predicted < 3  # type: ignore[operator]
+        assert loud.worst > 100 * quiet.worst
+
+
+@pytest.mark.parametrize("pass_", [LowRank(), Int8(), Sparsify()], ids=lambda p: p.name)
+def test_a_level_measured_by_a_switch_is_what_a_graph_with_that_layer_rewritten_gives(
+    pass_: LowRank | Int8 | Sparsify,
+) -> None:
+    graph = codec.load(net())
+    stats = collect(graph, list(pass_.needs(View(graph))), feeds()[:16])
+    levels = list(pass_.levels(View(graph), stats))
+    found = measure(graph, [level.rewrites for level in levels], feeds()[20:22], worst_error)
+    expected = answer(graph, None, feeds()[20:22])
+
+    assert len(levels) >= 3
+    for level, error in zip(levels, found, strict=True):
+        variant = edit.duplicate(graph)
+        for key, rewrite in level.rewrites.items():
+            rewrite(variant, key)
+        edit.tidy(variant)
+        alone = 10 ** (-worst(compare(expected, answer(variant, None, feeds()[20:22]))) / 10)
+        assert error == pytest.approx(alone, rel=0.05)
+
+
+@pytest.mark.parametrize("pass_", [LowRank(), Sparsify()], ids=lambda p: p.name)
+def test_the_closed_form_predicts_the_error_of_a_last_layer(pass_: LowRank | Sparsify) -> None:
+    only = conv_model(np.random.default_rng(0).normal(size=(24, 12, 3, 3)), (9, 9), pads=[1, 1, 1, 1])
+    found = sensitivity(only, pass_, correlated(48, (12, 9, 9)))
+
+    for point in found.layers[0].points:
+        assert point.measured is not None
+        assert point.predicted is not None
+        assert 0.05 < point.measured / point.predicted < 5  # of the energy and of the variance, which is less
+
+
+def test_several_nodes_of_one_level_are_switched_together() -> None:
+    graph = codec.load(net())
+
+    def silent(graph: codec.Graph, key: str) -> None:
+        node, _ = edit.find(graph, key)
+        node.inputs[1] = edit.constant(graph, "silent", np.zeros(node.inputs[1].shape, np.float32))
+
+    both, one, inside = {"c": silent, "d": silent}, {"c": silent}, {"nowhere": silent}
+    found = measure(graph, [both, one, inside], feeds()[:1], worst_error)
+
+    assert found[0] == pytest.approx(1.0)
+    assert found[1] == pytest.approx(1.0, abs=0.1)
+    assert found[1] != found[0]
+    assert found[2] is None
+
+
+def test_a_study_of_more_levels_than_a_session_holds_keeps_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sensitivity(net(), "sparsify", feeds())
+    monkeypatch.setattr("onnxsqueeze.impact.TOGETHER", 2)
+    parts = sensitivity(net(), "sparsify", feeds())
+
+    for a, b in zip(whole.layers, parts.layers, strict=True):
+        assert [p.measured for p in a.points] == pytest.approx([p.measured for p in b.points], rel=1e-3)
+
+
+def test_a_plug_in_brings_its_own_levels() -> None:
+    class Halved(LowRank):
+        def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
+            def rewrite(graph: codec.Graph, key: str) -> None:
+                node, _ = edit.find(graph, key)
+                node.inputs[1] = edit.constant(graph, "half", np.asarray(node.inputs[1].values) / 2)
+
+            yield Level("c", "half", 1.0, 0.25, {"c": rewrite})
+
+    found = sensitivity(net(), Halved(), feeds())
+
+    assert found.levels == ("half",)
+    assert found.layers[0].points[0].measured == pytest.approx(0.25, rel=0.05)
+
+
+def test_ranks_correlate_as_spearman_says() -> None:
+    def study(pairs: list[tuple[float, float]]) -> Sensitivity:
+        layers = tuple(LayerStudy(str(i), "", "Conv", 1, (Point("x", 1.0, *pair),)) for i, pair in enumerate(pairs))
+        return Sensitivity("m", "s", "f", ("x",), layers, 0.0)
+
+    assert study([(1, 10), (2, 20), (3, 40)]).correlation == {"x": pytest.approx(1.0)}
+    assert study([(1, 3), (2, 2), (3, 1)]).correlation == {"x": pytest.approx(-1.0)}
+    assert study([(1, 1), (1, 2), (1, 3)]).correlation == {"x": None}
+    assert study([(1, 1), (2, 2)]).correlation == {"x": None}
+
+
+def test_what_cannot_be_studied_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match=r"clean has no levels to compare layers at; study one of .*lowrank"):
+        sensitivity(net(), "clean", feeds())
+    with pytest.raises(FeedError, match="give --calib"):
+        sensitivity(net(), "lowrank")
+
+
+def test_the_command_prints_a_table_and_writes_json_and_a_page(tmp_path: Path) -> None:
+    page, path = tmp_path / "s.html", tmp_path / "net.onnx"
+    onnx.save(net(), path)
+    np.savez(tmp_path / "net.calib.npz", x=np.concatenate([feed["x"] for feed in feeds()]))
+    arguments = ["sensitivity", str(path), "-p", "sparsify"]
+    table = CliRunner().invoke(cli.main, [*arguments, "--html", str(page)])
+    values = json.loads(CliRunner().invoke(cli.main, [*arguments, "--json"]).stdout)
+    text = page.read_text(encoding="utf-8")
+
+    assert table.exit_code == 0
+    assert "is the most sensitive layer: alone at 30%" in table.stdout
+    assert values["levels"] == ["70%", "50%", "30%"]
+    assert len(values["layers"]) == 3
+    assert 'aria-label="predicted and measured errors"' in text
+    assert text.count("<polyline") >= 2
+    assert "onnxsqueeze sensitivity" in text
+    assert CliRunner().invoke(cli.main, ["sensitivity", str(path)]).exit_code == 2
+
+
+def test_a_study_of_nothing_is_a_page_too() -> None:
+    empty = Sensitivity("model.onnx", "lowrank", "2 feeds", (), (), 0.1)
+
+    assert "No layer can be treated by lowrank." in sensitivity_page(empty, "x")
