@@ -29,7 +29,7 @@ __all__ = ["command_line", "console_on", "main", "number", "numbers", "refuse_to
 COMMANDS = {
     "diff": ("onnxsqueeze.diff_command:command", "Say how two models differ, and where an error is born."),
     "inspect": ("onnxsqueeze.inspect_command:command", "Say what every layer costs and what the model needs."),
-    "sensitivity": ("onnxsqueeze.sensitivity_command:command", "Say what each layer does to the answers under a pass."),
+    "sensitivity": ("onnxsqueeze.sensitivity_command:command", "Say what each layer does to the answers."),
     "passes": ("onnxsqueeze.cli:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""
