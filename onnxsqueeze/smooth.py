@@ -13,7 +13,7 @@ from onnxsqueeze.calibration import Moments
 
 __all__ = ["Smoothing", "smoothing"]
 
-COLUMNS = 64
+COLUMNS = 128
 ALPHAS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 OUTLIERS = (0, 8, 16, 32)
 """How many channels may stay in float."""
@@ -42,7 +42,7 @@ class Smoothing:
 def smoothing(moments: Moments, weights: Sequence[NDArray[np.float32]]) -> Smoothing:
     """Return the treatment with the least predicted error, each further operation having to pay for itself.
 
-    ``weights`` (K, N each) all read the same input; errors are taken on about 64 of their columns, evenly strided.
+    ``weights`` (K, N each) all read the same input; errors are taken on about 128 of their columns, evenly strided.
     Scales are ``s_j = max|x_j|^α / max|w_j|^(1−α)`` over a grid of α. With ``x' = x/s`` and ``W' = sW`` the relative
     error is ``(Δ²/12·ΣW'²·E[1/‖x‖²] + c·Σ(W' − Ŵ')²·E[x²/‖x‖²]/s²) / ΣW²·E[x²/‖x‖²]``, Δ being 1/255 of the range of
     x' and c what rounding with compensation leaves: the mean is over rows relative to their own size, since in a
