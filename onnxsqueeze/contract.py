@@ -65,9 +65,10 @@ Need = Range | Mean | Channels | Gram
 class Site:
     """One place that a pass will rewrite.
 
-    ``key`` is the name of the first output of the node concerned, ``action`` says in words what happens, ``detail``
-    holds the figures for the report (JSON values), ``error`` the predicted relative output error
-    ``‖Δy‖² / ‖y‖²`` and ``work`` whatever ``apply`` needs and ``plan`` already has.
+    ``key`` is the name of the first output of the node concerned, with the channels in brackets if it is about a part
+    of them (``y[16:32]``), ``action`` says in words what happens, ``detail`` holds the figures for the report (JSON
+    values), ``error`` the predicted relative output error ``‖Δy‖² / ‖y‖²`` and ``work`` whatever ``apply`` needs and
+    ``plan`` already has.
     """
 
     key: str

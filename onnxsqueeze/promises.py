@@ -50,7 +50,7 @@ def checked(pass_: Pass, method: str, found: list[Site | Skip], view: View) -> l
     for entry in found:
         if not isinstance(entry, (Site, Skip)):
             raise _broken(pass_, f"{method}() yields {_shown(entry)}: yield Site(key, action) or Skip(key, reason)")
-        if entry.key not in keys:
+        if entry.key not in keys and not (entry.key.endswith("]") and entry.key.rpartition("[")[0] in keys):
             raise _broken(pass_, f"{method}() names {_shown(entry.key)}, which no node makes: use key_of(node)")
         if isinstance(entry, Site):
             if entry.key in sites and not view.ambiguous:

@@ -162,6 +162,35 @@ def test_a_plan_names_what_makes_and_what_reads_the_channels() -> None:
     assert site.detail["read by"] == ["y"]
 
 
+def split(seed: int = 0) -> onnx.ModelProto:
+    """Conv, whose 48 channels are split into 16 and 32 that different Convs read."""
+    rng = np.random.default_rng(seed)
+    constants = [
+        constant("w1", rng.normal(size=(48, 8, 3, 3)) / 6),
+        constant("w2", rng.normal(size=(8, 16, 1, 1)) / 4),
+        constant("w3", rng.normal(size=(8, 32, 1, 1)) / 6),
+        onnx.numpy_helper.from_array(np.array([16, 32]), "sizes"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("Split", ["a", "sizes"], ["b", "c"], axis=1),
+        helper.make_node("Conv", ["b", "w2"], ["d"]),
+        helper.make_node("Conv", ["c", "w3"], ["e"]),
+        helper.make_node("Mul", ["d", "e"], ["y"]),
+    ]
+    return model(nodes, constants, {"x": [1, 8, 10, 10]}, {"y": [1, 8, 8, 8]})
+
+
+def test_parts_of_one_layer_that_go_different_ways_are_groups_of_their_own() -> None:
+    result = squeeze(split(), "prune{ratio=0.4 round-to=4}", correlated(8, (8, 10, 10)))
+
+    step = result.report.steps[-1]
+    assert {site.key for site in step.done} == {"a[0:16]", "a[16:48]"}
+    (kept,) = (onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer if t.name.startswith("sizes"))
+    assert kept.sum() == weight(result, "w1").shape[0] < 48
+    assert sqnr(result) > 5
+
+
 def test_only_and_exclude_choose_groups_by_the_names_of_their_layers() -> None:
     feeds = correlated(4, (8, 10, 10))
 
