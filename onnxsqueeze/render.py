@@ -49,8 +49,8 @@ def show(report: Report, console: Console) -> None:
     for step in report.steps:
         if not step.implicit or step.done or step.skipped or not step.kept:
             _step(step, console)
-            for site in step.done if report.dry_run else ():
-                line(console, f"{site.key}: {site.action}", indent=8)
+            if report.dry_run:
+                _plan(step, console)
     console.print()
     for note in report.notes:
         line(console, f"note: {note}", style="yellow")
@@ -180,6 +180,15 @@ def _step(step: StepReport, console: Console) -> None:
         line(console, f"{len(step.skipped)} skipped: {reasons}", style="dim", indent=4)
     for note in step.notes:
         line(console, note, style="dim", indent=4)
+
+
+def _plan(step: StepReport, console: Console) -> None:
+    """Print every place of a step: what would be done there with what error, or why nothing."""
+    for site in step.done:
+        error = "" if site.error is None else f", relative error {site.error:.1e} predicted"
+        line(console, f"{site.key}: {site.action}{error}", indent=8)
+    for skip in () if step.implicit else step.skipped:
+        line(console, f"{skip.key}: {skip.reason}", style="dim", indent=8)
 
 
 def _grouped(reasons: Iterable[str]) -> str:
