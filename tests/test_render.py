@@ -177,7 +177,7 @@ def test_a_dry_run_says_that_no_model_was_written() -> None:
 
 
 def test_a_dry_run_names_every_place_with_its_predicted_error_or_the_reason_against_it() -> None:
-    step = replace(LOWRANK, done=(Site("conv1", "to rank 8", error=0.0125),), skipped=(Skip("conv2", "it is small"),))
+    step = replace(LOWRANK, done=(Site("conv1", "to rank 8", error=0.012),), skipped=(Skip("conv2", "it is small"),))
     text = shown(replace(REPORT, output=None, dry_run=True, steps=(step,)))
 
     assert "conv1: to rank 8, relative error 1.2e-02 predicted" in " ".join(text.split())
