@@ -141,6 +141,10 @@ class Pass(ABC):
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield what would be done at each candidate place, and why nothing is done at the others."""
 
+    def level_needs(self, view: View) -> Iterable[Need]:
+        """Yield the statistics that ``levels`` reads: those of ``plan`` unless the pass says otherwise."""
+        return self.needs(view)
+
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield, for a study of sensitivity, each layer at each level alone; a pass without levels yields none."""
         return iter(())

@@ -21,6 +21,8 @@ CURVES = 24
 """Curves of the most sensitive layers."""
 EXACT = 120.0
 """Where what is exact is drawn, in dB."""
+WHITE = 60.0
+"""The SQNR in dB from which on a cell of the heat map is not red at all."""
 
 
 def bars(rows: Iterable[tuple[str, float, str]], label: Any) -> list[dict[str, object]]:
@@ -95,7 +97,7 @@ def span(found: Sensitivity) -> tuple[float, float]:
 def heat(found: Sensitivity) -> list[tuple[LayerStudy, list[tuple[float, str, float]], list[tuple[float, str]]]]:
     """Return per layer and level what was measured (a key to sort by, text, red in per cent) and predicted."""
     measured = [_db(p.measured) for layer in found.layers for p in layer.points if p.measured is not None]
-    low, high = (min(measured), max(measured)) if measured else (0.0, 1.0)
+    low, high = (min(measured), min(max(measured), WHITE)) if measured else (0.0, 1.0)
     rows = []
     for layer in found.layers:
         cells: list[tuple[float, str, float]] = []
@@ -106,7 +108,7 @@ def heat(found: Sensitivity) -> list[tuple[LayerStudy, list[tuple[float, str, fl
                 cells.append((-EXACT, "", 0.0))
             else:
                 value = _db(point.measured)
-                share = 75 * (high - value) / (high - low) if high > low else 0.0
+                share = 75 * max(high - value, 0.0) / (high - low) if high > low else 0.0
                 cells.append((-value, decibels(point.measured), round(share, 1)))
             error = None if point is None else point.predicted
             predicted.append((-EXACT, "") if error is None else (-_db(error), decibels(error)))

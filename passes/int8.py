@@ -13,14 +13,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit, qdq
+from onnxsqueeze import edit, factorize, qdq
 from onnxsqueeze.affine import Affine, activation, fixed, usable
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Moments, Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Level, Mean, Need, Pass, Range, Site, Skip
 from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
+from onnxsqueeze.factors import Fitting, relative_error
 from onnxsqueeze.impact import impacts
+from onnxsqueeze.linear import Linear, covariance, describe, matrix
 from onnxsqueeze.quantizable import Layers, weight_slots
 from onnxsqueeze.regions import Choice, cut
 from onnxsqueeze.smooth import Smoothing, smoothing
@@ -210,6 +212,11 @@ class Int8(Pass):
             node.inputs[slot] = edit.constant(graph, f"{key}_weight", qdq.values_of(node.inputs[slot]))
         self.apply(replace(site, key=key, work=replace(site.work, output=None, tail="", add="")), graph)
 
+    def level_needs(self, view: View) -> Iterable[Need]:
+        """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""
+        yield from self.needs(view)
+        yield from factorize.needs(view, self.only, self.exclude)
+
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer with its weights in int8 alone, and in int8 arithmetic where that pays."""
         nodes = {key_of(node): node for node in view.nodes}
@@ -217,17 +224,10 @@ class Int8(Pass):
             node, stored = nodes[site.key], _as_stored(site)
             if site.action == "integer" or isinstance(stored, Skip) or view.in_body(node):
                 continue
-            rounding = None
-            if node.op in ("Conv", "Gemm", "MatMul"):
-                rounding = _rounding(qdq.values_of(node.inputs[1]), 0 if node.op == "Conv" else -1)
-            yield Level(site.key, "weights", 0.25, rounding, {site.key: partial(self._alone, site=stored)})
-            if site.action == "stored":
-                continue
-            error = None
-            measured = stats.range(node.inputs[0].name)
-            if site.action == "static" and measured is not None and rounding is not None:
-                error = rounding + activation(measured)[1]
-            yield Level(site.key, "arithmetic", 0.25, error, {site.key: partial(self._alone, site=site)})
+            weights, arithmetic = _predicted(view, stats, node, site.action)
+            yield Level(site.key, "weights", 0.25, weights, {site.key: partial(self._alone, site=stored)})
+            if site.action != "stored":
+                yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(self._alone, site=site)})
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Quantize one node."""
@@ -299,11 +299,32 @@ _WORDS = {
 }
 
 
-def _rounding(values: FloatArray, axis: int) -> float:
-    """Return ‖W − Ŵ‖² / ‖W‖² of a weight in int8 with a scale per output channel."""
-    scales = qdq.scales_of(values, (axis % values.ndim,)).astype(np.float64)
-    rounded = np.clip(np.rint(values / scales), -127, 127) * scales
-    return float(np.sum((values - rounded) ** 2) / max(float(np.sum(values.astype(np.float64) ** 2)), 1e-30))
+def _predicted(view: View, stats: Statistics, node: gs.Node, action: str) -> tuple[float | None, float | None]:
+    """Return the relative errors of a layer with its weights in int8, and with its arithmetic, None if unknown.
+
+    ``tr[ΔW S ΔWᵀ] / tr[W S Wᵀ]``, and in arithmetic the error of the rounded input, which is alike in all channels:
+    ``σ²‖W‖² / tr[W S Wᵀ]``. Without S the inputs are taken for independent and alike.
+    """
+    if node.op not in ("Conv", "Gemm", "MatMul"):
+        return None, None
+    values = qdq.values_of(node.inputs[1])
+    axis = (0 if node.op == "Conv" else -1) % values.ndim
+    scales = qdq.scales_of(values, (axis,)).astype(np.float64)
+    change = values - np.clip(np.rint(values / scales), -127, 127) * scales
+    size = float(np.sum(values.astype(np.float64) ** 2))
+    weights, noise = float(np.sum(change**2)) / max(size, 1e-30), 1.0
+    layer = describe(view, node)
+    gram = stats.of(layer.gram) if isinstance(layer, Linear) else None
+    if isinstance(layer, Linear) and gram is not None:
+        fitting = Fitting(layer, matrix(view, node), *covariance(stats, layer))
+        signal = max(float(np.trace(fitting.output_covariance())), 1e-30)
+        side = change if node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB")) else change.T
+        weights = relative_error(fitting, fitting.weight - side.reshape(fitting.weight.shape))
+        noise = float(np.trace(gram.second)) / layer.columns * size / signal
+    measured = stats.range(node.inputs[0].name)
+    if action != "static" or measured is None:
+        return weights, None
+    return weights, weights + activation(measured)[1] * noise
 
 
 def _sites(plan: list[Site | Skip]) -> list[Site]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from onnxsqueeze import factorize, factors, refit
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
@@ -91,10 +93,16 @@ class LowRank(Pass):
         return plan if self.rank is not None or self.energy is not None else factorize.reconsider(self, plan, bench)
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
-        """Yield each layer in the form channel or vertical at 3/4, 1/2 and 1/4 of its multiply-accumulates."""
+        """Yield each layer in the form channel at 3/4, 1/2 and 1/4 of its multiply-accumulates.
 
-        def find(fitting: Fitting) -> Iterator[Candidate]:  # the other forms take long and rank the layers alike
-            return factors.candidates(fitting, ("channel", "vertical"))
+        One eigendecomposition has its exact error at every rank, ``Σ_{i>r} λ_i``; another form may have less.
+        """
+
+        def find(fitting: Fitting) -> Iterator[Candidate]:
+            values = factors.channel(fitting)[1]
+            left = np.append(np.cumsum(values[::-1])[::-1], 0.0)
+            for rank in range(1, len(left) if left[0] > 0 else 0):
+                yield Candidate("channel", (rank,), float(left[rank] / left[0]))
 
         return factorize.levels(view, stats, self.only, self.exclude, find, factors.outline, factors.compose)
 

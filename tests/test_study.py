@@ -17,6 +17,7 @@ from onnxsqueeze import Sensitivity, cli, codec, edit, sensitivity
 from onnxsqueeze.calibration import Statistics, collect
 from onnxsqueeze.contract import Level
 from onnxsqueeze.errors import FeedError, UsageError
+from onnxsqueeze.figures import heat
 from onnxsqueeze.html import sensitivity_page
 from onnxsqueeze.impact import measure, worst_error
 from onnxsqueeze.passes.int8 import Int8
@@ -98,8 +99,8 @@ def test_a_level_measured_by_a_switch_is_what_a_graph_with_that_layer_rewritten_
         assert error == pytest.approx(alone, rel=0.05)
 
 
-@pytest.mark.parametrize("pass_", [LowRank(), Sparsify()], ids=lambda p: p.name)
-def test_the_closed_form_predicts_the_error_of_a_last_layer(pass_: LowRank | Sparsify) -> None:
+@pytest.mark.parametrize("pass_", [LowRank(), Int8(), Sparsify()], ids=lambda p: p.name)
+def test_the_closed_form_predicts_the_error_of_a_last_layer(pass_: LowRank | Int8 | Sparsify) -> None:
     only = conv_model(np.random.default_rng(0).normal(size=(24, 12, 3, 3)), (9, 9), pads=[1, 1, 1, 1])
     found = sensitivity(only, pass_, correlated(48, (12, 9, 9)))
 
@@ -132,6 +133,58 @@ def test_a_study_of_more_levels_than_a_session_holds_keeps_their_order(monkeypat
 
     for a, b in zip(whole.layers, parts.layers, strict=True):
         assert [p.measured for p in a.points] == pytest.approx([p.measured for p in b.points], rel=1e-3)
+
+
+def test_of_a_large_model_the_middle_level_is_measured_everywhere_and_the_others_where_it_matters(
+    studies: Mapping[str, Sensitivity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = studies["sparsify"]
+    feed_macs = 6 * 8 * 8 * 9 * 24 + 2 * 24 * 8 * 8 * 9 * 24
+    monkeypatch.setattr("onnxsqueeze.study.MOST_WORK", 5 * feed_macs)
+    monkeypatch.setattr("onnxsqueeze.study.MEASURED", 1)
+    some = sensitivity(net(), "sparsify", feeds())
+    full = [layer.name for layer in some.layers if all(point.measured is not None for point in layer.points)]
+
+    assert full == [max(every.layers, key=lambda layer: layer.points[1].measured or 0.0).name]
+    assert some.ranked[0].name == full[0]
+    for layer in some.layers:
+        assert layer.points[1].measured is not None
+        assert all(point.predicted is not None for point in layer.points)
+    assert sensitivity_page(some, "x").count("<polyline") >= 1
+
+
+def test_the_error_of_arithmetic_in_int8_is_predicted_from_rounded_weights_and_rounded_inputs() -> None:
+    rng = np.random.default_rng(0)
+    constants = [constant(name, rng.normal(size=(32, 32, 3, 3)) / 17) for name in ("w1", "w2")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1], name="first"),
+        helper.make_node("Conv", ["a", "w2"], ["y"], name="last"),
+    ]
+    chain = model(nodes, constants, {"x": ["n", 32, 16, 16]}, {"y": ["n", 32, 14, 14]})  # type: ignore[list-item]
+    found = sensitivity(chain, "int8", correlated(24, (32, 16, 16)))
+
+    weights, arithmetic = found.layers[-1].points
+    assert arithmetic.predicted == pytest.approx(arithmetic.measured, rel=0.2)
+    assert weights.predicted == pytest.approx(weights.measured, rel=0.8)  # blocks round less than whole channels
+    assert arithmetic.predicted > 2 * weights.predicted  # type: ignore[operator]
+
+
+def test_lowrank_is_studied_at_every_level_of_every_layer_that_is_large_enough(
+    studies: Mapping[str, Sensitivity],
+) -> None:
+    for layer in studies["lowrank"].layers:
+        assert [point.label for point in layer.points] == ["75%", "50%", "25%"]
+        assert all(point.share <= float(point.label[:-1]) / 100 for point in layer.points)
+
+
+def test_a_layer_without_effect_does_not_take_the_colour_from_the_others() -> None:
+    layers = tuple(
+        LayerStudy(name, name, "Conv", 1, (Point("x", 1.0, error, error),))
+        for name, error in (("bad", 1e-2), ("fair", 1e-4), ("none", 1e-12))
+    )
+    reds = {layer.key: cells[0][2] for layer, cells, _ in heat(Sensitivity("m", "s", "f", ("x",), layers, 0.0))}
+
+    assert reds == {"bad": 75.0, "fair": pytest.approx(37.5), "none": 0.0}
 
 
 def test_a_plug_in_brings_its_own_levels() -> None:
