@@ -311,9 +311,10 @@ def _wire(found: Match) -> None:
             j = found.pairs[i]
             if alike[i] != theirs[j]:
                 continue
+            within = any(subgraphs(a.nodes[i]))  # bodies that differ are told in their place: around them all is alike
             for one, two in zip(a.nodes[i].outputs, b.nodes[j].outputs, strict=False):
                 if one.name and two.name:
-                    wires.link(one, two, alias=alias)
+                    wires.link(one, two, alias=alias or within)
             if alike is a.ops:
                 continue  # a changed operator may well read something else
             for one, two in zip(operands(a.nodes[i]), operands(b.nodes[j]), strict=False):

@@ -136,6 +136,17 @@ def test_changes_in_bodies_say_where_they_are() -> None:
     assert found.changes[0].scope == "y/then_branch"
 
 
+def test_changes_in_bodies_are_told_when_the_node_around_them_makes_another_tensor() -> None:
+    after = branching("Tanh")
+    before = branching("Relu")
+    before.graph.node[-1].output[0] = "made"
+    before.graph.node.append(helper.make_node("Identity", ["made"], ["y"]))
+
+    found = diff(before, after)
+
+    assert sorted(told(found)) == [("removed", ["Identity"], []), ("replaced", ["Relu"], ["Tanh"])]
+
+
 def test_changes_in_functions_say_where_they_are() -> None:
     found = diff(calling("Relu"), calling("Tanh"))
 
