@@ -17,6 +17,8 @@ __all__ = ["bars", "curves", "figures", "heat", "profile", "scatter", "span"]
 
 BARS = 20
 """Bars of one ranking."""
+FIGURES = 24
+"""Histograms and curves of one report."""
 CURVES = 24
 """Curves of the most sensitive layers."""
 EXACT = 120.0
@@ -36,16 +38,28 @@ def bars(rows: Iterable[tuple[str, float, str]], label: Any) -> list[dict[str, o
 
 
 def figures(key: str, detail: Mapping[str, object]) -> list[dict[str, object]]:
-    """Return the histogram (``low``, ``high``, ``counts``, maybe with ``range``) and curve (``x``, ``y``) of a site."""
+    """Return the histogram (``low``, ``high``, ``counts``, maybe with ``range``) and the curve of a site.
+
+    A curve has ``x`` and ``y``, and maybe the ``chosen`` x and a ``label`` that says what x counts.
+    """
     found: list[dict[str, object]] = []
     histogram, curve = detail.get("histogram"), detail.get("curve")
     if isinstance(histogram, Mapping) and len(histogram.get("counts", ())):
         found.append({"name": key, "kind": "histogram", **_histogram(histogram, detail.get("range"))})
     if isinstance(curve, Mapping) and len(curve.get("x", ())):
         xs, ys = ([float(value) for value in curve[axis]] for axis in ("x", "y"))
-        ends = {"low": f"{min(xs):.3g}", "high": f"{max(xs):.3g}"}
-        found.append({"name": key, "kind": "curve", "chosen": "", "line": _line(xs, ys), **ends})
+        low, high = min(xs), max(xs)
+        chosen = [float(curve["chosen"])] if "chosen" in curve and high > low else []
+        found.append({
+            "name": key, "kind": "curve", "line": _line(xs, ys), "low": f"{low:.3g}", "high": f"{high:.3g}",
+            "marks": _marks(chosen, low, high),
+            "chosen": " ".join([*(f"{x:.3g}" for x in chosen), str(curve.get("label", ""))]).strip(),
+        })  # fmt: skip
     return found
+
+
+def _marks(values: Iterable[float], low: float, high: float) -> list[float]:
+    return [100 * (min(max(value, low), high) - low) / (high - low) for value in values]
 
 
 def _histogram(histogram: Mapping[str, Any], chosen: object) -> dict[str, object]:
@@ -56,7 +70,7 @@ def _histogram(histogram: Mapping[str, Any], chosen: object) -> dict[str, object
     limits = [float(limit) for limit in chosen] if isinstance(chosen, (list, tuple)) and high > low else []
     return {
         "bars": [(i * width, width, 60 * math.sqrt(count / top)) for i, count in enumerate(counts)],
-        "marks": [100 * (min(max(limit, low), high) - low) / (high - low) for limit in limits],
+        "marks": _marks(limits, low, high),
         "low": f"{low:.3g}",
         "high": f"{high:.3g}",
         "chosen": " … ".join(f"{limit:.3g}" for limit in limits),

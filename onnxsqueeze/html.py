@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxsqueeze.changes import Change
 from onnxsqueeze.difference import GraphDiff, diff
-from onnxsqueeze.figures import bars, curves, figures, heat, profile, scatter, span
+from onnxsqueeze.figures import FIGURES, bars, curves, figures, heat, profile, scatter, span
 from onnxsqueeze.graph import Graph
 from onnxsqueeze.picture import attributes_of, pictures
 from onnxsqueeze.render import amount, change, db, decibels, milliseconds
@@ -34,12 +34,20 @@ __all__ = ["diff_page", "inspection_page", "notebook_cell", "report_page"]
 
 def report_page(report: Report, original: Graph, result: Graph | None, command: str) -> str:
     """Return the page of a run of ``squeeze``; ``command`` repeats it. Without a result there is no picture."""
-    sites = {site.key: (step.spec, site) for step in report.steps for site in step.done}
-    errors = [(site.key, site.error, site.action) for _, site in sites.values() if site.error]
+    sites = [(step.spec, site) for step in report.steps if step.kept for site in step.done]
+    errors = [(site.key, site.error, site.action) for _, site in sites if site.error]
+    facts: dict[str, list[dict[str, object]]] = {}
+    for spec, site in sites:
+        facts.setdefault(site.key.partition("[")[0], []).append(_site(spec, site))
+    drawn = [
+        {**each, "note": site.action}
+        for _, site in sorted(sites, key=lambda entry: -(entry[1].error or 0.0))
+        for each in figures(site.key, site.detail)
+    ]
     found = None if result is None else diff(original, result)
     graphs = ""
     if result is not None and found is not None and found.changes:
-        graphs = _graphs(original, result, found, {key: _site(*site) for key, site in sites.items()})
+        graphs = _graphs(original, result, found, facts)
     return _page(
         "report.html.j2",
         title=Path(report.model).name,
@@ -50,7 +58,8 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
         steps=report.steps,
         by_error=bars(errors, _in_db),
         by_gain=bars(_gains(() if found is None else found.changes), lambda value: amount(value, "B")),
-        figures=[each for key, (_, site) in sites.items() for each in figures(key, site.detail)],
+        figures=drawn[:FIGURES],
+        figures_in_all=len(drawn),
         graphs=graphs,
         command=command,
     )
@@ -144,7 +153,9 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(amount=amount, db=db, ms=milliseconds, percent=lambda value: f"{100 * value:.1f} %")
+    environment.filters.update(
+        amount=amount, db=db, decibels=decibels, ms=milliseconds, percent=lambda value: f"{100 * value:.1f} %"
+    )
     environment.globals["file"] = lambda name: (folder / name).read_text(encoding="utf-8")
     return environment
 
@@ -188,12 +199,16 @@ def _gains(changes: Iterable[Change]) -> list[tuple[str, float, str]]:
     return found
 
 
+def _of(ratio: float) -> str:
+    return db(ratio) if ratio == math.inf else f"{db(ratio)} dB"
+
+
 def _in_db(error: float) -> str:
     return f"{decibels(error)} dB"
 
 
 def _site(spec: str, site: Any) -> dict[str, object]:
-    found: dict[str, object] = {"pass": spec.split("{")[0], "done": site.action}
+    found: dict[str, object] = {spec.split("{")[0]: site.action}
     if site.error is not None:
         found["predicted error"] = _in_db(site.error)
     for name, value in site.detail.items():
@@ -202,7 +217,7 @@ def _site(spec: str, site: Any) -> dict[str, object]:
     return found
 
 
-def _graphs(a: Graph, b: Graph, found: GraphDiff, sites: Mapping[str, dict[str, object]]) -> str:
+def _graphs(a: Graph, b: Graph, found: GraphDiff, sites: Mapping[str, list[dict[str, object]]]) -> str:
     """Return both pictures with the numbers of their nodes as JSON that can stand in a script element."""
     quality = {} if found.numbers is None else {fall.tensor: fall for fall in found.numbers.along}
     sides = []
@@ -218,9 +233,9 @@ def _graphs(a: Graph, b: Graph, found: GraphDiff, sites: Mapping[str, dict[str, 
             if weights:
                 fact["weights"] = [f"{t.name} {np.dtype(t.dtype)}{list(map(int, t.shape))}" for t in weights]
             if key in sites:
-                fact["site"] = sites[key]
+                fact["sites"] = sites[key]
             if key in quality:
-                fact["SQNR"] = f"{db(quality[key].sqnr_db)} dB, reads {db(quality[key].inputs_db)} dB"
+                fact["SQNR"] = f"{_of(quality[key].sqnr_db)}, reads {_of(quality[key].inputs_db)}"
             if number >= 0:
                 fact["change"] = number
             facts.append(fact)

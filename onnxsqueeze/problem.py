@@ -19,6 +19,8 @@ from onnxsqueeze.speed import Shape
 __all__ = ["Built", "By", "Compose", "Joint", "Outline", "Problem", "Unit", "Work", "dense"]
 
 By = Literal["macs", "params", "latency"]
+POINTS = 32
+"""Points of the curve that a site carries, at most."""
 FASTER = 0.9
 """A layer is rewritten only if its predicted time falls to at most this share."""
 Outline = Callable[[Linear, str, Sequence[int]], Sequence[Shape]]
@@ -141,7 +143,7 @@ class Problem:
                     yield Skip(fitting.layer.key, "no factors with so little error are faster")
                     continue
                 best = min(close, key=lambda pair: pair[0] if energy else pair[1].error)
-                yield self.site(fitting, best[1])
+                yield self.site(fitting, best[1], found)
 
     def entries(self, chosen: Sequence[Option]) -> Iterator[Site | Skip]:
         """Yield a site per rewritten layer or group of layers, and why the others stay."""
@@ -150,26 +152,38 @@ class Problem:
                 yield self._joint_site(unit, option.choice, option.error)
                 continue
             assert isinstance(option.choice, tuple)
-            for fitting, candidate in zip(unit.fittings, option.choice, strict=True):
-                yield self.site(fitting, candidate)
+            for fitting, found, candidate in zip(unit.fittings, unit.found, option.choice, strict=True):
+                yield self.site(fitting, candidate, found)
 
-    def site(self, fitting: Fitting, candidate: Candidate | None) -> Site | Skip:
-        """Return the site of one layer, or why it stays as it is."""
+    def site(self, fitting: Fitting, candidate: Candidate | None, found: Iterable[Candidate]) -> Site | Skip:
+        """Return the site of one layer out of all that was ``found`` for it, or why it stays as it is."""
         layer = fitting.layer
         if candidate is None:
             return Skip(layer.key, "the budget is better spent elsewhere, or no factors of it are faster")
-        shapes = self.outline(layer, candidate.form, candidate.ranks)
         ranks = "x".join(map(str, candidate.ranks))
-        share = speed.macs(shapes) / speed.macs(dense(layer))
+        share = self._share(layer, candidate)
         detail: dict[str, object] = {
             "form": candidate.form, "rows": layer.outputs, "columns": layer.columns, "rank": candidate.ranks[-1],
             "macs": round(share, 3),
         }  # fmt: skip
         if layer.key in self.gains:
             detail["gain"] = float(f"{self.gains[layer.key]:.3g}")
+        points = [p for p in budget.frontier(Option(self._share(layer, c), c.error) for c in found) if p.cost < 1][::-1]
+        if len(points) > 2:
+            picked = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, POINTS).round().astype(int))]
+            detail["curve"] = {
+                "x": [round(point.cost, 3) for point in picked],
+                "y": [float(f"{point.error:.3g}") for point in picked],
+                "chosen": round(share, 3),
+                "label": "of the MACs",
+            }
         kernel = "".join(f"x{k}" for k in layer.kernel)
         words = f"{layer.outputs}x{layer.channels}{kernel} to {candidate.form} rank {ranks}"
         return Site(layer.key, words, detail, candidate.error, work=Work(self, (fitting,), candidate))
+
+    def _share(self, layer: Linear, candidate: Candidate) -> float:
+        """Return what is left of the layer's multiply-accumulates."""
+        return speed.macs(self.outline(layer, candidate.form, candidate.ranks)) / speed.macs(dense(layer))
 
     def _joint_site(self, unit: Unit, joint: Joint, error: float) -> Site:
         names = [f.layer.key for f in unit.fittings]

@@ -27,6 +27,8 @@ from onnxsqueeze.view import View, key_of
 
 __all__ = ["Prune"]
 
+POINTS = 32
+"""Points of the curve that a site carries, at most."""
 LEVELS = (0.75, 0.5, 0.25)
 """The shares of its units that a group keeps in a study of sensitivity."""
 
@@ -239,9 +241,17 @@ class Prune(Pass):
                 "read by": [reader.key for reader, _ in candidate.readers],
                 "fitted": self.repair and all(reader.spread is not None for reader, _ in candidate.readers),
             }
+            loss = candidate.curve.loss
+            picked = np.unique(np.linspace(0, len(loss) - 1, POINTS).round().astype(int)).tolist()
+            detail["curve"] = {
+                "x": picked,
+                "y": [float(f"{loss[i]:.3g}") for i in picked],
+                "chosen": count,
+                "label": f"{kind} removed",
+            }
             words = f"{group.size} to {group.size - count} {kind}"
             work = Work(problem, index, candidate.gone(count))
-            yield Site(group.name, words, detail, float(candidate.curve.loss[count]), work=work)
+            yield Site(group.name, words, detail, float(loss[count]), work=work)
 
     def _proven(self, plan: list[Site | Skip], problem: Problem, bench: Bench) -> list[Site | Skip]:
         """Return the plan without the groups whose removal is not the same as masking them: a defect of ours."""

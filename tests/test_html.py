@@ -139,6 +139,42 @@ def test_histograms_and_curves_are_drawn_where_sites_carry_them() -> None:
     assert "chosen -0.5 … 2.5" in found.text
 
 
+@pytest.mark.parametrize("pipeline", ["prune{ratio=0.6}", "lowrank{ratio=0.4}"])
+def test_the_error_over_what_a_pass_may_take_is_drawn_with_its_choice(pipeline: str) -> None:
+    result = squeeze(MODEL, pipeline, validate="none")
+    sites = result.report.steps[-1].done
+
+    found = Elements(report_page(result.report, codec.load(MODEL), result.graph, ""))
+
+    assert found.classes.count("curve") == found.classes.count("mark") == len(sites) > 1
+    for site in sites:
+        curve: Any = site.detail["curve"]
+        assert len(curve["x"]) == len(curve["y"]) <= 32
+        assert curve["x"] == sorted(curve["x"])
+        assert curve["x"][0] <= curve["chosen"] <= curve["x"][-1]
+        assert site.error == pytest.approx(np.interp(curve["chosen"], curve["x"], curve["y"]), rel=0.2)
+        assert site.action in found.text
+
+
+def test_two_passes_at_one_layer_both_stand_in_the_report() -> None:
+    result = squeeze(MODEL, "prune{ratio=0.6},int8", few(), validate="none")
+    pruned = {site.key: site for step in result.report.steps if "prune" in step.spec for site in step.done}
+
+    text = report_page(result.report, codec.load(MODEL), result.graph, "")
+
+    sides = json.loads(re.search(r'id="graphs">(.*?)</script>', text, re.S).group(1))["sides"]  # type: ignore[union-attr]
+    told = {
+        node[0]: [name for site in fact["sites"] for name in site]
+        for node, fact in zip(sides[1]["nodes"], sides[1]["facts"], strict=True)
+        if "sites" in fact
+    }
+    shown = Elements(text).text
+    assert pruned
+    for key, site in pruned.items():
+        assert {"prune", "int8"} <= set(told[key])
+        assert f"{site.detail['kept']} of {site.detail['units']}" in shown
+
+
 def test_the_command_line_writes_pages_with_the_command_that_repeats_them(tmp_path: Path) -> None:
     small, page = tmp_path / "small.onnx", tmp_path / "page.html"
     model = str(MODELS / "mlp.onnx")

@@ -93,7 +93,7 @@
         for (const n of box.nodes) {
           const facts = view.side.facts[n];
           if (facts.SQNR) row("SQNR", `${view.side.nodes[n][0]}: ${facts.SQNR}`);
-          for (const [name, value] of Object.entries(facts.site || {})) row(name, String(value));
+          for (const site of facts.sites || []) for (const [name, value] of Object.entries(site)) row(name, String(value));
         }
       }
       if (box.opens) {
@@ -111,7 +111,7 @@
     list = html("dl", "");
     if (facts.name && facts.name !== key) row("name", facts.name);
     if (facts.SQNR) row("SQNR", facts.SQNR);
-    for (const [name, value] of Object.entries(facts.site || {})) row(name, String(value));
+    for (const site of facts.sites || []) for (const [name, value] of Object.entries(site)) row(name, String(value));
     if (facts.change !== undefined) tell(facts.change);
     for (const text of facts.weights || []) row("reads", text);
     for (const [name, value] of Object.entries(facts.attributes || {})) row(name, value);
