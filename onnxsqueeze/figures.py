@@ -25,6 +25,8 @@ EXACT = 120.0
 """Where what is exact is drawn, in dB."""
 WHITE = 60.0
 """The SQNR in dB from which on a cell of the heat map is not red at all."""
+EDGE = 80.0
+"""The SQNR in dB from which on points and curves stand at the edge, so that what matters gets the room."""
 
 
 def bars(rows: Iterable[tuple[str, float, str]], label: Any) -> list[dict[str, object]]:
@@ -102,10 +104,10 @@ def profile(along: Iterable[Any], origin: Any) -> dict[str, object] | None:
 
 
 def span(found: Sensitivity) -> tuple[float, float]:
-    """Return the lowest and the highest SQNR in dB that a study knows."""
-    points = [p for layer in found.layers for p in layer.points]
-    values = [_db(error) for p in points for error in (p.predicted, p.measured) if error is not None]
-    return (min(values), max(values)) if values else (0.0, EXACT)
+    """Return the lowest and the highest SQNR in dB of the layers with curves."""
+    points = [p for layer in found.ranked[:CURVES] for p in layer.points]
+    values = [min(_db(error), EDGE) for p in points for error in (p.predicted, p.measured) if error is not None]
+    return (min(values), max(values)) if values else (0.0, EDGE)
 
 
 def heat(found: Sensitivity) -> list[tuple[LayerStudy, list[tuple[float, str, float]], list[tuple[float, str]]]]:
@@ -131,9 +133,14 @@ def heat(found: Sensitivity) -> list[tuple[LayerStudy, list[tuple[float, str, fl
 
 
 def scatter(found: Sensitivity) -> dict[str, object] | None:
-    """Return a point per layer and level (x, y, number of the level, text) and the ends of the axes in dB."""
+    """Return a point per layer and level (x, y, number of the level, text) and the ends of both axes in dB."""
     known = [
-        (_db(point.predicted), _db(point.measured), min(number, 4), f"{layer.name or layer.key}, {label}")
+        (
+            min(_db(point.predicted), EDGE),
+            min(_db(point.measured), EDGE),
+            min(number, 4),
+            f"{layer.name or layer.key}, {label}",
+        )
         for layer in found.layers
         for number, label in enumerate(found.levels)
         if (point := layer.at(label)) is not None and point.predicted is not None and point.measured is not None
@@ -150,7 +157,8 @@ def scatter(found: Sensitivity) -> dict[str, object] | None:
         )
         for x, y, tone, name in known
     ]
-    return {"points": points, "low": f"{max(xs):.0f}", "high": f"{min(xs):.0f}"}
+    ends = {"low": max(xs), "high": min(xs), "bottom": max(ys), "top": min(ys)}
+    return {"points": points, **{name: f"{value:.0f}" for name, value in ends.items()}}
 
 
 def curves(found: Sensitivity) -> list[dict[str, str]]:
@@ -176,7 +184,7 @@ def _levels(errors: Sequence[float | None], low: float, high: float) -> str:
         return ""
     step, height = 100 / (len(errors) - 1), (high - low) or 1.0
     return " ".join(
-        f"{i * step:.2f},{58 - 56 * (_db(error) - low) / height:.2f}"
+        f"{i * step:.2f},{58 - 56 * (min(_db(error), EDGE) - low) / height:.2f}"
         for i, error in enumerate(errors)
         if error is not None
     )

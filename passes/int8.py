@@ -224,7 +224,7 @@ class Int8(Pass):
             node, stored = nodes[site.key], _as_stored(site)
             if site.action == "integer" or isinstance(stored, Skip) or view.in_body(node):
                 continue
-            weights, arithmetic = _predicted(view, stats, node, site.action)
+            weights, arithmetic = _predicted(view, stats, node, site.work)
             yield Level(site.key, "weights", 0.25, weights, {site.key: partial(self._alone, site=stored)})
             if site.action != "stored":
                 yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(self._alone, site=site)})
@@ -299,12 +299,14 @@ _WORDS = {
 }
 
 
-def _predicted(view: View, stats: Statistics, node: gs.Node, action: str) -> tuple[float | None, float | None]:
+def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tuple[float | None, float | None]:
     """Return the relative errors of a layer with its weights in int8, and with its arithmetic, None if unknown.
 
     ``tr[ΔW S ΔWᵀ] / tr[W S Wᵀ]``, and in arithmetic the error of the rounded input, which is alike in all channels:
-    ``σ²‖W‖² / tr[W S Wᵀ]``. Without S the inputs are taken for independent and alike.
+    ``σ²‖W‖² / tr[W S Wᵀ]``. Without S the inputs are taken for independent and alike. Where the input is quantized at
+    run time, it is the error of its smoothing.
     """
+    assert isinstance(work, _Work)
     if node.op not in ("Conv", "Gemm", "MatMul"):
         return None, None
     values = qdq.values_of(node.inputs[1])
@@ -322,7 +324,9 @@ def _predicted(view: View, stats: Statistics, node: gs.Node, action: str) -> tup
         weights = relative_error(fitting, fitting.weight - side.reshape(fitting.weight.shape))
         noise = float(np.trace(gram.second)) / layer.columns * size / signal
     measured = stats.range(node.inputs[0].name)
-    if action != "static" or measured is None:
+    if work.form == "dynamic" and work.smoothing is not None and np.isfinite(work.smoothing.error):
+        return weights, work.smoothing.error
+    if work.form != "static" or measured is None:
         return weights, None
     return weights, weights + activation(measured)[1] * noise
 
