@@ -239,6 +239,7 @@ class Prune(Pass):
                 "kept": group.size - count,
                 "made by": [key for s in group.slots if s.role == "producer" for key in s.nodes],
                 "read by": [reader.key for reader, _ in candidate.readers],
+                "through": sorted({key for s in group.slots if s.role == "carrier" for key in s.nodes}),
                 "fitted": self.repair and all(reader.spread is not None for reader, _ in candidate.readers),
             }
             loss = candidate.curve.loss

@@ -214,12 +214,11 @@ def test_the_diff_of_prune_lists_what_prune_reports(name: str) -> None:
     found = diff(cleaned, result.graph)
 
     (step,) = (step for step in result.report.steps if step.spec.startswith("prune"))
-    layers = {key for site in step.done for side in ("made by", "read by") for key in site.detail[side]}  # type: ignore[attr-defined]
-    depthwise = {key_of(node) for node in View(codec.load(cleaned)).of("Conv") if int(node.attrs.get("group", 1)) > 1}
+    sides = ("made by", "read by", "through")
+    layers = {key for site in step.done for side in sides for key in site.detail[side]}  # type: ignore[attr-defined]
     changed = {node.key for change in found.changes if change.weights for node in change.before}
     assert step.done
-    assert layers <= changed
-    assert changed - layers <= depthwise
+    assert changed == layers
     for change in found.changes:
         assert [node.op for node in change.before] == [node.op for node in change.after]
     assert not found.renamed
