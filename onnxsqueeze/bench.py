@@ -21,6 +21,8 @@ __all__ = ["Bench"]
 
 Array = NDArray[np.generic]
 TRIAL_FEEDS = 4
+TRIAL_WORK = 2e11
+"""Multiply-accumulates that measuring variants of layers one by one may take."""
 
 
 class Bench:
@@ -55,6 +57,11 @@ class Bench:
         """The feeds that trials run on."""
         count = min(TRIAL_FEEDS, len(self.calib))
         return [self.calib[i * len(self.calib) // count] for i in range(count)]
+
+    def affordable(self, macs: int, variants: int) -> list[dict[str, Array]]:
+        """Return the feeds, at least one, on which to measure so many variants of a graph of ``macs`` a feed."""
+        per_feed = max(macs, 1) * (1.3 * variants + 1)
+        return self.feeds[: max(int(TRIAL_WORK // per_feed), 1)]
 
     @cached_property
     def expected(self) -> Answers:

@@ -29,9 +29,6 @@ PROBE = 0.02
 """The relative error of a layer's output that measures its gain."""
 LEVELS = (0.75, 0.5, 0.25)
 """Shares of a layer's multiply-accumulates at which ``levels`` treats it."""
-TRIALS = 8
-TRIAL_WORK = 2e11
-"""Multiply-accumulates that measuring the gains may take."""
 
 Find = Callable[[Fitting], Iterable[Candidate] | str]
 """The candidates of a layer, or why it has none."""
@@ -168,9 +165,8 @@ def measure(problem: Problem, bench: Bench) -> None:
         axes[fitting.layer.key] = 1 if fitting.layer.op == "Conv" else -1
     if not probes:
         return
-    per_feed = max(sum(counted.values()), 1) * (1.3 * len(probes) + 1)
-    trials = int(np.clip(TRIAL_WORK // per_feed, 1, min(TRIALS, len(bench.feeds))))
-    problem.gains = impact.gains(bench.original, probes, bench.feeds[:trials], axes, bench.progress)
+    feeds = bench.affordable(sum(counted.values()), len(probes))
+    problem.gains = impact.gains(bench.original, probes, feeds, axes, bench.progress)
 
 
 def bias(view: View, node: gs.Node) -> Matrix | float:

@@ -26,9 +26,6 @@ __all__ = ["measure", "proven", "put", "take_out", "without"]
 
 PROBE = 0.25
 """The share of units without which a layer's gain is measured."""
-TRIALS = 4
-TRIAL_WORK = 2e11
-"""Multiply-accumulates that measuring the gains may take."""
 FEW = 16
 """Rows per column of a layer, under which its fit is held against rows that it has not seen."""
 WRONG = 1e-4
@@ -111,9 +108,8 @@ def measure(problem: Problem, bench: Bench) -> None:
             rewrites[reader.key] = [rewrite]
     if not rewrites:
         return
-    per_feed = max(sum(counted.values()), 1) * (1.3 * len(rewrites) + 1)
-    trials = int(np.clip(TRIAL_WORK // per_feed, 1, min(TRIALS, len(bench.feeds))))
-    found = impacts(bench.original, bench.feeds[:trials], rewrites, bench.progress)
+    feeds = bench.affordable(sum(counted.values()), len(rewrites))
+    found = impacts(bench.original, feeds, rewrites, bench.progress)
     for constant, error in local.items():
         reader = problem.readers[constant]
         if found.get(reader.key) and np.isfinite(found[reader.key][0]):

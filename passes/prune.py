@@ -205,10 +205,7 @@ class Prune(Pass):
         """Yield the groups that may be pruned, and why the others may not."""
         names = {key_of(node): str(node.name) for node in view.nodes}
         for group in coupling.groups:
-            called = [
-                n for s in group.slots if s.role == "producer" for key in s.nodes for n in (key, names.get(key, ""))
-            ]
-            called.append(group.name)
+            called = [group.name, *group.producers, *(names.get(key, "") for key in group.producers)]
             if self.only and not any(fnmatchcase(name, pattern) for name in called for pattern in self.only):
                 continue
             what = f"{group.size} {group.kind if group.kind != 'residual' else 'channels'}"
@@ -237,7 +234,7 @@ class Prune(Pass):
                 "kind": group.kind,
                 "units": group.size,
                 "kept": group.size - count,
-                "made by": [key for s in group.slots if s.role == "producer" for key in s.nodes],
+                "made by": list(group.producers),
                 "read by": [reader.key for reader, _ in candidate.readers],
                 "through": sorted({key for s in group.slots if s.role == "carrier" for key in s.nodes}),
                 "fitted": self.repair and all(reader.spread is not None for reader, _ in candidate.readers),
