@@ -174,6 +174,50 @@ def main() -> None:
         row(f"{op} 3x3", 9, int(np.prod(SHAPE)), [one - without, other - other_without])
     plain, both = nanoseconds(SHAPE, [(negated, False), (negated, True)])
     print(f"{'Q and DQ together':24} {1:6} {'':10} {(both - plain) / np.prod(SHAPE):10.3f}")
+    forms()
+
+
+def forms() -> None:
+    """Print what ``kernel_forms`` gains: a float operator as exporters write it, and as ``canonical`` does."""
+    print(f"\n{'ns per output, float':24} {'':6} {'written':>10} {'rewritten':>10} {'ratio':>7}")
+    scores, inner = (1, 12, 64, 64), (1, 16, 4, 2100)
+    masked = lambda op: lambda chain, x: softmax(chain, x, -1e9, op)  # noqa: E731
+    row("masked Softmax", 64, int(np.prod(scores)), nanoseconds(scores, [(masked(""), False), (masked("Clip"), False)]))
+    row("Softmax over axis 1", 16, int(np.prod(inner)), nanoseconds(inner, [(whole, False), (spelled, False)]))
+    tokens = (8, 60, 384)
+    steps = [(residual("Add"), False), (residual("Sum"), False)]
+    row("Add, LayerNormalization", 1, int(np.prod(tokens)), nanoseconds(tokens, steps))
+
+
+def softmax(chain: Chain, x: str, mask: float, bound: str) -> str:
+    """Append a Softmax of scores whose last quarter is masked."""
+    values = np.zeros(chain.shape[-1], np.float32)
+    values[-len(values) // 4 :] = mask
+    scores = chain.node("Add", x, chain.value(values))
+    if bound:
+        scores = chain.node(bound, scores, chain.value(np.float32(-64)))
+    return chain.node("Softmax", scores)
+
+
+def whole(chain: Chain, x: str) -> str:
+    """Append a Softmax over the channels."""
+    return chain.node("Softmax", x, axis=1)
+
+
+def spelled(chain: Chain, x: str) -> str:
+    """Append the same in five operators."""
+    powers = chain.node("Exp", chain.node("Sub", x, chain.node("ReduceMax", x, axes=[1])))
+    return chain.node("Div", powers, chain.node("ReduceSum", powers, chain.value(np.array([1], np.int64))))
+
+
+def residual(op: str) -> Step:
+    """Return a step of an addition and a normalization."""
+
+    def step(chain: Chain, x: str) -> str:
+        ones, zeros = (np.full(chain.shape[-1], v, np.float32) for v in (1, 0))
+        return chain.node("LayerNormalization", chain.node(op, x, "x"), chain.value(ones), chain.value(zeros))
+
+    return step
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def _addends(view: View, target: gs.Tensor) -> tuple[list[Linear], str, list[str
                 offset = str(tensor.name)
             else:
                 less.append("")
-        elif node is not None and inner and node.op == "Add" and is_standard(node):
+        elif node is not None and inner and node.op in ("Add", "Sum") and is_standard(node):
             stack.extend(node.inputs)
         else:
             layer = describe(view, node) if node is not None and inner else None
@@ -262,7 +262,7 @@ def _adds(view: View, place: Place) -> Iterator[gs.Node]:
     stack = [node.outputs[0] for node in view.nodes if any(t.name == place.target for t in node.outputs)]
     while stack:
         node = view.producer(stack.pop())
-        if node is not None and node.op == "Add":
+        if node is not None and node.op in ("Add", "Sum"):
             yield node
             stack.extend(node.inputs)
 

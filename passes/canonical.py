@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit
+from onnxsqueeze import edit, kernel_forms
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
@@ -29,6 +29,8 @@ class Canonical(Pass):
       becomes ``x·HardSigmoid(x)``.
     * ``W·(s∘x)`` becomes ``(W·diag(s))·x`` and, without padding, ``W·(x + t) + b`` becomes ``W·x + (b + W·t)``.
     * ``s·x + t`` becomes ``s·(x + t/s)`` where only the scale can be folded.
+    * Add in front of LayerNormalization becomes Sum, Softmax over an inner axis is spelled out, and masked scores are
+      bounded from below in front of Softmax: ``kernel_forms`` says why.
     """
 
     name: ClassVar[str] = "canonical"
@@ -41,7 +43,10 @@ class Canonical(Pass):
         for node in view.nodes:
             if not is_standard(node):
                 continue
-            if node.op == "Clip":
+            form = next((words for words, (fits, _) in _FORMS.items() if fits(view, node)), None)
+            if form is not None:
+                yield Site(key_of(node), form)
+            elif node.op == "Clip":
                 found = _hard_sigmoid(view, node)
                 if found is not None:
                     taken.update(found.nodes)
@@ -54,13 +59,21 @@ class Canonical(Pass):
     def apply(self, site: Site, graph: Graph) -> None:
         """Rewrite one place."""
         node, scope = edit.find(graph, site.key)
-        if isinstance(site.work, _HardSigmoid):
+        if site.action in _FORMS:
+            _FORMS[site.action][1](graph, scope, node)
+        elif isinstance(site.work, _HardSigmoid):
             _rewrite_hard_sigmoid(graph, scope, site.work)
         elif site.action.startswith("exchanged"):
             _exchange(graph, scope, node)
         else:
             _fold_forward(graph, scope, node, site.work)  # type: ignore[arg-type]
 
+
+_FORMS: dict[str, tuple[Callable[[View, gs.Node], bool], Callable[[Graph, Graph, gs.Node], None]]] = {
+    "Add in front of a normalization as Sum": (kernel_forms.is_normalized_sum, kernel_forms.write_as_sum),
+    "Softmax over an inner axis spelled out": (kernel_forms.is_inner_softmax, kernel_forms.spell_softmax),
+    "masked scores bounded": (kernel_forms.is_masked_softmax, kernel_forms.bound),
+}
 
 # ------------------------------------------------------------------------------------------------ HardSigmoid
 

@@ -273,3 +273,79 @@ def test_a_division_by_zero_is_left_to_the_runtime() -> None:
     proto = conv_behind([helper.make_node("Div", ["x", "k"], ["s"])], constants)
 
     assert ops(canonical(proto)) == ["Div", "Conv"]
+
+
+def attention(mask: float, rows: list[list[bool]]) -> onnx.ModelProto:
+    """Softmax(x + Where(rows, 0, mask)) of x (2, 4, 5)."""
+    constants = [
+        constant("zero", np.zeros(())),
+        constant("mask", np.array(mask)),
+        onnx.numpy_helper.from_array(np.array(rows)[:, None], "rows"),
+    ]
+    nodes = [
+        helper.make_node("Where", ["rows", "zero", "mask"], ["m"]),
+        helper.make_node("Add", ["x", "m"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["y"]),
+    ]
+    return model(nodes, constants, {"x": [2, 4, 5]}, {"y": [2, 4, 5]})
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e9, float(np.finfo(np.float32).min), -math.inf])
+def test_masked_scores_are_bounded_and_weigh_nothing(mask: float) -> None:
+    proto = attention(mask, [[True] * 5, [True, True, False, True, False]])
+    result = canonical(proto)
+    answer = Session(result.model).run({"x": 40 * feed(proto)["x"]})["y"]
+
+    assert ops(result) == ["Add", "Clip", "Softmax"]
+    assert sqnr(proto, result.model, {"x": 4 * feed(proto)["x"]}) > 120
+    assert np.asarray(answer)[1, :, [2, 4]].max() < 1e-6
+
+
+def test_scores_without_a_mask_are_not_bounded() -> None:
+    assert "Clip" not in ops(canonical(attention(-5.0, [[True] * 5, [False] * 5])))
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(13, 1), (17, -3), (18, 2), (21, 0)])
+def test_a_softmax_over_an_inner_axis_is_spelled_out(opset: int, axis: int) -> None:
+    node = helper.make_node("Softmax", ["x"], ["y"], axis=axis)
+    proto = model([node], [], {"x": [2, 3, 4, 5]}, {"y": [2, 3, 4, 5]})
+    proto.opset_import[0].version = opset
+    result = canonical(proto)
+
+    assert ops(result) == ["ReduceMax", "Sub", "Exp", "ReduceSum", "Div"]
+    assert sqnr(proto, result.model, {"x": 30 * feed(proto)["x"]}) > 120
+
+
+@pytest.mark.parametrize(("shape", "axis"), [([2, 3, 4], -1), ([2, 3, 4], 2), ([2, 3, 1, 1], 1)])
+def test_a_softmax_over_the_last_axis_stays(shape: list[int], axis: int) -> None:
+    proto = model([helper.make_node("Softmax", ["x"], ["y"], axis=axis)], [], {"x": shape}, {"y": list(shape)})
+
+    assert ops(canonical(proto)) == ["Softmax"]
+
+
+def test_the_addition_in_front_of_a_normalization_is_written_as_a_sum() -> None:
+    constants = [constant("g", np.linspace(1, 2, 6)), constant("b", np.linspace(-1, 1, 6))]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Add", ["r", "x"], ["s"]),
+        helper.make_node("LayerNormalization", ["s", "g", "b"], ["n"]),
+        helper.make_node("Add", ["n", "s"], ["y"]),
+    ]
+    proto = model(nodes, constants, {"x": [2, 5, 6]}, {"y": [2, 5, 6]})
+    result = canonical(proto)
+
+    assert ops(result) == ["Relu", "Sum", "LayerNormalization", "Add"]
+    assert sqnr(proto, result.model, feed(proto)) == math.inf
+
+
+def test_the_addition_in_front_of_a_spelled_out_normalization_is_written_as_a_sum() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Add", ["r", "x"], ["s"]),
+        helper.make_node("ReduceMean", ["s"], ["m"], axes=[-1]),
+        helper.make_node("Sub", ["s", "m"], ["d"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    proto = model(nodes, [], {"x": [2, 5, 6]}, {"y": [2, 5, 6]})
+
+    assert ops(canonical(proto)) == ["Relu", "Sum", "ReduceMean", "Sub", "Relu"]

@@ -373,3 +373,16 @@ def test_run_time_quantization_becomes_one_node(with_bias: bool, shape: list[int
     edit.tidy(graph)
 
     assert optimized(codec.encode(graph), tmp_path) == {"DynamicQuantizeMatMul": 1}
+
+
+@pytest.mark.parametrize(("op", "fused"), [("Add", 1), ("Sum", 0)])
+def test_an_add_in_front_of_a_normalization_is_fused_with_it_and_a_sum_is_not(
+    op: str, fused: int, tmp_path: Path
+) -> None:
+    net = Net([2, 5, 16])
+    total = net.add(op, net.add("Relu", "x"), "x")
+    y = net.add("LayerNormalization", total, net.value(np.ones(16, np.float32)), net.value(np.zeros(16, np.float32)))
+    found = optimized(net.proto(y), tmp_path)
+
+    assert found["SkipLayerNormalization"] == fused
+    assert found["LayerNormalization"] == 1 - fused
