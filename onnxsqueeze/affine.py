@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.calibration import BINS, Histogram
 
-__all__ = ["Affine", "Gate", "activation", "fixed", "usable", "weight_scales"]
+__all__ = ["Affine", "Form", "Gate", "activation", "fixed", "usable", "weight_scales"]
 
 FloatArray = NDArray[np.floating]
 Gate = Callable[[NDArray[np.floating]], NDArray[np.floating]]
@@ -24,10 +24,19 @@ PEAKS = 16
 
 @dataclass(frozen=True)
 class Affine:
-    """Parameters of an unsigned 8-bit activation: ``q = clip(round(x / scale) + zero_point, 0, 255)``."""
+    """Parameters of an 8-bit activation: ``q = clip(round(x / scale) + zero_point, 0, 255)``.
+
+    ``signed`` activations are stored as ``q − 128``.
+    """
 
     scale: float
     zero_point: int
+    signed: bool = False
+
+    @property
+    def zero(self) -> NDArray[np.integer]:
+        """The zero point as it is stored, of rank 0."""
+        return np.array(self.zero_point - 128, np.int8) if self.signed else np.array(self.zero_point, np.uint8)
 
     @property
     def low(self) -> float:
@@ -38,6 +47,25 @@ class Affine:
     def high(self) -> float:
         """The largest value that is represented."""
         return (255 - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True)
+class Form:
+    """How activations are written: as signed integers or not, with the zero point in the middle or anywhere."""
+
+    signed: bool = False
+    symmetric: bool = False
+
+    @property
+    def saturates(self) -> bool:
+        """Whether 0 is the smallest stored value, so that a gate may be written as a Q/DQ pair of two scales."""
+        return not self.signed and not self.symmetric
+
+    def fixed(self, low: float, high: float) -> Affine:
+        """Return the parameters that cover ``[min(low, 0), max(high, 0)]``, zero being exact."""
+        if self.symmetric:
+            return Affine(max(float(np.float32(max(-low / 128, high / 127))), TINY), 128, self.signed)
+        return replace(fixed(low, high), signed=self.signed)
 
 
 def fixed(low: float, high: float) -> Affine:
@@ -66,7 +94,9 @@ def usable(histogram: Histogram) -> bool:
     return bool(noise == 0 or signal > 10 * noise)
 
 
-def activation(histogram: Histogram, gate: Gate | None = None, grid: int = 64) -> tuple[Affine, float]:
+def activation(
+    histogram: Histogram, gate: Gate | None = None, form: Form = Form(), grid: int = 64
+) -> tuple[Affine, float]:
     """Return the parameters with the least mean squared error on the histogram, and that error over the signal.
 
     For a range [lo, hi] the error is ``Σ_{c<lo}(f(c)−f(lo))² + Σ_{c>hi}(f(c)−f(hi))² + Σ_in f'(c)²·s²/12`` with
@@ -85,10 +115,13 @@ def activation(histogram: Histogram, gate: Gate | None = None, grid: int = 64) -
     inside = np.concatenate([[0.0], np.cumsum(counts * slopes**2)])
     signal = n2[-1]
     if signal == 0 or high <= low:
-        return fixed(low, high), 0.0
+        return form.fixed(low, high), 0.0
     steps = np.arange(1, grid + 1) / grid
     lows = (low * steps)[:, None] if low < 0 else np.zeros((1, 1))
     highs = (high * steps)[None, :] if high > 0 else np.zeros((1, 1))
+    if form.symmetric:
+        highs = max(-low, high) * steps[None, :]
+        lows = -highs * 128 / 127
     scale = np.maximum((highs - lows) / 255, TINY)
     zero = np.clip(np.round(-lows / scale), 0, 255)
     lo, hi = -zero * scale, (255 - zero) * scale
@@ -99,7 +132,7 @@ def activation(histogram: Histogram, gate: Gate | None = None, grid: int = 64) -
     above = (n2[-1] - n2[j]) - 2 * at_high * (n1[-1] - n1[j]) + at_high**2 * (n0[-1] - n0[j])
     error = below + above + (inside[j] - inside[i]) * scale**2 / 12
     best = np.unravel_index(int(np.argmin(error)), error.shape)
-    return fixed(float(lo[best]), float(hi[best])), float(error[best] / signal)
+    return form.fixed(float(lo[best]), float(hi[best])), float(error[best] / signal)
 
 
 def _as_it_is(x: FloatArray) -> FloatArray:

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze import codec
-from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Pass, Site
 from onnxsqueeze.edit import duplicate, tidy
 from onnxsqueeze.report import Deviation
 from onnxsqueeze.runtime import Session, first_samples, latency
+from onnxsqueeze.sweep import collect
 from onnxsqueeze.validate import Answers, answer, compare, worst
 
 __all__ = ["Bench"]
@@ -62,6 +63,10 @@ class Bench:
         """Return the feeds, at least one, on which to measure so many variants of a graph of ``macs`` a feed."""
         per_feed = max(macs, 1) * (1.3 * variants + 1)
         return self.feeds[: max(int(TRIAL_WORK // per_feed), 1)]
+
+    def affordable_variants(self, macs: int) -> int:
+        """Return how many variants, at least 8, of a graph of ``macs`` a feed may be measured on one feed."""
+        return max(int(TRIAL_WORK // (1.3 * max(macs, 1))), 8)
 
     @cached_property
     def expected(self) -> Answers:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Gram, Mean, Need, Range
-from onnxsqueeze.cost import activation_bytes
 from onnxsqueeze.errors import UsageError
-from onnxsqueeze.runtime import Session
 
 __all__ = [
     "Histogram",
     "Moments",
     "Statistics",
     "as_gram",
-    "collect",
-    "input_rows",
     "load_statistics",
     "ordinary",
-    "patches",
     "save_statistics",
 ]
 
@@ -37,10 +31,8 @@ BINS = 4096
 MASK = 1e30
 """Values at least this large are masks or infinities, not signal: they enter no statistic."""
 SAMPLE = 1 << 14
-"""At most this many elements of one tensor of one feed enter its histogram, evenly strided; minima are exact."""
+"""About this many elements of one tensor of one feed enter its histogram at most, evenly strided; minima are exact."""
 PARTS = ("gram", "squares", "inverse", "crest", "low", "high")
-FETCH_LIMIT = 1 << 29
-"""Activations that one run keeps, in bytes; a model with more is run several times over the feeds."""
 
 Array = NDArray[np.generic]
 Progress = Callable[[str, int, int], None]
@@ -52,6 +44,17 @@ def ordinary(values: Array) -> NDArray[np.bool_] | None:
         if values.size == 0 or (float(values.min()) > -MASK and float(values.max()) < MASK):
             return None
         return np.asarray(np.abs(values.astype(np.float32)) < MASK)
+
+
+def stride(shape: Sequence[int], count: int = SAMPLE) -> int:
+    """Return the distance at which about ``count`` elements of a tensor are taken.
+
+    It shares no factor with any dimension: else only some columns, or some channels, would ever be seen.
+    """
+    step = max(prod(shape) // count, 1)
+    while any(gcd(step, size) > 1 for size in shape):
+        step += 1
+    return step
 
 
 @dataclass
@@ -85,20 +88,20 @@ class Histogram:
         if usual is not None:
             flat = flat[usual]
             self.masked += usual.size - flat.size
-        if flat.size == 0:
-            return
-        self.elements += flat.size
-        low, high = float(flat.min()), float(flat.max())
+        if flat.size:
+            self.add(float(flat.min()), float(flat.max()), flat.size, flat[:: stride(values.shape)])
+
+    def add(self, low: float, high: float, elements: int, sample: Array) -> None:
+        """Add a feed's extremes, number of values, and some of them, none of which is infinite, NaN or mask-like."""
+        self.elements += elements
         first = self.samples == 0
         self.low, self.high = (low, high) if first else (min(self.low, low), max(self.high, high))
         self.samples += 1
         self.low_sum += low
         self.high_sum += high
         self._grow(max(abs(low), abs(high)))
-        if flat.size > SAMPLE:
-            flat = flat[:: -(-flat.size // SAMPLE) | 1]
-        present = flat[flat != 0].astype(np.float64)
-        self.zeros += flat.size - present.size
+        present = sample[sample != 0].astype(np.float64)
+        self.zeros += sample.size - present.size
         # times a power of two, then floor: exact, so that a value's bins at two widths always agree
         index = np.floor(present * (BINS / (2 * self.limit))).astype(np.int64) + BINS // 2
         self.counts += np.bincount(index, minlength=BINS)
@@ -143,7 +146,7 @@ class Moments:
 
     For Channels: ``squares`` is ``Σ x²/‖x‖²``, so that a few huge rows do not outweigh all others, ``inverse`` is
     ``Σ 1/‖x‖²``, ``crest`` ``Σ max|x|²/‖x‖²``, and ``low`` and ``high`` are the extremes per channel; ``gram`` is the
-    mean of ``xxᵀ/‖x‖²`` over some of the rows times n.
+    mean of ``xxᵀ/‖x‖²`` over some of the rows times n. ``runs`` is the number of feeds.
     """
 
     n: int
@@ -154,6 +157,7 @@ class Moments:
     crest: NDArray[np.float64] | None = None
     low: NDArray[np.float64] | None = None
     high: NDArray[np.float64] | None = None
+    runs: int = 1
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -181,6 +185,7 @@ class Moments:
             both(self.crest, other.crest, np.add),
             both(self.low, other.low, np.minimum),
             both(self.high, other.high, np.maximum),
+            self.runs + other.runs,
         )
 
 
@@ -235,7 +240,7 @@ def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistic
                 arrays[f"{key}.counts"], arrays[f"{key}.rest"] = h.counts, np.array(rest, np.float64)
             else:
                 m = statistics.moments[need]
-                arrays[f"{key}.n"], arrays[f"{key}.total"] = np.array(m.n), m.total
+                arrays[f"{key}.n"], arrays[f"{key}.total"] = np.array([m.n, m.runs]), m.total
                 for part in PARTS:
                     if (array := getattr(m, part)) is not None:
                         arrays[f"{key}.{part}"] = array
@@ -284,173 +289,8 @@ def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
     parts = {part: arrays[f"{key}.{part}"].astype(np.float64) for part in PARTS if f"{key}.{part}" in arrays}
     if "gram" in parts and parts["gram"].shape != (total.size, total.size):
         raise ValueError(f"a Gram matrix of shape {list(parts['gram'].shape)} for {total.size} sums")
-    return Statistics({}, {need: Moments(int(arrays[f"{key}.n"]), total, **parts)})
-
-
-def collect(
-    graph: Graph,
-    needs: Iterable[Need],
-    feeds: Sequence[dict[str, Array]],
-    *,
-    rows: int = 16384,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Statistics:
-    """Run the graph once over the feeds and gather every need.
-
-    About ``rows`` rows enter one Gram matrix, spread evenly over the feeds. Tensors that the main graph does not make
-    (those inside bodies) are left out. Memory does not grow with the number of feeds: the tensors that one run keeps
-    take 512 MB at most, and the feeds are run again for the others.
-    """
-    inputs = {t.name for t in graph.inputs}
-    made = {t.name for node in graph.nodes for t in node.outputs if t.name}
-    wanted: dict[str, list[Need]] = {}
-    for need in dict.fromkeys(needs):
-        if need.tensor in inputs | made:
-            wanted.setdefault(need.tensor, []).append(need)
-    statistics = Statistics()
-    if not wanted or not len(feeds):
-        return statistics
-    groups = _grouped([name for name in wanted if name in made], activation_bytes(graph, feeds[0]))
-    steps = len(groups) * len(feeds)
-    for first, group in zip(range(0, steps, len(feeds)), groups, strict=True):
-        session = Session(_exposing(graph, group))
-        for i, feed in enumerate(feeds):
-            if progress is not None:
-                progress("calibrating", first + i, steps)
-            seen: dict[str, object] = {name: feed[name] for name in inputs & wanted.keys()} if first == 0 else {}
-            for name, value in (seen | session.run(feed, group)).items():
-                if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-                    for need in wanted[name]:
-                        _add(statistics, need, value, max(64, rows // len(feeds)), np.random.default_rng([seed, i]))
-    return statistics
-
-
-def _exposing(graph: Graph, tensors: Sequence[str]) -> Graph:
-    """Return a copy of the graph with the tensors as further outputs."""
-    copy = graph.copy()
-    present = {tensor.name for tensor in copy.outputs}
-    found = {tensor.name: tensor for node in copy.nodes for tensor in node.outputs}
-    copy.outputs.extend(found[name] for name in tensors if name not in present)
-    return copy
-
-
-def _grouped(tensors: Sequence[str], sizes: Mapping[str, int]) -> list[list[str]]:
-    """Split the tensors into runs that each keep at most FETCH_LIMIT bytes; there is at least one."""
-    groups: list[list[str]] = [[]]
-    total = 0
-    for tensor in tensors:
-        size = sizes.get(tensor, 0)
-        if groups[-1] and total + size > FETCH_LIMIT:
-            groups.append([])
-            total = 0
-        groups[-1].append(tensor)
-        total += size
-    return groups
-
-
-def _add(statistics: Statistics, need: Need, value: Array, rows: int, rng: np.random.Generator) -> None:
-    if isinstance(need, Range):
-        statistics.ranges.setdefault(need, Histogram()).update(value)
-        return
-    if isinstance(need, Mean):
-        found = _means(value, need.axis)
-    else:
-        found = _channels(value, need, rows // 4, rng) if isinstance(need, Channels) else _gram(value, need, rows, rng)
-    old = statistics.moments.get(need)
-    statistics.moments[need] = found if old is None else old.merge(found)
-
-
-def _means(value: Array, axis: int) -> Moments:
-    """Return the moments per index of ``axis``; a mask or an infinity counts as the mean of the others."""
-    other = tuple(a for a in range(value.ndim) if a != axis % value.ndim)
-    count = value.size // max(value.shape[axis], 1)
-    usual = ordinary(value)
-    if usual is None:
-        return Moments(count, value.sum(axis=other, dtype=np.float64))
-    sums = np.where(usual, value, 0).sum(axis=other, dtype=np.float64)
-    return Moments(count, sums * count / np.maximum(usual.sum(axis=other), 1))
-
-
-def _channels(value: Array, need: Channels, limit: int, rng: np.random.Generator) -> Moments:
-    """Return the moments that Channels asks for; a mask or an infinity counts as zero."""
-    x = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
-    usual = ordinary(x)
-    rows = np.asarray(x if usual is None else np.where(usual, x, 0), np.float64)
-    norms = (rows * rows).sum(axis=1)
-    weights = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    return Moments(
-        len(rows),
-        rows.sum(0),
-        gram=_relative_gram(rows, weights, limit, rng) if need.gram else None,
-        squares=weights @ rows**2,
-        inverse=weights.sum(keepdims=True),
-        crest=(weights * np.abs(rows).max(1, initial=0.0) ** 2).sum(keepdims=True),
-        low=rows.min(0, initial=0.0),
-        high=rows.max(0, initial=0.0),
-    )
-
-
-def _relative_gram(
-    rows: NDArray[np.float64], weights: NDArray[np.float64], limit: int, rng: np.random.Generator
-) -> NDArray[np.floating]:
-    """Return ``Σ xxᵀ/‖x‖²`` as the mean over at most ``limit`` rows says."""
-    count = len(rows)
-    if count > limit:
-        chosen = np.sort(rng.choice(count, limit, replace=False))
-        rows, weights = rows[chosen], weights[chosen]
-    x = (rows * np.sqrt(weights)[:, None]).astype(np.float32)
-    return np.asarray((x.T @ x) * np.float32(count / max(len(x), 1)))
-
-
-def _gram(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Moments:
-    """Return the moments of up to ``rows`` rows; a mask or an infinity counts as zero."""
-    x = input_rows(value, need, rows, rng)
-    usual = ordinary(x)
-    x = x if usual is None else np.where(usual, x, 0)
-    x = x.astype(np.float32 if np.abs(x).max(initial=0) < 1e15 else np.float64)  # squares of float32 end at 1e38
-    return Moments(len(x), x.sum(0, dtype=np.float64), (x.T @ x).astype(np.float64))
-
-
-def input_rows(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Array:
-    """Return up to ``rows`` input rows of a linear operator; which ones depends on their number and ``rng`` alone."""
-    if need.kernel:
-        return patches(value, need, rows, rng)
-    flat = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
-    return flat if len(flat) <= rows else flat[np.sort(rng.choice(len(flat), rows, replace=False))]
-
-
-def patches(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Array:
-    """Return up to ``rows`` im2col patches of ``value`` (N, C, *spatial) as an array (rows, C·Πkernel)."""
-    dims = len(need.kernel)
-    strides, dilations = need.strides or (1,) * dims, need.dilations or (1,) * dims
-    size = value.shape[2:]
-    extent = [(k - 1) * d + 1 for k, d in zip(need.kernel, dilations, strict=True)]
-    if need.auto_pad:
-        total = [max((-(-n // s) - 1) * s + e - n, 0) for n, s, e in zip(size, strides, extent, strict=True)]
-        small, big = [t // 2 for t in total], [t - t // 2 for t in total]
-        begin, end = (small, big) if need.auto_pad == "SAME_UPPER" else (big, small)
-    else:
-        pads = need.pads or (0,) * 2 * dims
-        begin, end = list(pads[:dims]), list(pads[dims:])
-    padded = np.pad(value, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
-    out = [(n + b + e - x) // s + 1 for n, b, e, x, s in zip(size, begin, end, extent, strides, strict=True)]
-    count = len(value) * prod(out)
-    chosen = np.arange(count) if count <= rows else np.sort(rng.choice(count, rows, replace=False))
-    batch, *where = np.unravel_index(chosen, (len(value), *out))
-    index: list[Array] = [_along(batch, 0, dims), _along(np.arange(value.shape[1]), 1, dims)]
-    for axis in range(dims):
-        taps = np.arange(need.kernel[axis]) * dilations[axis]
-        index.append(_along(where[axis] * strides[axis], 0, dims) + _along(taps, axis + 2, dims))
-    taken: Array = padded[tuple(index)]
-    return taken.reshape(len(chosen), -1)
-
-
-def _along(vector: Array, axis: int, dims: int) -> Any:
-    """Return the vector along one axis of (rows, C, *kernel), so that indices broadcast against each other."""
-    shape = [1] * (dims + 2)
-    shape[axis] = -1
-    return vector.reshape(shape)
+    n, runs = arrays[f"{key}.n"].tolist()
+    return Statistics({}, {need: Moments(int(n), total, **parts, runs=int(runs))})
 
 
 def as_gram(node: gs.Node, weight_shape: Sequence[int]) -> Gram:

@@ -17,7 +17,7 @@ from onnxsqueeze.dtypes import numpy_type
 from onnxsqueeze.report import Cost
 from onnxsqueeze.view import walk
 
-__all__ = ["activation_bytes", "cost", "file_size", "macs", "tensors"]
+__all__ = ["activation_bytes", "activations", "cost", "file_size", "macs", "tensors"]
 
 Shape = tuple[int, ...]
 
@@ -82,12 +82,20 @@ def activation_bytes(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> d
 
     Tensors whose shape or type cannot be inferred are left out.
     """
-    found: dict[str, int] = {}
+    return {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in activations(graph, feed).items()}
+
+
+def activations(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[Shape, np.dtype[np.generic]]]:
+    """Return shape and type of every tensor that the main graph computes, for the input shapes of ``feed``.
+
+    Tensors whose shape or type cannot be inferred are left out.
+    """
+    found: dict[str, tuple[Shape, np.dtype[np.generic]]] = {}
     inferred = _inferred(graph, feed)
     for info in (*inferred.value_info, *inferred.output):
         shape, dtype = _shape(info), numpy_type(info.type.tensor_type.elem_type)
         if shape is not None and dtype is not None:
-            found[info.name] = prod(shape) * dtype.itemsize
+            found[info.name] = shape, dtype
     return found
 
 

@@ -7,9 +7,11 @@ hundreds of rewrites, and none of them needs a graph of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -22,12 +24,31 @@ from onnxsqueeze.runtime import Session, first_samples
 from onnxsqueeze.validate import Answers, compare, worst
 from onnxsqueeze.view import key_of
 
-__all__ = ["Probe", "gains", "impacts", "measure"]
+__all__ = ["Detour", "Probe", "gains", "impacts", "measure", "worst_error"]
 
 Array = NDArray[np.generic]
 Matrix = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, Array]]
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Detour:
+    """A rewrite that changes a tensor, a model input or what a node makes, instead of the node that makes it.
+
+    ``through(graph, tensor)`` adds nodes that read the tensor and returns what is read in its place; the node itself
+    is not computed a second time.
+    """
+
+    through: Callable[[Graph, gs.Tensor], gs.Tensor]
+
+    def __call__(self, graph: Graph, key: str) -> None:
+        """Change the tensor for all its readers."""
+        tensor = _tensor(graph, key)
+        readers = list(tensor.outputs)
+        edit.redirect(tensor, self.through(graph, tensor), only=readers)
+
+
 Probe = tuple[Matrix, Matrix, float]
 """(P, p, e): the perturbation ``y + P·y + p`` over the channels of a layer's output, and its relative error there."""
 
@@ -89,11 +110,12 @@ def measure(
 ) -> list[float | None]:
     """Return the score of every variant's answers against the original's.
 
-    A variant maps names of tensors to functions, each of which rewrites the node that makes a given tensor; all nodes
-    of a variant are switched together. Feeds are cut to ``samples``. A variant with a node in a body gets None.
+    A variant maps names of tensors to functions, each of which rewrites the node that makes a given tensor, or to
+    detours behind it; all nodes of a variant are switched together. Feeds are cut to ``samples``. A variant with a
+    node in a body gets None.
     """
     found: list[float | None] = [None] * len(variants)
-    keys = {key_of(node) for node in original.nodes}
+    keys = {t.name for node in original.nodes for t in node.outputs} | {t.name for t in original.inputs}
     numbers = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
     for start in range(0, len(numbers), TOGETHER):
         group = numbers[start : start + TOGETHER]
@@ -127,7 +149,10 @@ def _session(
         graph.inputs.append(switch)
         switches.append(str(switch.name))
         for key, rewrite in variant.items():
-            _switch(graph, nodes[key], rewrite, switch)
+            if isinstance(rewrite, Detour):
+                _switch_tensor(graph, _tensor(graph, key), rewrite, switch)
+            else:
+                _switch(graph, nodes[key], rewrite, switch)
     edit.tidy(graph)
     session = Session(codec.encode(graph), graph.folder)
     wanted = [str(t.name) for t in original.outputs]
@@ -153,16 +178,51 @@ def _switch(graph: Graph, node: gs.Node, rewrite: Rewrite, switch: gs.Variable) 
         node.outputs[0] = raw
         edit.redirect(y, raw)
         chosen, y, readers = [y], raw, []
-    if graph.opset >= WHERE:
-        result = edit.insert(graph, graph, "Where", [switch, copy, y], chosen)
-    else:
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(node.inputs[1].dtype))
-        gate = edit.insert(graph, graph, "Cast", [switch], f"{hint}_gate", {"to": dtype})
-        change = edit.insert(graph, graph, "Sub", [copy, y], f"{hint}_change")
-        scaled = edit.insert(graph, graph, "Mul", [gate, change], f"{hint}_scaled")
-        result = edit.insert(graph, graph, "Add", [y, scaled], chosen)
+    result = _choice(graph, switch, copy, y, chosen, hint, node.inputs[1].dtype)
     edit.redirect(y, result, only=readers)
     rewrite(graph, str(copy.name))
+
+
+def _switch_tensor(graph: Graph, tensor: gs.Tensor, detour: Detour, switch: gs.Variable) -> None:
+    """Let all that reads the tensor read what the detour makes of it, where the switch says so."""
+    readers = list(tensor.outputs)
+    hint = f"{tensor.name}_{switch.name}"
+    chosen: list[gs.Tensor] | str = f"{hint}_chosen"
+    if any(tensor is t for t in graph.outputs):
+        raw = edit.variable(graph, f"{hint}_raw")
+        producer = tensor.inputs[0]
+        producer.outputs[next(i for i, t in enumerate(producer.outputs) if t is tensor)] = raw
+        edit.redirect(tensor, raw)
+        chosen, tensor = [tensor], raw
+        readers = list(raw.outputs)
+    changed = detour.through(graph, tensor)
+    result = _choice(graph, switch, changed, tensor, chosen, hint, np.float32)
+    edit.redirect(tensor, result, only=readers)
+
+
+def _tensor(graph: Graph, name: str) -> gs.Tensor:
+    """Return a tensor that the main graph makes or takes."""
+    tensors = (*(t for node in graph.nodes for t in node.outputs), *graph.inputs)
+    return next(tensor for tensor in tensors if tensor.name == name)
+
+
+def _choice(
+    graph: Graph,
+    switch: gs.Tensor,
+    one: gs.Tensor,
+    other: gs.Tensor,
+    chosen: list[gs.Tensor] | str,
+    hint: str,
+    dtype: npt.DTypeLike,
+) -> gs.Tensor:
+    """Return ``one`` where the switch is on, else ``other``."""
+    if graph.opset >= WHERE:
+        return edit.insert(graph, graph, "Where", [switch, one, other], chosen)
+    to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    gate = edit.insert(graph, graph, "Cast", [switch], f"{hint}_gate", {"to": to})
+    change = edit.insert(graph, graph, "Sub", [one, other], f"{hint}_change")
+    scaled = edit.insert(graph, graph, "Mul", [gate, change], f"{hint}_scaled")
+    return edit.insert(graph, graph, "Add", [other, scaled], chosen)
 
 
 def _perturb(matrix: Matrix, offset: Matrix, axis: int, graph: Graph, key: str) -> None:

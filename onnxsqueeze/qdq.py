@@ -47,7 +47,7 @@ def _pair(
     graph: Graph, tensor: gs.Tensor, affine: Affine, output: str | gs.Tensor, producer: gs.Node | None
 ) -> gs.Tensor:
     scale = edit.constant(graph, f"{tensor.name}_scale", np.float32(affine.scale).reshape(()))
-    zero = edit.constant(graph, f"{tensor.name}_zero_point", np.uint8(affine.zero_point).reshape(()))
+    zero = edit.constant(graph, f"{tensor.name}_zero_point", affine.zero)
     place = {"after": producer} if producer is not None else {"before": graph.nodes[0]}
     quantized = edit.insert(graph, graph, "QuantizeLinear", [tensor, scale, zero], f"{tensor.name}_quantized", **place)
     made = output if isinstance(output, str) else [output]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import ClassVar
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from onnxsqueeze.affine import Affine, Gate, fixed
 from onnxsqueeze.view import View, is_standard
 
-__all__ = ["Layers", "weight_slots"]
+__all__ = ["LAYERS", "Layers", "weight_slots"]
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Operators with a weight that can compute in integers."""
 
 SMALL = 1024
 """Weights with fewer elements are left in float: nothing would be saved."""
@@ -106,6 +110,16 @@ class Layers:
             return lambda x: x / (1 + np.exp(-np.clip(x, -80, 80)))
         alpha, beta = float(gates[0].attrs.get("alpha", 0.2)), float(gates[0].attrs.get("beta", 0.5))
         return lambda x: x * np.clip(alpha * x + beta, 0, 1)
+
+    def root(self, tensor: gs.Tensor) -> gs.Tensor:
+        """Return the tensor whose values these are: operators that keep the scale only move or choose values."""
+        while (node := self.view.producer(tensor)) is not None and id(node) in self._keeps:
+            tensor = node.inputs[0]
+        return tensor
+
+    @cached_property
+    def _keeps(self) -> set[int]:
+        return {id(node) for node in self.carried if node.op in self.KEEP_SCALE}
 
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """Return the inputs that carry values, not shapes or axes."""
@@ -199,7 +213,7 @@ class Layers:
             return affine
         low, high = self.view.limits(tail)
         if low == 0:
-            affine = Affine(affine.high / 255, 0)
+            affine = replace(affine, scale=affine.high / 255, zero_point=0)
         if affine.high > high:
-            affine = fixed(affine.low, high * (1 - 1e-6))
+            affine = replace(fixed(affine.low, high * (1 - 1e-6)), signed=affine.signed)
         return affine

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import codec, promises, registry
 from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
 from onnxsqueeze.cost import file_size, tensors
@@ -21,6 +21,7 @@ from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, 
 from onnxsqueeze.opset import raise_opset
 from onnxsqueeze.report import StepReport
 from onnxsqueeze.runtime import Session
+from onnxsqueeze.sweep import collect
 from onnxsqueeze.validate import Answers, answer, compare, worst
 from onnxsqueeze.view import View, walk
 

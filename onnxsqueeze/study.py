@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 
 from onnxsqueeze import codec, feeds, registry
-from onnxsqueeze.calibration import collect
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Level, Pass
 from onnxsqueeze.cost import macs
@@ -25,6 +24,7 @@ from onnxsqueeze.opset import raise_opset
 from onnxsqueeze.pipeline import squeeze
 from onnxsqueeze.render import decibels
 from onnxsqueeze.report import plain
+from onnxsqueeze.sweep import collect
 from onnxsqueeze.view import View, key_of
 
 __all__ = ["LayerStudy", "Point", "Sensitivity", "sensitivity"]

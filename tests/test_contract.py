@@ -14,9 +14,10 @@ import pytest
 from small_models import MODELS, Feed, feeds
 
 from onnxsqueeze import bench, codec, pipeline, registry, squeeze
-from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.contract import Site
 from onnxsqueeze.result import Result
+from onnxsqueeze.sweep import collect
 from onnxsqueeze.view import View, key_of
 
 FLOORS = {"clean": 80.0, "canonical": 80.0, "int8": 25.0, "sparsify": 3.0}

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxsqueeze import codec, coupling, squeeze
-from onnxsqueeze.calibration import collect
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.passes.prune import Prune
 from onnxsqueeze.result import Result
 from onnxsqueeze.runtime import Session
+from onnxsqueeze.sweep import collect
 from onnxsqueeze.view import View
 
 MODELS = Path(__file__).parent.parent / "models"

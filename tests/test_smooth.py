@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxsqueeze import codec, edit, qdq
-from onnxsqueeze.calibration import Moments, collect
+from onnxsqueeze.calibration import Moments
 from onnxsqueeze.contract import Channels
 from onnxsqueeze.runtime import Session
 from onnxsqueeze.smooth import ALPHAS, Smoothing, smoothing
+from onnxsqueeze.sweep import collect
 
 Floats = NDArray[np.floating]
 

@@ -14,7 +14,7 @@ from linear_models import constant, conv_model, correlated, model
 from onnx import helper
 
 from onnxsqueeze import Sensitivity, cli, codec, edit, sensitivity
-from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.contract import Level
 from onnxsqueeze.errors import FeedError, UsageError
 from onnxsqueeze.figures import heat
@@ -24,6 +24,7 @@ from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.passes.sparsify import Sparsify
 from onnxsqueeze.study import LayerStudy, Point
+from onnxsqueeze.sweep import collect
 from onnxsqueeze.validate import answer, compare, worst
 from onnxsqueeze.view import View
 

@@ -1,0 +1,134 @@
+"""Rewriting one node into the quantized form that was decided for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxsqueeze import edit, qdq
+from onnxsqueeze.affine import Affine
+from onnxsqueeze.calibration import Moments
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.quantizable import weight_slots
+from onnxsqueeze.smooth import Smoothing
+from onnxsqueeze.view import key_of
+
+__all__ = ["Work", "as_stored", "quantize"]
+
+FloatArray = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How one node is quantized; ``quantize`` reads nothing else.
+
+    ``form`` is ``static``, ``integer``, ``gate``, ``dynamic`` or ``stored``. ``input`` and ``output`` are the
+    parameters around a static layer, ``mean`` the channel means of its input; ``tail`` and ``add`` are the nodes that
+    belong to it. ``inputs`` are those of an operator between layers. ``smoothing``, ``moments`` and ``rounded`` (kept
+    integers by weight) are those of a layer that quantizes its input, called ``source``, at run time. ``wide`` weights
+    are stored in 16 bits.
+    """
+
+    form: str
+    input: Affine | None = None
+    output: Affine | None = None
+    mean: NDArray[np.float64] | None = None
+    inputs: tuple[Affine | None, ...] = ()
+    smoothing: Smoothing | None = None
+    source: str = ""
+    moments: Moments | None = None
+    rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    wide: bool = False
+    tail: str = ""
+    add: str = ""
+
+
+def quantize(graph: Graph, key: str, work: Work) -> None:
+    """Rewrite the node that makes the tensor ``key``."""
+    node, scope = edit.find(graph, key)
+    if work.form == "static":
+        _static(graph, node, work)
+    elif work.form == "integer":
+        qdq.carry(graph, node, work.inputs, work.output)
+    elif work.form == "gate":
+        qdq.gate(graph, node, work.inputs[0])
+    elif work.form == "dynamic":
+        moments = work.moments
+        qdq.dynamic(graph, scope, node, work.smoothing, None if moments is None else moments.second, work.rounded)
+    else:
+        _stored(graph, scope, node, work)
+
+
+def as_stored(entry: Site | Skip, reason: str) -> Site | Skip:
+    """Fall back to float arithmetic on a stored weight; operators without a weight are left alone for that reason."""
+    if isinstance(entry, Skip) or entry.action.startswith("stored"):
+        return entry
+    if entry.action == "integer":
+        return Skip(entry.key, reason)
+    mean = entry.work.mean if isinstance(entry.work, Work) else None
+    return replace(entry, action="stored", detail={**entry.detail, "float": reason}, work=Work("stored", mean=mean))
+
+
+def _static(graph: Graph, node: gs.Node, work: Work) -> None:
+    assert work.input is not None
+    values = qdq.values_of(node.inputs[1])
+    axis = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+    channels, hint = values.shape[axis], node.inputs[1].name
+    add = edit.find(graph, work.add)[0] if work.add else None
+    holder, slot = (node, 2) if add is None else (add, 1 if add.inputs[0] is node.outputs[0] else 0)
+    has = len(holder.inputs) > slot and bool(holder.inputs[slot].name)
+    old = qdq.values_of(holder.inputs[slot]).reshape(-1) if has else np.zeros(1)
+    start = np.broadcast_to(old, (channels,)).astype(np.float64)
+    # an int32 bias must not overflow in the product scale
+    scales = qdq.scales_of(values, (axis,), np.abs(start) / (work.input.scale * 2**30))
+    q = qdq.integers(graph, hint, values, scales, qdq.reader(node.inputs[1]))
+    corrected = start
+    if work.mean is not None and values.size <= qdq.HELD:
+        corrected = start + _mean_error(node, values, np.asarray(q.values, np.float64) * scales, work.mean)
+    node.inputs[0] = qdq.dequantized(graph, node.inputs[0], work.input)
+    qdq.weight(graph, node, 1, q, scales, axis)
+    product = np.float32(work.input.scale) * scales.reshape(-1)
+    if node.op != "MatMul" or add is not None:
+        qdq.bias(graph, holder, slot, corrected, product, holder.inputs[slot].name if has else f"{hint}_bias")
+    if work.output is not None:
+        tail = node if work.tail == key_of(node) else edit.find(graph, work.tail)[0]
+        qdq.requantize(graph, tail.outputs[0], work.output)
+
+
+def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Work) -> None:
+    for slot in weight_slots(node):
+        before, shared = node.inputs[slot], len(node.inputs[slot].outputs) > 1
+        after = qdq.stored(graph, scope, node, slot, work.wide)
+        if after is None or work.mean is None or node.op != "Conv" or slot != 1 or shared:
+            continue
+        values = qdq.values_of(before)
+        has = len(node.inputs) > 2 and bool(node.inputs[2].name)
+        if has and not isinstance(node.inputs[2], gs.Constant):
+            continue
+        old = qdq.values_of(node.inputs[2]) if has else np.zeros(len(values), np.float32)
+        corrected = (old + _mean_error(node, values, after.astype(np.float64), work.mean)).astype(np.float32)
+        constant = edit.constant(graph, f"{node.inputs[2].name if has else before.name + '_bias'}_corrected", corrected)
+        if len(node.inputs) > 2:
+            node.inputs[2] = constant
+        else:
+            node.inputs.append(constant)
+
+
+def _mean_error(
+    node: gs.Node, values: FloatArray, rounded: NDArray[np.float64], mean: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (W − Ŵ)·μ per output channel, μ being the channel means of the input."""
+    difference = values.astype(np.float64) - rounded
+    if node.op != "Conv":
+        matrix = difference if node.attrs.get("transB", 0) else difference.T
+        return np.asarray(matrix @ mean) if matrix.shape[1] == len(mean) else np.zeros(len(matrix))
+    per_input = difference.reshape(*difference.shape[:2], -1).sum(-1)  # (O, C/group)
+    group = int(node.attrs.get("group", 1))
+    if len(mean) != per_input.shape[1] * group:
+        return np.zeros(len(per_input))
+    by_group = mean.reshape(group, -1)
+    return np.asarray(np.einsum("goc,gc->go", per_input.reshape(group, -1, per_input.shape[1]), by_group)).reshape(-1)

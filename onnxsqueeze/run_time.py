@@ -1,0 +1,77 @@
+"""Layers that quantize their input at run time: what is done about outliers, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.contract import Channels
+from onnxsqueeze.costmodel import run_time_times
+from onnxsqueeze.quantizable import Layers
+from onnxsqueeze.quantize import Work
+from onnxsqueeze.smooth import Smoothing, smoothing
+
+__all__ = ["RunTime", "RunTimeLayer"]
+
+ROWS = 128
+"""Rows of an input whose size is not known."""
+
+
+@dataclass(frozen=True)
+class RunTimeLayer:
+    """A layer in its form of run-time quantization; ``float_time`` and ``int8_time`` are in nanoseconds."""
+
+    node: gs.Node
+    work: Work
+    float_time: float
+    int8_time: float
+
+    @property
+    def error(self) -> float:
+        """The relative squared error of its output, as predicted; infinity if nothing was measured."""
+        return inf if self.work.smoothing is None else self.work.smoothing.error
+
+
+class RunTime:
+    """The layers of a graph that can quantize their input at run time; layers that share an input share the form."""
+
+    def __init__(self, layers: Layers, stats: Statistics, known: Mapping[str, Smoothing | None] | None = None) -> None:
+        self.layers, self.view, self.stats = layers, layers.view, stats
+        self._known = known or {}
+
+    @cached_property
+    def found(self) -> list[RunTimeLayer]:
+        """All of them, in the order of the graph."""
+        static = [n for n in self.layers.static if n.op != "Conv" and not self.stats.range(n.inputs[0].name)]
+        groups: dict[int, list[gs.Node]] = {}
+        for node in (*self.layers.dynamic, *static):
+            groups.setdefault(id(node.inputs[0]), []).append(node)
+        found = [layer for group in groups.values() for layer in self._group(group)]
+        places = {id(node): i for i, node in enumerate(self.view.nodes)}
+        return sorted(found, key=lambda layer: places[id(layer.node)])
+
+    def _group(self, nodes: list[gs.Node]) -> list[RunTimeLayer]:
+        source = nodes[0].inputs[0]
+        moments = None if self.view.in_body(nodes[0]) else self.stats.of(Channels(source.name, -1, True))
+        treatment = self._known.get(str(source.name))
+        if treatment is None and moments is not None:
+            treatment = smoothing(moments, [self.layers.matrix(n) for n in nodes])
+        rows = self._rows(source) if moments is None else moments.n / moments.runs
+        made = []
+        for node in nodes:
+            work = Work("dynamic", smoothing=treatment, source=str(source.name), moments=moments)
+            times = run_time_times(self.layers.matrix(node).shape, rows, treatment or Smoothing(), len(nodes))
+            made.append(RunTimeLayer(node, work, *times))
+        return made
+
+    def _rows(self, tensor: gs.Tensor) -> float:
+        shape = self.view.shape(tensor)
+        sizes = [d for d in (shape or ())[:-1] if isinstance(d, int)]
+        known = shape is not None and len(sizes) == len(shape) - 1
+        return float(np.prod(sizes)) if known else float(ROWS)
