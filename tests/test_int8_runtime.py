@@ -34,7 +34,8 @@ def digits(count: int = 256) -> Feeds:
 
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     """The same model that answers with these uint8 tensors."""
-    made = onnx.ModelProto.FromString(model.SerializeToString())
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
     del made.graph.output[:]
     made.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, None) for n in names)
     return made
