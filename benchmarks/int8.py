@@ -103,11 +103,8 @@ def compare_tools(seconds: float) -> None:
                 guesses = np.concatenate([np.asarray(answer["logits"]).argmax(1) for answer in found])
                 ratio = latency([Session(each, threads=1) for each in (path, output)], singles, seconds)[1]
                 score, sqnr = 100 * np.mean(guesses == classes), worst(compare(expected, found))
-                print(
-                    f"{name:8} {tool:12} {score:6.1f} {sqnr:6.1f} {ratio:8.2f} {output.stat().st_size / path.stat().st_size:6.2f} "
-                    f"{taken:8.1f}",
-                    flush=True,
-                )
+                size = output.stat().st_size / path.stat().st_size
+                print(f"{name:8} {tool:12} {score:6.1f} {sqnr:6.1f} {ratio:8.2f} {size:6.2f} {taken:8.1f}", flush=True)
 
 
 def files(model: Path, source: Path | None, folder: Path) -> Iterator[Path]:
