@@ -13,6 +13,7 @@ from onnxsqueeze.affine import Affine, Form, activation, usable
 from onnxsqueeze.calibration import Histogram, Statistics
 from onnxsqueeze.contract import Mean
 from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
+from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import LAYERS, Layers
 from onnxsqueeze.quantize import Work
 from onnxsqueeze.regions import Choice, cut
@@ -34,8 +35,8 @@ class Arithmetic:
     that are not named, the error of the tensor itself is taken. Errors are added up. Times are nanoseconds.
     """
 
-    def __init__(self, layers: Layers, stats: Statistics, form: Form) -> None:
-        self.layers, self.view, self.stats, self.form = layers, layers.view, stats, form
+    def __init__(self, layers: Layers, stats: Statistics, form: Form, kept: Kept) -> None:
+        self.layers, self.view, self.stats, self.form, self.kept = layers, layers.view, stats, form, kept
         self.errors: Mapping[str, float] = {}
         self._roundings: dict[str, _Rounding | None] = {}
         self.nodes = [n for n in layers.static if self._rounding(n.inputs[0]) and self._rounding(self._end(n))]
@@ -79,7 +80,11 @@ class Arithmetic:
             histogram = self.stats.range(name)
             known = histogram is not None and usable(histogram)
             gate = self.layers.gate(root)
-            self._roundings[name] = _Rounding(*activation(histogram, gate, self.form)) if histogram and known else None
+            found = _Rounding(*activation(histogram, gate, self.form)) if histogram and known else None
+            maker = self.view.producer(root)
+            if found is not None and maker is not None and maker.op in ("Sigmoid", "HardSigmoid"):
+                found = _Rounding(self.form.fixed(0.0, 1.0), found.error)
+            self._roundings[name] = found
         return self._roundings[name]
 
     def affine(self, tensor: gs.Tensor) -> Affine:
@@ -176,7 +181,6 @@ class Arithmetic:
                 carried[id(node.outputs[0])] = Affine(1 / 255, 0)
                 continue
             output = inputs[0] if node.op in self.layers.KEEP_SCALE else affine(node.outputs[0])
-            output = self.form.fixed(0.0, 1.0) if node.op == "Sigmoid" else output
             yield node, Work("integer", inputs=inputs, output=output)
             carried.update({id(t): output for t in node.outputs})
 
@@ -189,5 +193,5 @@ class Arithmetic:
         read = node.op == "Conv" or tail.op in ("Relu", "Clip") or any(id(r) in chosen for r in tail.outputs[0].outputs)
         return Work(
             "static", source, target if read else None, None if moments is None else moments.mean,
-            tail=key_of(tail), add="" if add is None else key_of(add),
+            tail=key_of(tail), add="" if add is None else key_of(add), kept=self.kept,
         )  # fmt: skip

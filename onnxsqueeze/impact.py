@@ -6,7 +6,7 @@ hundreds of rewrites, and none of them needs a graph of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from onnxsqueeze.runtime import Session, first_samples
 from onnxsqueeze.validate import Answers, compare, worst
 from onnxsqueeze.view import key_of
 
-__all__ = ["Detour", "Probe", "gains", "impacts", "measure", "worst_error"]
+__all__ = ["Detour", "Probe", "Switchboard", "gains", "impacts", "measure", "worst_error"]
 
 Array = NDArray[np.generic]
 Matrix = NDArray[np.float64]
@@ -119,11 +119,11 @@ def measure(
     numbers = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
     for start in range(0, len(numbers), TOGETHER):
         group = numbers[start : start + TOGETHER]
-        scores = _session(original, [variants[i] for i in group], feeds, score, samples)
-        for step, (number, value) in enumerate(zip(group, scores, strict=True), start):
+        board = Switchboard(original, [variants[i] for i in group], feeds, samples)
+        for step, number in enumerate(group):
             if progress:
-                progress("measuring layers", step, len(numbers))
-            found[number] = value
+                progress("measuring layers", start + step, len(numbers))
+            found[number] = score(board.expected, board.answers((step,)))
     return found
 
 
@@ -133,35 +133,40 @@ def worst_error(expected: Answers, found: Answers) -> float:
     return float(10 ** (-low / 10)) if low > -300 else float("inf")
 
 
-def _session(
-    original: Graph,
-    variants: Sequence[Mapping[str, Rewrite]],
-    feeds: Feeds,
-    score: Callable[[Answers, Answers], float],
-    samples: int | None,
-) -> Iterator[float]:
-    """Yield the scores of the variants, measured in one session."""
-    graph = edit.duplicate(original)
-    nodes = {key_of(node): node for node in graph.nodes}
-    switches: list[str] = []
-    for number, variant in enumerate(variants):
-        switch = gs.Variable(edit.mint(graph, f"switch_{number}"), np.bool_, ())
-        graph.inputs.append(switch)
-        switches.append(str(switch.name))
-        for key, rewrite in variant.items():
-            if isinstance(rewrite, Detour):
-                _switch_tensor(graph, _tensor(graph, key), rewrite, switch)
-            else:
-                _switch(graph, nodes[key], rewrite, switch)
-    edit.tidy(graph)
-    session = Session(codec.encode(graph), graph.folder)
-    wanted = [str(t.name) for t in original.outputs]
-    off = {name: np.array(False) for name in switches}
-    small = [dict(feed) if samples is None else first_samples(session, feed, samples, off) for feed in feeds]
-    expected = [session.run({**feed, **off}, wanted) for feed in small]
-    for name in switches:
-        on = {**off, name: np.array(True)}
-        yield score(expected, [session.run({**feed, **on}, wanted) for feed in small])
+class Switchboard:
+    """A session in which each of several variants of a graph can be switched on and off, on the same feeds.
+
+    A variant maps names of tensors to rewrites and detours, as in ``measure``. Feeds are cut to ``samples``.
+    """
+
+    def __init__(
+        self, original: Graph, variants: Sequence[Mapping[str, Rewrite]], feeds: Feeds, samples: int | None = None
+    ) -> None:
+        graph = edit.duplicate(original)
+        nodes = {key_of(node): node for node in graph.nodes}
+        self._switches: list[str] = []
+        for number, variant in enumerate(variants):
+            switch = gs.Variable(edit.mint(graph, f"switch_{number}"), np.bool_, ())
+            graph.inputs.append(switch)
+            self._switches.append(str(switch.name))
+            for key, rewrite in variant.items():
+                if isinstance(rewrite, Detour):
+                    _switch_tensor(graph, _tensor(graph, key), rewrite, switch)
+                else:
+                    _switch(graph, nodes[key], rewrite, switch)
+        edit.tidy(graph)
+        self._session = Session(codec.encode(graph), graph.folder)
+        self._outputs = [str(t.name) for t in original.outputs]
+        off = {name: np.array(False) for name in self._switches}
+        short = samples is not None
+        self._feeds = [first_samples(self._session, f, samples, off) if short else dict(f) for f in feeds]  # type: ignore[arg-type]
+        self.expected = self.answers(())
+        """The answers with all variants switched off."""
+
+    def answers(self, on: Collection[int]) -> Answers:
+        """Return the answers with the variants of these numbers switched on."""
+        switched = {name: np.array(number in on) for number, name in enumerate(self._switches)}
+        return [self._session.run({**feed, **switched}, self._outputs) for feed in self._feeds]
 
 
 def _switch(graph: Graph, node: gs.Node, rewrite: Rewrite, switch: gs.Variable) -> None:

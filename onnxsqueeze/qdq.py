@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,14 +15,14 @@ from onnxsqueeze import edit
 from onnxsqueeze.affine import TINY, Affine, weight_scales
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
-from onnxsqueeze.rounding import LARGEST, compensated
+from onnxsqueeze.rounding import LARGEST, compensated, feedback
 from onnxsqueeze.smooth import Smoothing
 from onnxsqueeze.view import constant_value
 from onnxsqueeze.weights import Derived
 
 __all__ = [
-    "bias", "carry", "dequantized", "dynamic", "gate", "integers", "reader", "requantize", "scales_of", "stored",
-    "values_of", "weight",
+    "Kept", "bias", "carry", "dequantized", "dynamic", "gate", "integers", "reader", "requantize", "scales_of",
+    "stored", "values_of", "weight",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.floating]
@@ -67,6 +68,27 @@ def requantize(graph: Graph, tensor: gs.Tensor, affine: Affine) -> None:
     readers = list(tensor.outputs)
     result = _pair(graph, tensor, affine, f"{tensor.name}_dequantized", producer)
     edit.redirect(tensor, result, only=readers)
+
+
+class Kept:
+    """Scales and integers of weights that were computed for one plan, for the next."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], NDArray[Any]] = {}
+        self._last: tuple[tuple[object, ...], NDArray[Any]] | None = None
+
+    def last(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
+        """Do the same as ``get``, but forget the array when another one is asked for: it is large."""
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            self._last = key, make()
+        return self._last[1]
+
+    def get(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
+        """Return what ``make`` has returned for that key, or returns now."""
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
 
 
 def scales_of(values: FloatArray, axes: Sequence[int], floor: FloatArray | float = 0.0) -> FloatArray:
@@ -164,14 +186,15 @@ def dynamic(
     node: gs.Node,
     smooth: Smoothing | None = None,
     second: FloatArray | None = None,
-    rounded: dict[str, NDArray[np.int8]] | None = None,
+    source: str = "",
+    kept: Kept | None = None,
 ) -> None:
     """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
 
     ``smooth`` says what is done about outliers of the input first, ``second`` is ``E[xxᵀ]`` of the input as it comes,
-    which the rounding of the weight looks at; ``rounded`` keeps the integers for another time.
+    which the rounding of the weight looks at, and ``source`` the name of the input.
     """
-    rounded = {} if rounded is None else rounded
+    kept = kept or Kept()
     smooth = smooth or Smoothing()
     tensor = node.inputs[1]
     transposed = bool(node.op == "Gemm" and node.attrs.get("transB", 0))
@@ -192,12 +215,14 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
-    scales = scales_of(values, (1,))
+    scales = kept.get(lambda: scales_of(values, (1,)), hint, "columns")
     if second is not None and values.size <= HELD and len(values) <= LARGEST:
-        if hint not in rounded:
-            inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
-            rounded[hint] = compensated(values, scales, second * inverse)
-        q = edit.constant(graph, f"{hint}_int8", rounded[hint])
+        inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
+
+        def rounded() -> NDArray[np.int8]:
+            return compensated(values, scales, kept.last(lambda: feedback(second * inverse), source, "smoothed"))
+
+        q = edit.constant(graph, f"{hint}_int8", kept.get(rounded, hint, "rounded"))
     else:
         q = integers(graph, hint, values, scales, read if isinstance(tensor, gs.Constant) else None)
     weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
@@ -292,14 +317,25 @@ def _reader(scope: Graph, x: gs.Tensor, op: str, output: str = "") -> gs.Node | 
     return None
 
 
-def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int, wide: bool = False) -> FloatArray | None:
+def stored(
+    graph: Graph,
+    scope: Graph,
+    node: gs.Node,
+    slot: int,
+    wide: bool = False,
+    second: FloatArray | None = None,
+    source: str = "",
+    kept: Kept | None = None,
+) -> FloatArray | None:
     """Keep a weight as int8 in blocks with a scale each, restored by Cast, Mul and Reshape when the model is loaded.
 
-    ``wide``: as int16, which restores it all but exactly.
+    ``wide``: as int16, which restores it all but exactly. ``second`` is ``E[xxᵀ]`` of the input of a MatMul, which the
+    rounding looks at, and ``source`` the input's name.
 
     The table of a Gather stays int8 in memory too: only the rows that are read are restored. Returns the restored
     values of a weight that is small enough to be held.
     """
+    kept = kept or Kept()
     tensor = node.inputs[slot]
     if not isinstance(tensor, gs.Constant) or np.dtype(tensor.dtype) != np.float32:
         return None  # another node that shares the weight has stored it already
@@ -310,7 +346,7 @@ def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int, wide: bool = Fa
         return None
     by_rows = len(values) * ROW <= values.size if values.ndim else False
     if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and len(tensor.outputs) == 1 and by_rows:
-        _gathered(graph, scope, node, tensor, values)
+        _gathered(graph, scope, node, tensor, values, kept)
         return None
     blocks = (-1, _block(values.shape))
     flat = values.reshape(blocks)
@@ -318,8 +354,17 @@ def stored(graph: Graph, scope: Graph, node: gs.Node, slot: int, wide: bool = Fa
         scales = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / np.float32(32767), np.float32(TINY))
         q = edit.constant(graph, f"{tensor.name}_int16", np.rint(flat / scales).astype(np.int16))
     else:
-        scales = scales_of(flat, (0,))
-        q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
+        scales = kept.get(lambda: scales_of(flat, (0,)), tensor.name, "blocks")
+        if second is not None and node.op == "MatMul" and values.size <= HELD and len(values) <= LARGEST:
+            every = np.repeat(scales.reshape(-1), blocks[1]).reshape(values.shape)
+
+            def rounded() -> NDArray[np.int8]:
+                return compensated(values, every, kept.last(lambda: feedback(second), source, "plain"))
+
+            found = kept.get(rounded, tensor.name, "rounded blocks")
+            q = edit.constant(graph, f"{tensor.name}_int8", np.ascontiguousarray(found.reshape(flat.shape)))
+        else:
+            q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)
     inside = {id(n) for n in scope.nodes}
     home = scope if all(id(n) in inside for n in tensor.outputs) else graph
@@ -348,10 +393,10 @@ def _block(shape: Sequence[int]) -> int:
     return next((d for d in range(64, 31, -1) if row % d == 0), row)
 
 
-def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, values: FloatArray) -> None:
+def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, values: FloatArray, kept: Kept) -> None:
     """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
     output, indices = node.outputs[0], node.inputs[1]
-    scales = scales_of(values, (0,))
+    scales = kept.get(lambda: scales_of(values, (0,)), tensor.name, "rows")
     q = integers(graph, tensor.name, values, scales, reader(tensor))
     rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)

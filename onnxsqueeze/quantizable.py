@@ -86,6 +86,13 @@ class Layers:
             return False
         if self.view.dtype(node.outputs[0]) not in (None, np.dtype(np.float32)):
             return False
+        if (
+            node.op == "AveragePool"
+        ):  # ONNX Runtime does not load the one with dilations, and counts wrongly in the other
+            ceiled = node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0)
+            return "dilations" not in node.attrs and not ceiled
+        if node.op == "Split":  # fused only if all of its outputs are quantized
+            return all(t.outputs or self.view.is_output(t) for t in node.outputs)
         if node.op == "Resize":
             return bool(node.attrs.get("mode", "nearest") == "nearest")
         if node.op == "MaxPool":

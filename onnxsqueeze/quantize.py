@@ -28,9 +28,9 @@ class Work:
 
     ``form`` is ``static``, ``integer``, ``gate``, ``dynamic`` or ``stored``. ``input`` and ``output`` are the
     parameters around a static layer, ``mean`` the channel means of its input; ``tail`` and ``add`` are the nodes that
-    belong to it. ``inputs`` are those of an operator between layers. ``smoothing``, ``moments`` and ``rounded`` (kept
-    integers by weight) are those of a layer that quantizes its input, called ``source``, at run time. ``wide`` weights
-    are stored in 16 bits.
+    belong to it. ``inputs`` are those of an operator between layers. ``smoothing`` and ``moments`` are those of a
+    layer that quantizes its input, called ``source``, at run time. ``wide`` weights are stored in 16 bits. ``kept`` is
+    shared by all plans of a graph.
     """
 
     form: str
@@ -41,10 +41,15 @@ class Work:
     smoothing: Smoothing | None = None
     source: str = ""
     moments: Moments | None = None
-    rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    kept: qdq.Kept = field(default_factory=qdq.Kept)
     wide: bool = False
     tail: str = ""
     add: str = ""
+
+    @property
+    def second(self) -> FloatArray | None:
+        """``E[xxᵀ]`` of the input, rows relative to their size, None if it was not measured."""
+        return None if self.moments is None or self.moments.gram is None else self.moments.second
 
 
 def quantize(graph: Graph, key: str, work: Work) -> None:
@@ -57,8 +62,7 @@ def quantize(graph: Graph, key: str, work: Work) -> None:
     elif work.form == "gate":
         qdq.gate(graph, node, work.inputs[0])
     elif work.form == "dynamic":
-        moments = work.moments
-        qdq.dynamic(graph, scope, node, work.smoothing, None if moments is None else moments.second, work.rounded)
+        qdq.dynamic(graph, scope, node, work.smoothing, work.second, work.source, work.kept)
     else:
         _stored(graph, scope, node, work)
 
@@ -69,8 +73,10 @@ def as_stored(entry: Site | Skip, reason: str) -> Site | Skip:
         return entry
     if entry.action == "integer":
         return Skip(entry.key, reason)
-    mean = entry.work.mean if isinstance(entry.work, Work) else None
-    return replace(entry, action="stored", detail={**entry.detail, "float": reason}, work=Work("stored", mean=mean))
+    assert isinstance(entry.work, Work)
+    old = entry.work
+    work = Work("stored", mean=old.mean, moments=old.moments, source=old.source, kept=old.kept)
+    return replace(entry, action="stored", detail={**entry.detail, "float": reason}, work=work)
 
 
 def _static(graph: Graph, node: gs.Node, work: Work) -> None:
@@ -84,7 +90,9 @@ def _static(graph: Graph, node: gs.Node, work: Work) -> None:
     old = qdq.values_of(holder.inputs[slot]).reshape(-1) if has else np.zeros(1)
     start = np.broadcast_to(old, (channels,)).astype(np.float64)
     # an int32 bias must not overflow in the product scale
-    scales = qdq.scales_of(values, (axis,), np.abs(start) / (work.input.scale * 2**30))
+    scales = work.kept.get(lambda: qdq.scales_of(values, (axis,)), hint, "channels")
+    floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
+    scales = np.maximum(scales, floor.reshape(scales.shape))
     q = qdq.integers(graph, hint, values, scales, qdq.reader(node.inputs[1]))
     corrected = start
     if work.mean is not None and values.size <= qdq.HELD:
@@ -102,7 +110,7 @@ def _static(graph: Graph, node: gs.Node, work: Work) -> None:
 def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Work) -> None:
     for slot in weight_slots(node):
         before, shared = node.inputs[slot], len(node.inputs[slot].outputs) > 1
-        after = qdq.stored(graph, scope, node, slot, work.wide)
+        after = qdq.stored(graph, scope, node, slot, work.wide, work.second, work.source, work.kept)
         if after is None or work.mean is None or node.op != "Conv" or slot != 1 or shared:
             continue
         values = qdq.values_of(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["compensated"]
+__all__ = ["compensated", "feedback"]
 
 Floats = NDArray[np.floating]
 
@@ -16,33 +16,38 @@ LARGEST = 2304
 """Weights with more rows are rounded to nearest: the cost grows with their cube."""
 
 
-def compensated(weight: Floats, scales: Floats, second: Floats) -> NDArray[np.int8]:
+def compensated(weight: Floats, scales: Floats, back: NDArray[np.float32]) -> NDArray[np.int8]:
     """Return integers q with ``weight ≈ scales·q``, |q| ≤ 127, that make ``tr (W − sq)ᵀ S (W − sq)`` small.
 
-    ``weight`` and ``scales`` broadcast to (K, N); ``second`` (K, K) is ``S = E[xxᵀ]`` of the inputs. Rows are rounded
-    in the order of falling S_kk, and each makes up for what those before it have lost: with ``S = U D Uᵀ``, U being
-    unit upper triangular, ``q_k = round((w_k + Σ_{j<k} U_jk·(w_j − s·q_j)) / s)``. The errors times U are then plain
-    rounding errors. After GPTQ (Frantar et al. 2023), in the form of QuIP (Chee et al. 2023), which inverts nothing.
+    ``weight`` and ``scales`` broadcast to (K, N); ``back`` is what ``feedback`` makes of ``S = E[xxᵀ]`` of the inputs.
+    Rows are rounded in the order of falling S_kk, and each makes up for what those before it have lost: with
+    ``S = U D Uᵀ``, U being unit upper triangular, ``q_k = round((w_k + Σ_{j<k} U_jk·(w_j − s·q_j)) / s)``. The errors
+    times U are then plain rounding errors. After GPTQ (Frantar et al. 2023), in the form of QuIP (Chee et al. 2023),
+    which inverts nothing.
     """
-    order = np.argsort(-np.diag(second), kind="stable")
-    feedback = _feedback(second[np.ix_(order, order)])
+    order, upper = back[-1].astype(np.int64), back[:-1]
     scale = np.broadcast_to(scales, weight.shape)[order].astype(np.float32)
     rows = weight[order].astype(np.float32)
     lost = np.zeros_like(rows)
     found = np.empty(weight.shape, np.int8)
     for start in range(0, len(rows), BLOCK):
         stop = min(start + BLOCK, len(rows))
-        wanted = rows[start:stop] + feedback[:start, start:stop].T @ lost[:start]
+        wanted = rows[start:stop] + upper[:start, start:stop].T @ lost[:start]
         for k in range(start, stop):
-            target = wanted[k - start] + feedback[start:k, k] @ lost[start:k]
+            target = wanted[k - start] + upper[start:k, k] @ lost[start:k]
             q = np.clip(np.rint(target / scale[k]), -127, 127)
             found[order[k]] = q
             lost[k] = rows[k] - q * scale[k]
     return found
 
 
-def _feedback(second: Floats) -> NDArray[np.float32]:
-    """Return the unit upper triangular U of ``S + λI = U D Uᵀ``: the Cholesky factor of S back to front."""
+def feedback(second: Floats) -> NDArray[np.float32]:
+    """Return the unit upper triangular U of ``S + λI = U D Uᵀ`` for S in the order of falling S_kk, and that order.
+
+    U is the Cholesky factor of S back to front; the order is a last row.
+    """
+    order = np.argsort(-np.diag(second), kind="stable")
+    second = second[np.ix_(order, order)]
     mean = float(np.trace(second)) / len(second) or 1.0
     damped = np.asarray(second[::-1, ::-1] / mean, np.float32)
     damped.flat[:: len(damped) + 1] += np.float32(DAMPING)
@@ -50,4 +55,4 @@ def _feedback(second: Floats) -> NDArray[np.float32]:
         factor = np.linalg.cholesky(damped)[::-1, ::-1]
     except np.linalg.LinAlgError:  # a few inputs outweigh all others by more than float32 resolves
         factor = np.linalg.cholesky(damped.astype(np.float64))[::-1, ::-1]
-    return np.asarray(factor / np.diag(factor), np.float32)
+    return np.concatenate([factor / np.diag(factor), order[None]]).astype(np.float32)

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.contract import Channels
 from onnxsqueeze.costmodel import run_time_times
+from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import Layers
 from onnxsqueeze.quantize import Work
 from onnxsqueeze.smooth import Smoothing, smoothing
@@ -41,14 +42,17 @@ class RunTimeLayer:
 class RunTime:
     """The layers of a graph that can quantize their input at run time; layers that share an input share the form."""
 
-    def __init__(self, layers: Layers, stats: Statistics, known: Mapping[str, Smoothing | None] | None = None) -> None:
-        self.layers, self.view, self.stats = layers, layers.view, stats
+    def __init__(
+        self, layers: Layers, stats: Statistics, kept: Kept, known: Mapping[str, Smoothing | None] | None = None
+    ) -> None:
+        self.layers, self.view, self.stats, self.kept = layers, layers.view, stats, kept
         self._known = known or {}
 
     @cached_property
     def found(self) -> list[RunTimeLayer]:
         """All of them, in the order of the graph."""
-        static = [n for n in self.layers.static if n.op != "Conv" and not self.stats.range(n.inputs[0].name)]
+        root = self.layers.root
+        static = [n for n in self.layers.static if n.op != "Conv" and not self.stats.range(root(n.inputs[0]).name)]
         groups: dict[int, list[gs.Node]] = {}
         for node in (*self.layers.dynamic, *static):
             groups.setdefault(id(node.inputs[0]), []).append(node)
@@ -65,7 +69,7 @@ class RunTime:
         rows = self._rows(source) if moments is None else moments.n / moments.runs
         made = []
         for node in nodes:
-            work = Work("dynamic", smoothing=treatment, source=str(source.name), moments=moments)
+            work = Work("dynamic", smoothing=treatment, source=str(source.name), moments=moments, kept=self.kept)
             times = run_time_times(self.layers.matrix(node).shape, rows, treatment or Smoothing(), len(nodes))
             made.append(RunTimeLayer(node, work, *times))
         return made

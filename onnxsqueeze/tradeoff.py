@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, log10, prod
-from statistics import median
 from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
@@ -17,7 +16,8 @@ from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Rewrite, Site, Skip
-from onnxsqueeze.impact import Detour, impacts
+from onnxsqueeze.effects import effects
+from onnxsqueeze.impact import SAMPLES, Detour, Switchboard, impacts
 from onnxsqueeze.quantizable import Layers, weight_slots
 from onnxsqueeze.quantize import Work, as_stored
 from onnxsqueeze.run_time import RunTime, RunTimeLayer
@@ -30,31 +30,31 @@ __all__ = ["Search"]
 
 Plan = list[Site | Skip]
 
-PRICES = (0.0, 5.0, 15.0, 50.0, 150.0, 500.0, 1500.0, inf)
+PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, inf)
 """What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
 RATE = 0.02
 """The share of the run time that a decibel is worth."""
-FINE = 41.0
+FINE = 42.0
 """The SQNR in dB from which more accuracy is worth nothing."""
 NEAR_STORED = 3.0
 """Where stored weights alone miss ``max_drop``, int8 arithmetic may cost this many dB more."""
-MEASURED = 48
-"""How many tensors and layers are measured at most, those with the largest errors of their own first."""
-MARGIN = 0.8
-"""The share of ``max_drop²`` that predicted errors may take."""
+FEEDS = 2
+"""Feeds on which errors are measured, cut to so many samples."""
+LEAST, MOST = 16, 48
+"""How many runs measuring takes."""
 TRIES = 3
 """How many plans are run."""
 MORE = 0.4
 """The share of the stored weights that may get 16 bits."""
 WIDENED = 40
 """With more weights than this, 16 bits are not tried."""
-SLOWER = 1.0
+SLOWER = 0.97
 """A measured run time over that of the float graph from which int8 arithmetic is given up."""
 INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
 NOT_FASTER = "int8 arithmetic was measured and is not faster"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Candidate:
     """A choice of what computes in integers, its predicted run time over that of the float model, and its error."""
 
@@ -63,10 +63,10 @@ class _Candidate:
     time: float
     error: float
 
-    @property
-    def loss(self) -> float:
-        """What is minimized: run time plus ``RATE`` × 10·log10 of the error."""
-        return self.time + RATE * 10 * log10(max(self.error, 10 ** (-FINE / 10)))
+
+def _loss(time: float, error: float) -> float:
+    """Return what is minimized: relative run time plus ``RATE`` × 10·log10 of the error."""
+    return time + RATE * 10 * log10(max(error, 10 ** (-FINE / 10)))
 
 
 class Search:
@@ -76,13 +76,17 @@ class Search:
         self.pass_, self.bench, self.first = pass_, bench, plan
         self.view = View(bench.original)
         self.layers = Layers(self.view, pass_.wanted)
-        self.arithmetic = Arithmetic(self.layers, bench.stats, pass_.form)
-        known = {w.source: w.smoothing for w in _works(plan) if w.source}
-        self.run_time = RunTime(self.layers, bench.stats, known)
+        works = [site.work for site in _sites(plan) if isinstance(site.work, Work)]
+        kept = works[0].kept
+        known = {work.source: work.smoothing for work in works if work.source}
+        self.arithmetic = Arithmetic(self.layers, bench.stats, pass_.form, kept)
+        self.run_time = RunTime(self.layers, bench.stats, kept, known)
         self.effects: dict[str, float] = {}
         """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: ``‖Δy‖² / ‖y‖²``."""
         self.wide: set[str] = set()
         """The keys of the sites whose weights are stored in 16 bits."""
+        self.base = 0.0
+        """What storing those weights in 8 bits that are always stored does to the answers."""
 
     def best(self) -> Plan:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
@@ -99,26 +103,31 @@ class Search:
     # ---------------------------------------------------------------------------------------- measuring
 
     def _measure(self) -> None:
-        """Measure the effects of the tensors and layers with the largest errors of their own; predict the others'."""
+        """Measure what the tensors and layers that would be quantized do to the answers."""
+        self.bench.progress("measuring layers", 0, 0)
         rounded = self.arithmetic.roundings(self.arithmetic.choose(0.0))
+        rewrites: dict[str, Rewrite] = {n: Detour(partial(_rounded, affine)) for n, (affine, _) in rounded.items()}
         own = {name: error for name, (_, error) in rounded.items()}
-        own |= {key_of(each.node): each.error for each in self.run_time.found if not self.view.in_body(each.node)}
-        feed = self.bench.feeds[0]
-        count = min(self.bench.affordable_variants(sum(cost.macs(self.bench.original, feed).values())), MEASURED)
-        worst = sorted(own, key=lambda name: (-own[name], name))[:count]
-        layers = {key_of(each.node): each for each in self.run_time.found}
-        rewrites: dict[str, list[Rewrite]] = {}
-        for name in worst:
-            if name in rounded:
-                rewrites[name] = [Detour(partial(_rounded, rounded[name][0]))]
-            else:
-                rewrites[name] = [partial(self.pass_.alone, site=Site(name, "dynamic", work=layers[name].work))]
-        found = impacts(self.bench.original, [feed], rewrites, self.bench.progress)
-        measured = {name: values[0] for name, values in found.items()}
-        gains = [measured[name] / own[name] for name in measured if 0 < own[name] < inf]
-        gain = median(gains) if gains else 1.0
-        self.effects = {name: measured.get(name, gain * min(error, 1.0)) for name, error in own.items()}
+        for each in self.run_time.found:
+            if not self.view.in_body(each.node) and each.int8_time < each.float_time:
+                name = key_of(each.node)
+                rewrites[name] = partial(self.pass_.alone, site=Site(name, "dynamic", work=each.work))
+                own[name] = min(each.error, 1.0)
+        if rewrites:
+            places = {str(t.name): i for i, node in enumerate(self.view.nodes) for t in node.outputs}
+            names = sorted(rewrites, key=lambda name: (places.get(name, -1), name))
+            feeds = self.bench.feeds[:FEEDS]
+            board = Switchboard(self.bench.original, [{name: rewrites[name]} for name in names], feeds, SAMPLES)
+            self.effects = effects(board, names, own, self._runs(), self.bench.progress)
         self.arithmetic.errors = self.effects
+        stored: Plan = [entry for entry in self.first if isinstance(entry, Site) and entry.action == "stored"]
+        self.base = 10 ** (-self.bench.sqnr(self._variant(stored)) / 10) if stored else 0.0
+
+    def _runs(self) -> int:
+        """Return how many runs measuring may take: about half as many as calibration took."""
+        macs = sum(cost.macs(self.bench.original, self.bench.feeds[0]).values())
+        wanted = min(max(len(self.bench.calib) // FEEDS, LEAST), MOST)
+        return min(wanted, self.bench.affordable_variants(macs))
 
     def _candidates(self) -> list[_Candidate]:
         """Return different choices from the fastest to the most accurate."""
@@ -144,33 +153,34 @@ class Search:
     # ---------------------------------------------------------------------------------------- choosing
 
     def _search(self, candidates: list[_Candidate]) -> Plan | None:
-        """Return the first plan in the order of loss that keeps ``max_drop``."""
-        target = -20 * log10(self.pass_.max_drop)
-        limit = MARGIN * self.pass_.max_drop**2
-        tried: list[tuple[float, Plan]] = []
+        """Return the plan with the least loss among those that keep ``max_drop``, None if only stored weights do.
+
+        Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
+        """
+        allowed, factor = self.pass_.max_drop**2, 1.0
+        tried: dict[_Candidate, tuple[float, Plan]] = {}
         for _ in range(TRIES):
-            allowed = [each for each in candidates if each.error <= limit] or [candidates[-1]]
-            pick = min(allowed, key=lambda each: each.loss)
-            if not pick.static and not pick.dynamic:
+            errors = {each: self.base + factor * each.error for each in candidates}
+            kept = [each for each in candidates if errors[each] <= allowed] or candidates[-1:]
+            pick = min(kept, key=lambda each: _loss(each.time, errors[each]))
+            if pick in tried or not (pick.static or pick.dynamic):
                 break
             plan = self._plan(pick)
-            sqnr = self.bench.sqnr(self._variant(plan))
-            if sqnr < FINE and not tried and self._widen(plan, pick.error):
-                sqnr = self.bench.sqnr(self._variant(plan))
-            tried.append((sqnr, plan))
-            if sqnr >= target:
-                return plan
-            candidates = [each for each in candidates if each.error < pick.error]
-            limit = MARGIN * self.pass_.max_drop**2 * min(pick.error / 10 ** (-sqnr / 10), 0.5)
-            if not candidates:
-                break
-        base = [as_stored(entry, INACCURATE) for entry in self.first]
-        near = self.bench.sqnr(self._variant(base)) - NEAR_STORED
-        return next((plan for sqnr, plan in tried if sqnr >= near), None)
+            if not tried:
+                self._widen(plan, pick.error)
+            found = 10 ** (-self.bench.sqnr(self._variant(plan)) / 10)
+            tried[pick] = found, plan
+            factor = max(found - self.base, 0.1 * found) / max(pick.error, 1e-12)
+        good = [(_loss(each.time, error), plan) for each, (error, plan) in tried.items() if error <= allowed]
+        if good:
+            return min(good, key=lambda entry: entry[0])[1]
+        stored = [as_stored(entry, INACCURATE) for entry in self.first]
+        near = self.bench.sqnr(self._variant(stored)) - NEAR_STORED
+        return next((plan for error, plan in tried.values() if -10 * log10(error) >= near), None)
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
-        return list(self.pass_.sites(self.layers, self.bench.stats, work))
+        return list(self.pass_.sites(self.layers, self.bench.stats, self.run_time, work))
 
     def _variant(self, plan: Plan) -> Graph:
         return self.bench.variant(self.pass_, _sites(self._finished(plan)))
@@ -243,7 +253,3 @@ def _rounded(affine: Affine, graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
 
 def _sites(plan: Iterable[Site | Skip]) -> list[Site]:
     return [entry for entry in plan if isinstance(entry, Site)]
-
-
-def _works(plan: Plan) -> list[Work]:
-    return [site.work for site in _sites(plan) if isinstance(site.work, Work)]

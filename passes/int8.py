@@ -89,15 +89,18 @@ class Int8(Pass):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
-        layers = Layers(view, self.wanted)
-        arithmetic, run_time = Arithmetic(layers, stats, self.form), RunTime(layers, stats)
+        layers, kept = Layers(view, self.wanted), qdq.Kept()
+        arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
-        yield from self.sites(layers, stats, work)
+        yield from self.sites(layers, stats, run_time, work)
 
-    def sites(self, layers: Layers, stats: Statistics, work: Iterable[tuple[gs.Node, Work]]) -> Iterator[Site | Skip]:
+    def sites(
+        self, layers: Layers, stats: Statistics, run_time: RunTime, work: Iterable[tuple[gs.Node, Work]]
+    ) -> Iterator[Site | Skip]:
         """Yield the plan in which these nodes compute in integers and all other weights are stored."""
         decided = {id(node): each for node, each in work}
+        known = {id(each.node): each.work for each in run_time.found}
         stored: list[Site] = []
         for node in layers.view.nodes:
             key = key_of(node)
@@ -106,7 +109,8 @@ class Int8(Pass):
                 reasons = [layers.refusal(node, slot) for slot in weight_slots(node)]
                 if "" in reasons:
                     moments = stats.of(Mean(node.inputs[0].name, 1)) if node.op == "Conv" else None
-                    entry = Work("stored", mean=None if moments is None else moments.mean)
+                    entry = replace(known.get(id(node), Work("stored", kept=run_time.kept)), form="stored")
+                    entry = replace(entry, mean=None if moments is None else moments.mean)
                 elif any(reasons):
                     yield Skip(key, next(reason for reason in reasons if reason))
             if entry is not None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxsqueeze.rounding import compensated
+from onnxsqueeze.rounding import compensated, feedback
 
 Floats = NDArray[np.floating]
 
@@ -25,7 +25,7 @@ def error(weight: Floats, scales: Floats, q: Floats | NDArray[np.int8], x: Float
 @pytest.mark.parametrize(("inputs", "outputs"), [(8, 3), (100, 20), (300, 7)])
 def test_errors_cancel_on_inputs_that_go_together(inputs: int, outputs: int) -> None:
     weight, scales, x = correlated(inputs, outputs)
-    q = compensated(weight, scales, x.T @ x / len(x))
+    q = compensated(weight, scales, feedback(x.T @ x / len(x)))
     nearest = np.rint(weight / scales)
 
     assert q.dtype == np.int8
@@ -34,7 +34,7 @@ def test_errors_cancel_on_inputs_that_go_together(inputs: int, outputs: int) -> 
 
 def test_inputs_that_are_independent_leave_plain_rounding() -> None:
     weight, scales, _ = correlated(50, 10)
-    q = compensated(weight, scales, np.diag(np.linspace(1, 3, 50)))
+    q = compensated(weight, scales, feedback(np.diag(np.linspace(1, 3, 50))))
 
     np.testing.assert_array_equal(q, np.rint(weight / scales))
 
@@ -43,7 +43,7 @@ def test_inputs_that_are_independent_leave_plain_rounding() -> None:
 def test_degenerate_inputs_give_integers_in_range_near_the_weight(second: str) -> None:
     weight, scales, x = correlated(64, 10)
     x = {"zero": x * 0, "one row": x[:1], "huge": x[:3] * 1e12}[second]
-    q = compensated(weight, scales, x.T @ x)
+    q = compensated(weight, scales, feedback(x.T @ x))
 
     assert np.abs(q.astype(int)).max() <= 127
     assert np.abs(weight - q * scales).max() < 20 * scales.max()
@@ -53,11 +53,11 @@ def test_an_input_that_is_never_seen_changes_no_other_weight() -> None:
     weight, scales, x = correlated(40, 10)
     weight[5] = 0
     x[:, 5] = 0
-    whole = compensated(weight, scales, x.T @ x)
+    whole = compensated(weight, scales, feedback(x.T @ x))
     rest = np.arange(40) != 5
     mean = np.trace(x.T @ x) / 40
     second = (x.T @ x)[np.ix_(rest, rest)]
-    without = compensated(weight[rest], scales, second + 0.01 * (mean - np.trace(second) / 39) * np.eye(39))
+    without = compensated(weight[rest], scales, feedback(second + 0.01 * (mean - np.trace(second) / 39) * np.eye(39)))
 
     assert not whole[5].any()
     np.testing.assert_array_equal(whole[rest], without)

@@ -1,0 +1,59 @@
+"""What many small rewrites each do to the answers, found with few runs: the groups that do most are taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+from onnxsqueeze.impact import Switchboard, worst_error
+
+__all__ = ["effects"]
+
+Progress = Callable[[str, int, int], None]
+
+NOTHING = 0.01
+"""A group with a smaller share of the error is not taken apart."""
+
+
+def effects(
+    board: Switchboard, names: Sequence[str], own: Mapping[str, float], runs: int, progress: Progress
+) -> dict[str, float]:
+    """Return, by name, what the variants of the board do to the answers: ``‖Δy‖² / ‖y‖²``, in about ``runs`` runs.
+
+    ``names`` are those of the variants in order, neighbours in the graph side by side. Errors add up, more or less:
+    the variants are switched on in groups, and the group with the largest error is halved again and again. Within a
+    group that is left, the error is shared out in proportion to the variants' ``own`` errors. In the end all are
+    scaled to what all variants do together.
+    """
+
+    done = 0
+
+    def measured(group: range) -> tuple[float, int, range]:
+        nonlocal done
+        done += 1
+        progress("measuring layers", min(done, runs), runs)
+        return -worst_error(board.expected, board.answers(group)), group.start, group
+
+    together = -measured(range(len(names)))[0]
+    count = min(max(runs // 3, 1), len(names))
+    limits = [len(names) * i // count for i in range(count + 1)]
+    groups = [measured(range(a, b)) for a, b in pairwise(limits)]
+    heapify(groups)
+    whole: list[tuple[float, int, range]] = []
+    while groups and done + 1 < runs:
+        entry = heappop(groups)
+        error, _, group = entry
+        if len(group) == 1 or -error < NOTHING * together:
+            whole.append(entry)
+            continue
+        middle = (group.start + group.stop) // 2
+        for half in (range(group.start, middle), range(middle, group.stop)):
+            heappush(groups, measured(half))
+    found: dict[str, float] = {}
+    for error, _, group in (*whole, *groups):
+        parts = [max(own[names[i]], 1e-12) for i in group]
+        found |= {names[i]: -error * part / sum(parts) for i, part in zip(group, parts, strict=True)}
+    total = sum(found.values())
+    scale = together / total if total > 0 and together < float("inf") else 1.0
+    return {name: error * scale for name, error in found.items()}
