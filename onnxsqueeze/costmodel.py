@@ -2,9 +2,10 @@
 
 The figures are medians of one thread on an x86-64 with AVX-512 VNNI (ONNX Runtime 1.31, ``benchmarks/kernels.py``).
 They only rank choices, and being constants they make the same choice on every machine. What was seen: a dense Conv
-takes 0.3 of its float time in int8 from 64 input values per output on, as much at 16; a depthwise Conv takes 2–3 times
-its float time; an AveragePool takes 30 times as long, its kernel in int8 being scalar; a Q or DQ costs as much as a
-float Conv with 10–20 input values per output.
+takes 0.3 of its float time in int8 from 64 input values per output on, as much at 16; gathering the inputs of a larger
+kernel takes about 4 ns a tap, and twice that where the channels are no multiple of 4, so that the first Conv of a
+picture is 3 times as slow in int8; a depthwise Conv takes 2–3 times its float time; an AveragePool takes 30 times as
+long, its kernel in int8 being scalar; a Q or DQ costs as much as a float Conv with 10–20 input values per output.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def layer_times(node: gs.Node, weight: Sequence[int], outputs: float) -> tuple[f
         reads = prod(weight[1:])
         if int(node.attrs.get("group", 1)) > 1 and weight[1] <= 4:
             return outputs * (0.035 * reads), outputs * (0.55 + 0.03 * reads)
-        narrow = 0.008 if weight[0] < 32 else 0.0
-        return outputs * (0.2 + 0.018 * reads), outputs * (0.2 + (0.0055 + narrow) * reads)
+        taps = prod(weight[2:])
+        gather = 4.0 * taps * (2 if weight[1] % 4 else 1) if taps > 1 else 0.0  # per position, for all output channels
+        return outputs * (0.2 + 0.018 * reads), outputs * (0.2 + 0.0055 * reads + gather / weight[0])
     reads = weight[1] if node.attrs.get("transB", 0) else weight[0]
     return outputs * (0.2 + 0.02 * reads), outputs * (0.2 + 0.0065 * reads)
 

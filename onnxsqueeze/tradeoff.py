@@ -30,11 +30,11 @@ __all__ = ["Search"]
 
 Plan = list[Site | Skip]
 
-PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, inf)
+PRICES = (0.0, 10.0, 30.0, 100.0, 200.0, 400.0, 800.0, 1500.0, 3000.0, 10000.0, inf)
 """What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
-RATE = 0.02
+RATE = 0.03
 """The share of the run time that a decibel is worth."""
-FINE = 42.0
+FINE = 44.0
 """The SQNR in dB from which more accuracy is worth nothing."""
 NEAR_STORED = 3.0
 """Where stored weights alone miss ``max_drop``, int8 arithmetic may cost this many dB more."""
