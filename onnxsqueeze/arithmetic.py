@@ -126,21 +126,25 @@ class Arithmetic:
 
         ``price`` is in nanoseconds.
         """
+
+        def dear(tensor: gs.Tensor) -> float:
+            return price * self.error(tensor) if price else 0.0  # an error may be infinite
+
         choices = []
         tensors: dict[int, gs.Tensor] = {}
         for node in self.nodes:
             float_time, int8_time = self._times[id(node)]
             reads, makes = self._reads(node), self._makes(node)
             tensors.update({id(t): t for t in (*reads, *makes)})
-            dear = 0.0 if node.op in self.layers.KEEP_SCALE else price * sum(self.error(t) for t in makes)
+            rounding = 0.0 if node.op in self.layers.KEEP_SCALE else sum(dear(t) for t in makes)
             choices.append(
-                Choice(id(node), float_time, int8_time + dear, [id(t) for t in reads], [id(t) for t in makes])
+                Choice(id(node), float_time, int8_time + rounding, [id(t) for t in reads], [id(t) for t in makes])
             )
             for tensor in makes:
                 others = [r for r in tensor.outputs if id(r) not in self._inside]
                 if others or self.view.is_output(tensor):
                     choices.append(Choice(-id(tensor), 0.0, inf, [id(tensor)], []))
-        quantize = {key: CALL + QUANTIZE * self.elements(t) + price * self.error(t) for key, t in tensors.items()}
+        quantize = {key: CALL + QUANTIZE * self.elements(t) + dear(t) for key, t in tensors.items()}
         dequantize = {key: CALL + DEQUANTIZE * self.elements(t) for key, t in tensors.items()}
         return cut(choices, quantize, dequantize) & self._inside
 

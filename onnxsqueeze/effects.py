@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from math import inf
 
 from onnxsqueeze.impact import Switchboard, worst_error
 
@@ -55,5 +56,5 @@ def effects(
         parts = [max(own[names[i]], 1e-12) for i in group]
         found |= {names[i]: -error * part / sum(parts) for i, part in zip(group, parts, strict=True)}
     total = sum(found.values())
-    scale = together / total if total > 0 and together < float("inf") else 1.0
+    scale = together / total if 0 < total < inf and together < inf else 1.0
     return {name: error * scale for name, error in found.items()}
