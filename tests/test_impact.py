@@ -4,14 +4,16 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from linear_models import constant, correlated, model
-from onnx import helper
+from onnx import TensorProto, helper
 
-from onnxsqueeze import codec, edit
+from onnxsqueeze import codec, edit, qdq
+from onnxsqueeze.affine import Affine
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.impact import impacts
-from onnxsqueeze.validate import answer, compare, worst
+from onnxsqueeze.impact import Detour, Switchboard, impacts, worst_error
+from onnxsqueeze.validate import Answers, answer, compare, worst
 
 Rewrite = Callable[[Graph, str], None]
 
@@ -90,3 +92,116 @@ def test_progress_counts_the_layers() -> None:
     impacts(codec.load(net()), correlated(1, (6, 8, 8)), REWRITES, lambda *step: seen.append(step))
 
     assert [step[1:] for step in seen] == [(0, 3), (1, 3), (2, 3)]
+
+
+# ------------------------------------------------------------------------------------------------ detours
+
+
+def rounded(graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
+    return qdq.dequantized(graph, tensor, Affine(0.25, 100))
+
+
+ROUND = Detour(rounded)
+FEEDS = correlated(2, (6, 8, 8))
+
+
+def with_a_branch() -> onnx.ModelProto:
+    """The net, whose ``b`` is read in both bodies of an If as well."""
+    proto = net()
+    body = [
+        helper.make_graph(
+            [helper.make_node(op, ["b"], [f"{op}_made"])],
+            op,
+            [],
+            [helper.make_tensor_value_info(f"{op}_made", TensorProto.FLOAT, None)],
+        )
+        for op in ("Neg", "Abs")
+    ]
+    proto.graph.node.append(helper.make_node("If", ["yes"], ["z"], then_branch=body[0], else_branch=body[1]))
+    proto.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    proto.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+    return proto
+
+
+def applied(graph: Graph, variant: dict[str, Rewrite | Detour]) -> Graph:
+    copy = edit.duplicate(graph)
+    for key, rewrite in variant.items():
+        rewrite(copy, key)
+    edit.tidy(copy)
+    return copy
+
+
+def same(one: Answers, two: Answers) -> bool:
+    return all(
+        a.keys() == b.keys() and all(np.allclose(np.asarray(a[n]), np.asarray(b[n]), atol=1e-5) for n in a)
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("tensor", ["x", "a", "b", "c", "y"])
+@pytest.mark.parametrize("kind", ["net", "branch", "old"])
+def test_a_detour_that_is_switched_on_does_what_applying_it_does(tensor: str, kind: str) -> None:
+    """``x`` is an input, ``b`` has several readers, ``c`` is read and an output; before opset 9 there is no Where."""
+    proto = with_a_branch() if kind == "branch" else net()
+    graph = codec.load(proto)
+    detour = ROUND
+    if kind == "old":  # nor is there QuantizeLinear
+        graph.opset = 8
+        detour = Detour(lambda g, t: edit.insert(g, g, "Floor", [t], f"{t.name}_floor"))
+    board = Switchboard(graph, [{tensor: detour}], FEEDS)
+    expected, alone = answer(graph, None, FEEDS), answer(applied(graph, {tensor: detour}), None, FEEDS)
+
+    assert same(board.expected, expected)
+    assert not same(alone, expected)
+    assert same(board.answers((0,)), alone)
+    assert same(board.answers(()), expected)
+
+
+def test_detours_and_rewrites_are_switched_together_and_one_by_one() -> None:
+    graph = codec.load(with_a_branch())
+    variants: list[dict[str, Rewrite | Detour]] = [
+        {"x": ROUND},
+        {"a": coarser(0.1), "b": ROUND},
+        {"c": ROUND},
+        {"c": coarser(0.2)},
+    ]
+    board = Switchboard(graph, variants, FEEDS)  # type: ignore[arg-type]
+
+    for on in [(0,), (1,), (2,), (3,), (0, 2), (2, 3), (0, 1, 2, 3)]:
+        merged = edit.duplicate(graph)
+        for key, rewrite in sorted(
+            ((k, r) for i in on for k, r in variants[i].items()), key=lambda each: isinstance(each[1], Detour)
+        ):
+            rewrite(merged, key)
+        edit.tidy(merged)
+        assert same(board.answers(on), answer(merged, None, FEEDS)), on
+
+
+def test_several_detours_of_one_tensor_can_be_compared() -> None:
+    steps = (0.5, 0.25, 0.125)
+    detours = [{"b": Detour(lambda g, t, s=step: qdq.dequantized(g, t, Affine(s, 0)))} for step in steps]  # type: ignore[misc]
+    graph = codec.load(net())
+    board = Switchboard(graph, detours, FEEDS)
+    found = [worst_error(board.expected, board.answers((i,))) for i in range(3)]
+
+    assert found == sorted(found, reverse=True)
+    for one, detour in zip(found, detours, strict=True):
+        assert one == pytest.approx(
+            worst_error(board.expected, answer(applied(graph, dict(detour)), None, FEEDS)), rel=1e-3
+        )
+
+
+def test_a_switchboard_leaves_the_graph_as_it_was() -> None:
+    graph = codec.load(with_a_branch())
+    before = codec.encode(graph).SerializeToString()
+    Switchboard(graph, [{"b": ROUND}, {"c": ROUND}], FEEDS).answers((0, 1))
+
+    assert codec.encode(graph).SerializeToString() == before
+
+
+def test_a_switchboard_answers_on_the_first_samples_only_if_it_is_told_so() -> None:
+    batch = [{"x": np.concatenate([f["x"] for f in correlated(4, (6, 8, 8))])}]
+    graph = codec.load(net())
+    whole, cut = (Switchboard(graph, [{"b": ROUND}], batch, samples) for samples in (None, 2))
+
+    assert [np.shape(b.answers((0,))[0]["y"])[0] for b in (whole, cut)] == [4, 2]
