@@ -127,24 +127,29 @@ def values_of(tensor: gs.Tensor) -> FloatArray:
     return np.asarray(value, np.float32)
 
 
-def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int) -> None:
-    """Feed an input of the node from an int8 initializer through a DequantizeLinear per channel along ``axis``."""
+def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int | None) -> None:
+    """Feed an input of the node from an int8 initializer through a DequantizeLinear.
+
+    There is a scale per channel along ``axis``, or a single one if that is None.
+    """
     name = node.inputs[slot].name
-    scale = edit.constant(graph, f"{name}_scale", np.ascontiguousarray(scales.reshape(-1)))
-    zero = edit.constant(graph, f"{name}_zero_point", np.zeros(scales.size, np.int8))
+    shape, attrs = ((), {}) if axis is None else ((-1,), {"axis": axis})
+    scale = edit.constant(graph, f"{name}_scale", np.ascontiguousarray(scales.reshape(shape)))
+    zero = edit.constant(graph, f"{name}_zero_point", np.zeros_like(scale.values, np.int8))
     node.inputs[slot] = edit.insert(
-        graph, graph, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", {"axis": axis}, before=node
+        graph, graph, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", attrs, before=node
     )
 
 
 def bias(graph: Graph, node: gs.Node, slot: int, values: FloatArray, scale: FloatArray, hint: str) -> None:
-    """Give the node an int32 bias of ``scale`` = input scale × weight scale per channel, as fused kernels need."""
+    """Give the node an int32 bias of ``scale`` = input scale × weight scale, per channel or not, as kernels need it."""
     q = np.clip(np.round(values.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     constant = edit.constant(graph, f"{hint}_int32", q)
     scales = edit.constant(graph, f"{hint}_scale", scale.astype(np.float32))
-    zero = edit.constant(graph, f"{hint}_zero_point", np.zeros(q.shape, np.int32))
+    zero = edit.constant(graph, f"{hint}_zero_point", np.zeros(scale.shape, np.int32))
+    attrs = {"axis": 0} if scale.ndim else {}
     made = edit.insert(
-        graph, graph, "DequantizeLinear", [constant, scales, zero], f"{hint}_dequantized", {"axis": 0}, before=node
+        graph, graph, "DequantizeLinear", [constant, scales, zero], f"{hint}_dequantized", attrs, before=node
     )
     if slot < len(node.inputs):
         node.inputs[slot] = made
