@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -74,7 +75,7 @@ class Kept:
     """Scales and integers of weights that were computed for one plan, for the next."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], NDArray[Any]] = {}
+        self._found: dict[tuple[str, tuple[int, ...], int], NDArray[Any]] = {}
         self._last: tuple[tuple[object, ...], NDArray[Any]] | None = None
 
     def last(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
@@ -84,8 +85,9 @@ class Kept:
             self._last = key, make()
         return self._last[1]
 
-    def get(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
-        """Return what ``make`` has returned for that key, or returns now."""
+    def get(self, make: Callable[[], NDArray[Any]], values: FloatArray, what: str) -> NDArray[Any]:
+        """Return what ``make`` has returned for the same values, or returns now: in bodies, names may be others'."""
+        key = what, values.shape, zlib.crc32(np.ascontiguousarray(values).data)
         if key not in self._found:
             self._found[key] = make()
         return self._found[key]
@@ -220,14 +222,14 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
-    scales = kept.get(lambda: scales_of(values, (1,)), hint, "columns")
+    scales = kept.get(lambda: scales_of(values, (1,)), values, "columns")
     if second is not None and values.size <= HELD and len(values) <= LARGEST:
         inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
 
         def rounded() -> NDArray[np.int8]:
             return compensated(values, scales, kept.last(lambda: feedback(second * inverse), source, "smoothed"))
 
-        q = edit.constant(graph, f"{hint}_int8", kept.get(rounded, hint, "rounded"))
+        q = edit.constant(graph, f"{hint}_int8", kept.get(rounded, values, "rounded"))
     else:
         q = integers(graph, hint, values, scales, read if isinstance(tensor, gs.Constant) else None)
     weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
@@ -359,14 +361,14 @@ def stored(
         scales = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / np.float32(32767), np.float32(TINY))
         q = edit.constant(graph, f"{tensor.name}_int16", np.rint(flat / scales).astype(np.int16))
     else:
-        scales = kept.get(lambda: scales_of(flat, (0,)), tensor.name, "blocks")
+        scales = kept.get(lambda: scales_of(flat, (0,)), flat, "blocks")
         if second is not None and node.op == "MatMul" and values.size <= HELD and len(values) <= LARGEST:
             every = np.repeat(scales.reshape(-1), blocks[1]).reshape(values.shape)
 
             def rounded() -> NDArray[np.int8]:
                 return compensated(values, every, kept.last(lambda: feedback(second), source, "plain"))
 
-            found = kept.get(rounded, tensor.name, "rounded blocks")
+            found = kept.get(rounded, values, "rounded blocks")
             q = edit.constant(graph, f"{tensor.name}_int8", np.ascontiguousarray(found.reshape(flat.shape)))
         else:
             q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
@@ -401,7 +403,7 @@ def _block(shape: Sequence[int]) -> int:
 def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, values: FloatArray, kept: Kept) -> None:
     """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
     output, indices = node.outputs[0], node.inputs[1]
-    scales = kept.get(lambda: scales_of(values, (0,)), tensor.name, "rows")
+    scales = kept.get(lambda: scales_of(values, (0,)), values, "rows")
     q = integers(graph, tensor.name, values, scales, reader(tensor))
     rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)

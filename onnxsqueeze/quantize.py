@@ -49,8 +49,16 @@ class Work:
 
     @property
     def second(self) -> FloatArray | None:
-        """``E[xxᵀ]`` of the input, rows relative to their size, None if it was not measured."""
-        return None if self.moments is None or self.moments.gram is None else self.moments.second
+        """``E[xxᵀ]`` of the input, rows relative to their size, None if it was not measured.
+
+        With fewer rows than twice the channels it is drawn towards its diagonal, which it is with as many: what a few
+        rows do not have in them must not be used to hide errors.
+        """
+        if self.moments is None or self.moments.gram is None:
+            return None
+        second = self.moments.second
+        share = min(max(2 * len(second) / max(self.moments.n, 1) - 1, 0.0), 1.0)
+        return second if share == 0 else second * (1 - share) + np.diag(np.diag(second) * share)
 
 
 def quantize(graph: Graph, key: str, work: Work) -> None:
@@ -92,7 +100,7 @@ def _static(graph: Graph, node: gs.Node, work: Work) -> None:
     start = np.broadcast_to(old, (channels,)).astype(np.float64)
     # an int32 bias must not overflow in the product scale
     shared = () if work.per_tensor else (axis,)
-    scales = work.kept.get(lambda: qdq.scales_of(values, shared), hint, "tensor" if work.per_tensor else "channels")
+    scales = work.kept.get(lambda: qdq.scales_of(values, shared), values, f"scales over {shared}")
     floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
     scales = np.maximum(scales, floor.max() if work.per_tensor else floor.reshape(scales.shape))
     q = qdq.integers(graph, hint, values, scales, qdq.reader(node.inputs[1]))
