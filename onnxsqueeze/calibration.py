@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import gcd, prod
+from math import gcd, isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,11 @@ def ordinary(values: Array) -> NDArray[np.bool_] | None:
 def stride(shape: Sequence[int], count: int = SAMPLE) -> int:
     """Return the distance at which about ``count`` elements of a tensor are taken.
 
-    It shares no factor with any dimension: else only some columns, or some channels, would ever be seen.
+    It shares no factor with any dimension: else only some columns, or some channels, would ever be seen. It is prime,
+    so that it seldom shares one with the dimensions that the tensor has in another feed either.
     """
     step = max(prod(shape) // count, 1)
-    while any(gcd(step, size) > 1 for size in shape):
+    while any(gcd(step, size) > 1 for size in shape) or any(step % d == 0 for d in range(2, isqrt(step) + 1)):
         step += 1
     return step
 
