@@ -43,7 +43,7 @@ class Arithmetic:
         self.nodes += [
             n for n in layers.carried
             if all(self._rounding(t) for t in layers.data_inputs(n))
-            and all(self._rounding(t) for t in n.outputs if t.name and t.outputs)
+            and all(self._rounding(t) for t in n.outputs if t.name)
             and not (n.op == "HardSigmoid" and not form.saturates)
         ]  # fmt: skip
         self._inside = {id(node) for node in self.nodes}

@@ -39,10 +39,25 @@ def dequantized(graph: Graph, tensor: gs.Tensor, affine: Affine) -> gs.Tensor:
     producer = tensor.inputs[0] if tensor.inputs else None
     if producer is not None and producer.op == "DequantizeLinear":
         return tensor
+    if producer is not None and producer.op == "AveragePool":
+        tensor = _apart(graph, tensor)
+        producer = tensor.inputs[0]
     for reader in tensor.outputs:
         if reader.op == "QuantizeLinear":
             return reader.outputs[0].outputs[0].outputs[0]
     return _pair(graph, tensor, affine, f"{tensor.name}_dequantized", producer)
+
+
+def _apart(graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
+    """Return what an AveragePool makes through a Sum of one.
+
+    Between two Q/DQ pairs ONNX Runtime would take its integer kernel, which is slower than the one in float and both
+    pairs together, and does not load with dilations.
+    """
+    for reader in tensor.outputs:
+        if reader.op == "Sum" and len(reader.inputs) == 1:
+            return reader.outputs[0]
+    return edit.insert(graph, graph, "Sum", [tensor], f"{tensor.name}_in_float", after=tensor.inputs[0])
 
 
 def _pair(
