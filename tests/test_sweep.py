@@ -18,6 +18,7 @@ from onnxsqueeze import codec, sweep
 from onnxsqueeze.calibration import BINS, Histogram, Statistics, load_statistics, save_statistics, stride
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Mean, Need, Range
+from onnxsqueeze.runtime import Session
 from onnxsqueeze.sweep import collect
 
 Array = npt.NDArray[Any]
@@ -136,7 +137,7 @@ def test_float32_and_float64_values_fall_into_the_same_bins(values: list[float],
 
 def test_each_tensor_is_reduced_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[onnx.ModelProto] = []
-    real = sweep.Session
+    real = Session
 
     def session(graph: Graph) -> Any:
         opened.append(codec.encode(graph))
