@@ -51,10 +51,13 @@ class Affine:
 
 @dataclass(frozen=True)
 class Form:
-    """How activations are written: as signed integers or not, with the zero point in the middle or anywhere."""
+    """How numbers are written in arithmetic: activations as signed integers or not, with the zero point in the middle
+    or anywhere, and weights with one scale per output channel or ``per_tensor``.
+    """
 
     signed: bool = False
     symmetric: bool = False
+    per_tensor: bool = False
 
     @property
     def saturates(self) -> bool:

@@ -198,4 +198,5 @@ class Arithmetic:
         return Work(
             "static", source, target if read else None, None if moments is None else moments.mean,
             tail=key_of(tail), add="" if add is None else key_of(add), kept=self.kept,
+            per_tensor=self.form.per_tensor,
         )  # fmt: skip

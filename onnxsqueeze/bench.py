@@ -52,6 +52,8 @@ class Bench:
         """Run-time ratios of an earlier run, in order, which ``latency`` returns before it measures anything."""
         self.measured = [] if measured is None else measured
         """Run-time ratios that ``latency`` has returned."""
+        self.notes: list[str] = []
+        """What the report should say of the experiments."""
 
     @cached_property
     def feeds(self) -> list[dict[str, Array]]:

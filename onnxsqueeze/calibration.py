@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import gcd, prod
+from math import gcd, isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,11 @@ def ordinary(values: Array) -> NDArray[np.bool_] | None:
 def stride(shape: Sequence[int], count: int = SAMPLE) -> int:
     """Return the distance at which about ``count`` elements of a tensor are taken.
 
-    It shares no factor with any dimension: else only some columns, or some channels, would ever be seen.
+    It shares no factor with any dimension: else only some columns, or some channels, would ever be seen. It is prime,
+    so that it seldom shares one with the dimensions that the tensor has in another feed either.
     """
     step = max(prod(shape) // count, 1)
-    while any(gcd(step, size) > 1 for size in shape):
+    while any(gcd(step, size) > 1 for size in shape) or any(step % d == 0 for d in range(2, isqrt(step) + 1)):
         step += 1
     return step
 
@@ -89,10 +90,11 @@ class Histogram:
             flat = flat[usual]
             self.masked += usual.size - flat.size
         if flat.size:
-            self.add(float(flat.min()), float(flat.max()), flat.size, flat[:: stride(values.shape)])
+            self.extend(float(flat.min()), float(flat.max()), flat.size)
+            self.count(flat[:: stride(values.shape)])
 
-    def add(self, low: float, high: float, elements: int, sample: Array) -> None:
-        """Add a feed's extremes, number of values, and some of them, none of which is infinite, NaN or mask-like."""
+    def extend(self, low: float, high: float, elements: int) -> None:
+        """Widen the histogram to one feed's extremes, none of which is infinite, NaN or mask-like."""
         self.elements += elements
         first = self.samples == 0
         self.low, self.high = (low, high) if first else (min(self.low, low), max(self.high, high))
@@ -100,16 +102,24 @@ class Histogram:
         self.low_sum += low
         self.high_sum += high
         self._grow(max(abs(low), abs(high)))
-        present = sample[sample != 0].astype(np.float64)
-        self.zeros += sample.size - present.size
-        # times a power of two, then floor: exact, so that a value's bins at two widths always agree
-        index = np.floor(present * (BINS / (2 * self.limit))).astype(np.int64) + BINS // 2
-        self.counts += np.bincount(index, minlength=BINS)
+
+    def count(self, sample: Array) -> None:
+        """Count values that lie within the extremes seen so far."""
+        # times a power of two, then floor: exact, so that a value's bins at two widths always agree; below 2**-100 that
+        # would overflow in float32, and over 2**11 it could underflow
+        narrow = sample.dtype == np.float32 and -100 < self.exponent < 12
+        kind = np.float32 if narrow else np.float64
+        index = np.floor(sample.astype(kind, copy=False) * kind(BINS / (2 * self.limit)))
+        index += BINS // 2
+        zeros = sample.size - int(np.count_nonzero(sample))
+        self.counts += np.bincount(index.astype(np.intp), minlength=BINS)
+        self.counts[BINS // 2] -= zeros
+        self.zeros += zeros
 
     def _grow(self, reach: float) -> None:
-        if reach <= 0:
+        needed = int(np.frexp(reach)[1]) if reach > 0 else self.exponent
+        if needed <= self.exponent:
             return
-        needed = int(np.frexp(reach)[1])
         if self.counts.any():
             while self.exponent < needed:
                 middle = self.counts.reshape(-1, 2).sum(1)
@@ -117,7 +127,7 @@ class Histogram:
                 self.counts[BINS // 4 : 3 * BINS // 4] = middle
                 self.exponent += 1
         else:
-            self.exponent = max(self.exponent, needed)
+            self.exponent = needed
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of both; exact and commutative."""
@@ -169,6 +179,16 @@ class Moments:
         """Σxxᵀ / n, uncentred."""
         assert self.gram is not None
         return self.gram / max(self.n, 1)
+
+    def add(self, other: Moments) -> None:
+        """Add the moments of further rows, in place; products, where ``other`` has none, stay as they are."""
+        self.n += other.n
+        self.runs += other.runs
+        self.total += other.total
+        for part in PARTS:
+            mine, more = getattr(self, part), getattr(other, part)
+            if mine is not None and more is not None:
+                {"low": np.minimum, "high": np.maximum}.get(part, np.add)(mine, more, out=mine)
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets of rows."""

@@ -36,6 +36,11 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
     """Return the page of a run of ``squeeze``; ``command`` repeats it. Without a result there is no picture."""
     sites = [(step.spec, site) for step in report.steps if step.kept for site in step.done]
     errors = [(site.key, site.error, site.action) for _, site in sites if site.error]
+    effects = [
+        (site.key, effect, _treatment(site))
+        for _, site in sites
+        if isinstance(effect := site.detail.get("answers"), float) and effect > 0
+    ]
     facts: dict[str, list[dict[str, object]]] = {}
     for spec, site in sites:
         facts.setdefault(site.key.partition("[")[0], []).append(_site(spec, site))
@@ -57,6 +62,7 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
         outputs=report.deviations,
         steps=report.steps,
         by_error=bars(errors, _in_db),
+        by_effect=bars(effects, _in_db),
         by_gain=bars(_gains(() if found is None else found.changes), lambda value: amount(value, "B")),
         figures=drawn[:FIGURES],
         figures_in_all=len(drawn),
@@ -207,12 +213,19 @@ def _in_db(error: float) -> str:
     return f"{decibels(error)} dB"
 
 
+def _treatment(site: Any) -> str:
+    """Return what happens at a site, and what was done about its error."""
+    return ", ".join(filter(None, (str(site.action), str(site.detail.get("remedy", "")))))
+
+
 def _site(spec: str, site: Any) -> dict[str, object]:
     found: dict[str, object] = {spec.split("{")[0]: site.action}
     if site.error is not None:
         found["predicted error"] = _in_db(site.error)
     for name, value in site.detail.items():
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        if name == "answers" and isinstance(value, float):
+            found["alone, at the answers"] = _in_db(value)
+        elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
             found[name] = f"{value:.4g}" if isinstance(value, float) else value
     return found
 

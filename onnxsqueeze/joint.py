@@ -10,11 +10,11 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze import codec, edit
+from onnxsqueeze.accumulation import input_rows
 from onnxsqueeze.calibration import MASK
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Gram
 from onnxsqueeze.runtime import Session
-from onnxsqueeze.sweep import input_rows
 
 __all__ = ["Cross", "Pair", "Targets", "accumulate", "targets", "truncated"]
 

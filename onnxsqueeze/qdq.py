@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -89,7 +90,7 @@ class Kept:
     """Scales and integers of weights that were computed for one plan, for the next."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], NDArray[Any]] = {}
+        self._found: dict[tuple[str, tuple[int, ...], int], NDArray[Any]] = {}
         self._last: tuple[tuple[object, ...], NDArray[Any]] | None = None
 
     def last(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
@@ -99,8 +100,9 @@ class Kept:
             self._last = key, make()
         return self._last[1]
 
-    def get(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
-        """Return what ``make`` has returned for that key, or returns now."""
+    def get(self, make: Callable[[], NDArray[Any]], values: FloatArray, what: str) -> NDArray[Any]:
+        """Return what ``make`` has returned for the same values, or returns now: in bodies, names may be others'."""
+        key = what, values.shape, zlib.crc32(np.ascontiguousarray(values).data)
         if key not in self._found:
             self._found[key] = make()
         return self._found[key]
@@ -142,24 +144,29 @@ def values_of(tensor: gs.Tensor) -> FloatArray:
     return np.asarray(value, np.float32)
 
 
-def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int) -> None:
-    """Feed an input of the node from an int8 initializer through a DequantizeLinear per channel along ``axis``."""
+def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int | None) -> None:
+    """Feed an input of the node from an int8 initializer through a DequantizeLinear.
+
+    There is a scale per channel along ``axis``, or a single one if that is None.
+    """
     name = node.inputs[slot].name
-    scale = edit.constant(graph, f"{name}_scale", np.ascontiguousarray(scales.reshape(-1)))
-    zero = edit.constant(graph, f"{name}_zero_point", np.zeros(scales.size, np.int8))
+    shape, attrs = ((), {}) if axis is None else ((-1,), {"axis": axis})
+    scale = edit.constant(graph, f"{name}_scale", np.ascontiguousarray(scales.reshape(shape)))
+    zero = edit.constant(graph, f"{name}_zero_point", np.zeros_like(scale.values, np.int8))
     node.inputs[slot] = edit.insert(
-        graph, graph, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", {"axis": axis}, before=node
+        graph, graph, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", attrs, before=node
     )
 
 
 def bias(graph: Graph, node: gs.Node, slot: int, values: FloatArray, scale: FloatArray, hint: str) -> None:
-    """Give the node an int32 bias of ``scale`` = input scale × weight scale per channel, as fused kernels need."""
+    """Give the node an int32 bias of ``scale`` = input scale × weight scale, per channel or not, as kernels need it."""
     q = np.clip(np.round(values.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     constant = edit.constant(graph, f"{hint}_int32", q)
     scales = edit.constant(graph, f"{hint}_scale", scale.astype(np.float32))
-    zero = edit.constant(graph, f"{hint}_zero_point", np.zeros(q.shape, np.int32))
+    zero = edit.constant(graph, f"{hint}_zero_point", np.zeros(scale.shape, np.int32))
+    attrs = {"axis": 0} if scale.ndim else {}
     made = edit.insert(
-        graph, graph, "DequantizeLinear", [constant, scales, zero], f"{hint}_dequantized", {"axis": 0}, before=node
+        graph, graph, "DequantizeLinear", [constant, scales, zero], f"{hint}_dequantized", attrs, before=node
     )
     if slot < len(node.inputs):
         node.inputs[slot] = made
@@ -230,14 +237,14 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
-    scales = kept.get(lambda: scales_of(values, (1,)), hint, "columns")
+    scales = kept.get(lambda: scales_of(values, (1,)), values, "columns")
     if second is not None and values.size <= HELD and len(values) <= LARGEST:
         inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
 
         def rounded() -> NDArray[np.int8]:
             return compensated(values, scales, kept.last(lambda: feedback(second * inverse), source, "smoothed"))
 
-        q = edit.constant(graph, f"{hint}_int8", kept.get(rounded, hint, "rounded"))
+        q = edit.constant(graph, f"{hint}_int8", kept.get(rounded, values, "rounded"))
     else:
         q = integers(graph, hint, values, scales, read if isinstance(tensor, gs.Constant) else None)
     weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
@@ -369,14 +376,14 @@ def stored(
         scales = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / np.float32(32767), np.float32(TINY))
         q = edit.constant(graph, f"{tensor.name}_int16", np.rint(flat / scales).astype(np.int16))
     else:
-        scales = kept.get(lambda: scales_of(flat, (0,)), tensor.name, "blocks")
+        scales = kept.get(lambda: scales_of(flat, (0,)), flat, "blocks")
         if second is not None and node.op == "MatMul" and values.size <= HELD and len(values) <= LARGEST:
             every = np.repeat(scales.reshape(-1), blocks[1]).reshape(values.shape)
 
             def rounded() -> NDArray[np.int8]:
                 return compensated(values, every, kept.last(lambda: feedback(second), source, "plain"))
 
-            found = kept.get(rounded, tensor.name, "rounded blocks")
+            found = kept.get(rounded, values, "rounded blocks")
             q = edit.constant(graph, f"{tensor.name}_int8", np.ascontiguousarray(found.reshape(flat.shape)))
         else:
             q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
@@ -411,7 +418,7 @@ def _block(shape: Sequence[int]) -> int:
 def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, values: FloatArray, kept: Kept) -> None:
     """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
     output, indices = node.outputs[0], node.inputs[1]
-    scales = kept.get(lambda: scales_of(values, (0,)), tensor.name, "rows")
+    scales = kept.get(lambda: scales_of(values, (0,)), values, "rows")
     q = integers(graph, tensor.name, values, scales, reader(tensor))
     rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)

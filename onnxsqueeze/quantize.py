@@ -45,11 +45,20 @@ class Work:
     wide: bool = False
     tail: str = ""
     add: str = ""
+    per_tensor: bool = False
 
     @property
     def second(self) -> FloatArray | None:
-        """``E[xxᵀ]`` of the input, rows relative to their size, None if it was not measured."""
-        return None if self.moments is None or self.moments.gram is None else self.moments.second
+        """``E[xxᵀ]`` of the input, rows relative to their size, None if it was not measured.
+
+        With fewer rows than twice the channels it is drawn towards its diagonal, which it is with as many: what a few
+        rows do not have in them must not be used to hide errors.
+        """
+        if self.moments is None or self.moments.gram is None:
+            return None
+        second = self.moments.second
+        share = min(max(2 * len(second) / max(self.moments.n, 1) - 1, 0.0), 1.0)
+        return second if share == 0 else second * (1 - share) + np.diag(np.diag(second) * share)
 
 
 def quantize(graph: Graph, key: str, work: Work) -> None:
@@ -90,16 +99,17 @@ def _static(graph: Graph, node: gs.Node, work: Work) -> None:
     old = qdq.values_of(holder.inputs[slot]).reshape(-1) if has else np.zeros(1)
     start = np.broadcast_to(old, (channels,)).astype(np.float64)
     # an int32 bias must not overflow in the product scale
-    scales = work.kept.get(lambda: qdq.scales_of(values, (axis,)), hint, "channels")
+    shared = () if work.per_tensor else (axis,)
+    scales = work.kept.get(lambda: qdq.scales_of(values, shared), values, f"scales over {shared}")
     floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
-    scales = np.maximum(scales, floor.reshape(scales.shape))
+    scales = np.maximum(scales, floor.max() if work.per_tensor else floor.reshape(scales.shape))
     q = qdq.integers(graph, hint, values, scales, qdq.reader(node.inputs[1]))
     corrected = start
     if work.mean is not None and values.size <= qdq.HELD:
         corrected = start + _mean_error(node, values, np.asarray(q.values, np.float64) * scales, work.mean)
     node.inputs[0] = qdq.dequantized(graph, node.inputs[0], work.input)
-    qdq.weight(graph, node, 1, q, scales, axis)
-    product = np.float32(work.input.scale) * scales.reshape(-1)
+    qdq.weight(graph, node, 1, q, scales, None if work.per_tensor else axis)
+    product = np.float32(work.input.scale) * scales.reshape(() if work.per_tensor else -1)
     if node.op != "MatMul" or add is not None:
         qdq.bias(graph, holder, slot, corrected, product, holder.inputs[slot].name if has else f"{hint}_bias")
     if work.output is not None:

@@ -171,7 +171,7 @@ def _rewrite(
         notes += pass_.tune(graph, bench)
         promises.tidied(pass_, graph, interface)
     if done:
-        notes += pass_.notes(given, graph, done)
+        notes += [*(bench.notes if bench is not None else ()), *pass_.notes(given, graph, done)]
     return done, skipped
 
 

@@ -13,10 +13,12 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze import cost, qdq
 from onnxsqueeze.affine import Affine
 from onnxsqueeze.arithmetic import Arithmetic
+from onnxsqueeze.audit import audit
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Rewrite, Site, Skip
 from onnxsqueeze.effects import effects
+from onnxsqueeze.explanation import explained, ranking
 from onnxsqueeze.impact import SAMPLES, Detour, Switchboard, impacts
 from onnxsqueeze.quantizable import Layers, weight_slots
 from onnxsqueeze.quantize import Work, as_stored
@@ -52,6 +54,10 @@ SLOWER = 0.97
 """A measured run time over that of the float graph from which int8 arithmetic is given up."""
 INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
 NOT_FASTER = "int8 arithmetic was measured and is not faster"
+UNFUSED = "ONNX Runtime does not fuse it"
+OTHERWISE = "ONNX Runtime's optimizations change what it computes"
+DRIFT = 35.0
+"""The SQNR in dB between optimized and unoptimized answers that is enough; less is, if rounding costs as much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,15 +96,36 @@ class Search:
 
     def best(self) -> Plan:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
+        plan = explained(self._best(), self.layers, self.effects)
+        self.bench.notes.extend(ranking(plan, self.effects))
+        return plan
+
+    def _best(self) -> Plan:
         if all(site.action == "stored" for site in _sites(self.first)):
             self._widen(self.first, 0.0)
             return self._finished(self.first)
         self._measure()
-        plan = self._search(self._candidates())
+        plan, error = self._search(self._candidates())
         if plan is None:
-            return self._finished([as_stored(entry, INACCURATE) for entry in self.first])
-        faster = self.pass_.form.symmetric or self.bench.latency(self._variant(plan)) <= SLOWER
-        return self._finished(plan if faster else [as_stored(entry, NOT_FASTER) for entry in plan])
+            return self._finished(self._without_arithmetic(INACCURATE))
+        graph = self._variant(plan)
+        if not self.pass_.form.symmetric and self.bench.latency(graph) > SLOWER:
+            return self._finished(self._without_arithmetic(NOT_FASTER))
+        return self._finished(plan if self.pass_.form.symmetric else self._audited(plan, graph, error))
+
+    def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
+        """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
+        static = [site.key for site in _sites(plan) if site.action == "static"]
+        found = audit(graph, static, self.bench.feeds[:1]) if static else None
+        if found is None:
+            return plan
+        if found.unfused:
+            plan = [as_stored(entry, UNFUSED) if entry.key in found.unfused else entry for entry in plan]
+            return self._audited(plan, self._variant(plan), error)
+        if found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
+            return self._without_arithmetic(OTHERWISE)
+        self.bench.notes.append(str(found))
+        return plan
 
     # ---------------------------------------------------------------------------------------- measuring
 
@@ -152,8 +179,8 @@ class Search:
 
     # ---------------------------------------------------------------------------------------- choosing
 
-    def _search(self, candidates: list[_Candidate]) -> Plan | None:
-        """Return the plan with the least loss among those that keep ``max_drop``, None if only stored weights do.
+    def _search(self, candidates: list[_Candidate]) -> tuple[Plan | None, float]:
+        """Return the plan with the least loss that keeps ``max_drop``, None if only stored weights do, and its error.
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
@@ -171,16 +198,26 @@ class Search:
             found = 10 ** (-self.bench.sqnr(self._variant(plan)) / 10)
             tried[pick] = found, plan
             factor = max(found - self.base, 0.1 * found) / max(pick.error, 1e-12)
-        good = [(_loss(each.time, error), plan) for each, (error, plan) in tried.items() if error <= allowed]
+        good = [(_loss(each.time, error), plan, error) for each, (error, plan) in tried.items() if error <= allowed]
         if good:
-            return min(good, key=lambda entry: entry[0])[1]
-        stored = [as_stored(entry, INACCURATE) for entry in self.first]
+            return min(good, key=lambda entry: entry[0])[1:]
+        stored = self._without_arithmetic(INACCURATE)
         near = self.bench.sqnr(self._variant(stored)) - NEAR_STORED
-        return next((plan for error, plan in tried.values() if -10 * log10(error) >= near), None)
+        return next(((plan, error) for error, plan in tried.values() if -10 * log10(error) >= near), (None, 0.0))
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
         return list(self.pass_.sites(self.layers, self.bench.stats, self.run_time, work))
+
+    def _without_arithmetic(self, reason: str) -> Plan:
+        """Return the plan in which weights are only stored, with the reason why."""
+        plan = {entry.key: entry for entry in self.pass_.sites(self.layers, self.bench.stats, self.run_time, ())}
+        for site in _sites(self.first):
+            if site.action != "stored":
+                entry = plan.get(site.key)
+                kept = replace(entry, detail={**entry.detail, "float": reason}) if isinstance(entry, Site) else None
+                plan[site.key] = kept or entry or Skip(site.key, reason)
+        return list(plan.values())
 
     def _variant(self, plan: Plan) -> Graph:
         return self.bench.variant(self.pass_, _sites(self._finished(plan)))

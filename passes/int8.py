@@ -157,8 +157,8 @@ class Int8(Pass):
 
     @property
     def form(self) -> Form:
-        """How activations are written."""
-        return Form(self.activations == "int8", self.symmetric)
+        """How numbers are written in arithmetic."""
+        return Form(self.activations == "int8", self.symmetric, self.per_tensor)
 
     def wanted(self, node: gs.Node) -> bool:
         """Return whether the options let the node be quantized."""
