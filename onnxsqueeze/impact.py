@@ -43,10 +43,13 @@ class Detour:
     through: Callable[[Graph, gs.Tensor], gs.Tensor]
 
     def __call__(self, graph: Graph, key: str) -> None:
-        """Change the tensor for all its readers."""
-        tensor = _tensor(graph, key)
+        """Change the tensor for all its readers, and the model output that it is."""
+        tensor, output = _opened(graph, _tensor(graph, key), f"{key}_raw")
         readers = list(tensor.outputs)
-        edit.redirect(tensor, self.through(graph, tensor), only=readers)
+        changed = self.through(graph, tensor)
+        if output is not None:
+            changed = edit.insert(graph, graph, "Identity", [changed], [output])
+        edit.redirect(tensor, changed, only=readers)
 
 
 Probe = tuple[Matrix, Matrix, float]
@@ -190,19 +193,26 @@ def _switch(graph: Graph, node: gs.Node, rewrite: Rewrite, switch: gs.Variable) 
 
 def _switch_tensor(graph: Graph, tensor: gs.Tensor, detour: Detour, switch: gs.Variable) -> None:
     """Let all that reads the tensor read what the detour makes of it, where the switch says so."""
-    readers = list(tensor.outputs)
     hint = f"{tensor.name}_{switch.name}"
-    chosen: list[gs.Tensor] | str = f"{hint}_chosen"
-    if any(tensor is t for t in graph.outputs):
-        raw = edit.variable(graph, f"{hint}_raw")
-        producer = tensor.inputs[0]
-        producer.outputs[next(i for i, t in enumerate(producer.outputs) if t is tensor)] = raw
-        edit.redirect(tensor, raw)
-        chosen, tensor = [tensor], raw
-        readers = list(raw.outputs)
+    tensor, output = _opened(graph, tensor, f"{hint}_raw")
+    readers = list(tensor.outputs)
     changed = detour.through(graph, tensor)
+    chosen: list[gs.Tensor] | str = f"{hint}_chosen" if output is None else [output]
     result = _choice(graph, switch, changed, tensor, chosen, hint, np.float32)
     edit.redirect(tensor, result, only=readers)
+
+
+def _opened(graph: Graph, tensor: gs.Tensor, hint: str) -> tuple[gs.Tensor, gs.Tensor | None]:
+    """Return the tensor, or what takes its place where it is a model output, and then that output, which nobody makes.
+
+    A model input that is an output as well stays one.
+    """
+    if not tensor.inputs or not any(tensor is t for t in graph.outputs):
+        return tensor, None
+    raw, producer = edit.variable(graph, hint), tensor.inputs[0]
+    producer.outputs[next(i for i, t in enumerate(producer.outputs) if t is tensor)] = raw
+    edit.redirect(tensor, raw)
+    return raw, tensor
 
 
 def _tensor(graph: Graph, name: str) -> gs.Tensor:
