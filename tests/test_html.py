@@ -234,9 +234,14 @@ def test_a_click_on_a_node_shows_its_numbers(browser: Any, differing: str, tmp_p
     browser.set_window_size(1280, 2000)
     browser.get(path.as_uri())
 
-    browser.find_element("css selector", "#graph-0 .box.replaced").click()
+    panels = []
+    for box in browser.find_elements("css selector", "#graph-0 .box.replaced"):
+        box.click()
+        panels.append(browser.find_element("id", "panel").text)
+        if "int8[" in panels[-1]:  # the first convolution stays in float
+            break
 
-    panel = browser.find_element("id", "panel").text
+    panel = panels[-1]
     assert "Conv + BatchNormalization" in panel
     assert "SQNR" in panel
     assert "int8[" in panel
