@@ -92,7 +92,7 @@ class Search:
         self.wide: set[str] = set()
         """The keys of the sites whose weights are stored in 16 bits."""
         self.base = 0.0
-        """What storing those weights in 8 bits that are always stored does to the answers."""
+        """What 8-bit weights alone do to the answers: all plans have them, most of all the one without arithmetic."""
 
     def best(self) -> Plan:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
@@ -146,9 +146,8 @@ class Search:
             feeds = self.bench.feeds[:FEEDS]
             board = Switchboard(self.bench.original, [{name: rewrites[name]} for name in names], feeds, SAMPLES)
             self.effects = effects(board, names, own, self._runs(), self.bench.progress)
-        self.arithmetic.errors = self.effects
-        stored: Plan = [entry for entry in self.first if isinstance(entry, Site) and entry.action == "stored"]
-        self.base = 10 ** (-self.bench.sqnr(self._variant(stored)) / 10) if stored else 0.0
+        self.arithmetic.errors = dict(self.effects)
+        self.base = 10 ** (-self.bench.sqnr(self._variant(self._without_arithmetic(INACCURATE))) / 10)
 
     def _runs(self) -> int:
         """Return how many runs measuring may take: about half as many as calibration took."""
@@ -184,7 +183,7 @@ class Search:
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
-        allowed, factor = self.pass_.max_drop**2, 1.0
+        allowed, factor = max(self.pass_.max_drop**2, self.base * 10 ** (NEAR_STORED / 10)), 1.0
         tried: dict[_Candidate, tuple[float, Plan]] = {}
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
@@ -201,9 +200,7 @@ class Search:
         good = [(_loss(each.time, error), plan, error) for each, (error, plan) in tried.items() if error <= allowed]
         if good:
             return min(good, key=lambda entry: entry[0])[1:]
-        stored = self._without_arithmetic(INACCURATE)
-        near = self.bench.sqnr(self._variant(stored)) - NEAR_STORED
-        return next(((plan, error) for error, plan in tried.values() if -10 * log10(error) >= near), (None, 0.0))
+        return None, 0.0
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
