@@ -92,7 +92,7 @@ class Search:
         self.wide: set[str] = set()
         """The keys of the sites whose weights are stored in 16 bits."""
         self.base = 0.0
-        """What storing those weights in 8 bits that are always stored does to the answers."""
+        """What 8-bit weights alone do to the answers: all plans have them, most of all the one without arithmetic."""
 
     def best(self) -> Plan:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
@@ -146,9 +146,9 @@ class Search:
             feeds = self.bench.feeds[:FEEDS]
             board = Switchboard(self.bench.original, [{name: rewrites[name]} for name in names], feeds, SAMPLES)
             self.effects = effects(board, names, own, self._runs(), self.bench.progress)
-        self.arithmetic.errors = self.effects
-        stored: Plan = [entry for entry in self.first if isinstance(entry, Site) and entry.action == "stored"]
-        self.base = 10 ** (-self.bench.sqnr(self._variant(stored)) / 10) if stored else 0.0
+        self.arithmetic.errors = dict(self.effects)
+        stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
+        self.base = 10 ** (-self.bench.sqnr(self.bench.variant(self.pass_, stored)) / 10)
 
     def _runs(self) -> int:
         """Return how many runs measuring may take: about half as many as calibration took."""
@@ -184,7 +184,7 @@ class Search:
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
-        allowed, factor = self.pass_.max_drop**2, 1.0
+        allowed, factor = max(self.pass_.max_drop**2, self.base * 10 ** (NEAR_STORED / 10)), 1.0
         tried: dict[_Candidate, tuple[float, Plan, Graph]] = {}
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
@@ -202,8 +202,7 @@ class Search:
         good = [each for each in tried if tried[each][0] <= allowed]
         if good:
             return tried[min(good, key=lambda each: _loss(each.time, tried[each][0]))]
-        near = self.bench.sqnr(self._variant(self._without_arithmetic(INACCURATE))) - NEAR_STORED
-        return next((entry for entry in tried.values() if -10 * log10(max(entry[0], 1e-30)) >= near), None)
+        return None
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
@@ -286,6 +285,12 @@ class Search:
 
 def _rounded(affine: Affine, graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
     return qdq.dequantized(graph, tensor, affine)
+
+
+def _plain(work: object) -> Work:
+    """Return the work without compensated rounding, which takes longer than what it changes here is worth."""
+    assert isinstance(work, Work)
+    return replace(work, moments=None)
 
 
 def _sites(plan: Iterable[Site | Skip]) -> list[Site]:

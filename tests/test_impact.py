@@ -13,6 +13,7 @@ from onnxsqueeze import codec, edit, qdq
 from onnxsqueeze.affine import Affine
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.impact import Detour, Switchboard, impacts, worst_error
+from onnxsqueeze.runtime import Session
 from onnxsqueeze.validate import Answers, answer, compare, worst
 
 Rewrite = Callable[[Graph, str], None]
@@ -161,7 +162,7 @@ def test_detours_and_rewrites_are_switched_together_and_one_by_one() -> None:
     graph = codec.load(with_a_branch())
     variants: list[dict[str, Rewrite | Detour]] = [
         {"x": ROUND},
-        {"a": coarser(0.1), "b": ROUND},
+        {"a": coarser(0.0937), "b": ROUND},
         {"c": ROUND},
         {"c": coarser(0.2)},
     ]
@@ -174,7 +175,8 @@ def test_detours_and_rewrites_are_switched_together_and_one_by_one() -> None:
         ):
             rewrite(merged, key)
         edit.tidy(merged)
-        assert same(board.answers(on), answer(merged, None, FEEDS)), on
+        session = Session(merged, optimize="none")  # else a layer between two pairs has its weights rounded as well
+        assert same(board.answers(on), [session.run(feed) for feed in FEEDS]), on
 
 
 def test_several_detours_of_one_tensor_can_be_compared() -> None:
