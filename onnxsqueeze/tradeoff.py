@@ -183,7 +183,8 @@ class Search:
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
-        allowed, factor = max(self.pass_.max_drop**2, self.base * 10 ** (NEAR_STORED / 10)), 1.0
+        near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0)
+        allowed, factor = max(self.pass_.max_drop**2, near), 1.0
         tried: dict[_Candidate, tuple[float, Plan]] = {}
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
