@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Pass, Site
@@ -73,7 +72,7 @@ class Bench:
     @cached_property
     def expected(self) -> Answers:
         """The original's answers on ``feeds``."""
-        return answer(codec.encode(self.original), self.original.folder, self.feeds)
+        return answer(self.original, None, self.feeds)
 
     def variant(self, pass_: Pass, sites: Iterable[Site]) -> Graph:
         """Return a copy of the original with these sites of the pass applied."""
@@ -85,7 +84,7 @@ class Bench:
 
     def deviations(self, graph: Graph) -> tuple[Deviation, ...]:
         """Return how far each output of ``graph`` is from the original's."""
-        return compare(self.expected, answer(codec.encode(graph), graph.folder, self.feeds[: len(self.expected)]))
+        return compare(self.expected, answer(graph, None, self.feeds[: len(self.expected)]))
 
     def sqnr(self, graph: Graph) -> float:
         """Return the SQNR in dB of the worst output."""
@@ -96,7 +95,7 @@ class Bench:
         if self.known:
             ratio = self.known.pop(0)
         else:
-            pair = [Session(codec.encode(g), g.folder, threads=1) for g in (self.original, graph)]
+            pair = [Session(g, threads=1) for g in (self.original, graph)]
             ratio = latency(pair, [first_samples(pair[0], feed, 1) for feed in self.feeds], seconds)[1]
         self.measured.append(ratio)
         return ratio

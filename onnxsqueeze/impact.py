@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec, edit
+from onnxsqueeze import edit
 from onnxsqueeze.calibration import MASK
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Rewrite
@@ -158,7 +158,7 @@ class Switchboard:
                 else:
                     _switch(graph, nodes[key], rewrite, switch)
         edit.tidy(graph)
-        self._session = Session(codec.encode(graph), graph.folder)
+        self._session = Session(graph)
         self._outputs = [str(t.name) for t in original.outputs]
         off = {name: np.array(False) for name in self._switches}
         short = samples is not None

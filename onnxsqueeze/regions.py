@@ -31,6 +31,7 @@ def cut(choices: Iterable[Choice], quantize: Mapping[int, float], dequantize: Ma
     s–t cut with int8 on the source's side.
     """
     import networkx as nx  # slow to import, and not needed to list the passes
+    from networkx.algorithms.flow import boykov_kolmogorov  # twice as fast as the default here
 
     network = nx.DiGraph()
     network.add_nodes_from(("int8", "float"))
@@ -53,5 +54,5 @@ def cut(choices: Iterable[Choice], quantize: Mapping[int, float], dequantize: Ma
             if maker != "float":
                 network.add_edge(("d", tensor), choice.key)
                 network.add_edge(maker, ("d", tensor), capacity=dequantize.get(tensor, 0.0))
-    _, (source, _) = nx.minimum_cut(network, "int8", "float")
+    _, (source, _) = nx.minimum_cut(network, "int8", "float", flow_func=boykov_kolmogorov)
     return {choice.key for choice in listed if choice.key in source}

@@ -30,7 +30,7 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _PROTO_LIMIT = 2**31 - 1
-IN_MEMORY = 1 << 30
+IN_MEMORY = 1 << 26
 """Bytes; a larger graph from a file is written to a temporary folder, from which ONNX Runtime maps its weights."""
 _SOURCE_LINE = r"\S+\.(cc|h|cpp|hpp):\d+ ([\w:<>&*, ~]*::[\w~]+\([^()]*\)( const)?|\S+)( \[\w+\])? ?"
 """Where in ONNX Runtime an error arose: file, line, and the name or the whole signature of a C++ function."""

@@ -32,7 +32,7 @@ __all__ = ["Search"]
 
 Plan = list[Site | Skip]
 
-PRICES = (0.0, 10.0, 30.0, 100.0, 200.0, 400.0, 800.0, 1500.0, 3000.0, 10000.0, inf)
+PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 700.0, 1500.0, 4000.0, inf)
 """What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
 RATE = 0.03
 """The share of the run time that a decibel is worth."""
@@ -105,10 +105,10 @@ class Search:
             self._widen(self.first, 0.0)
             return self._finished(self.first)
         self._measure()
-        plan, error = self._search(self._candidates())
-        if plan is None:
+        found = self._search(self._candidates())
+        if found is None:
             return self._finished(self._without_arithmetic(INACCURATE))
-        graph = self._variant(plan)
+        error, plan, graph = found
         if not self.pass_.form.symmetric and self.bench.latency(graph) > SLOWER:
             return self._finished(self._without_arithmetic(NOT_FASTER))
         return self._finished(plan if self.pass_.form.symmetric else self._audited(plan, graph, error))
@@ -178,14 +178,14 @@ class Search:
 
     # ---------------------------------------------------------------------------------------- choosing
 
-    def _search(self, candidates: list[_Candidate]) -> tuple[Plan | None, float]:
-        """Return the plan with the least loss that keeps ``max_drop``, None if only stored weights do, and its error.
+    def _search(self, candidates: list[_Candidate]) -> tuple[float, Plan, Graph] | None:
+        """Return the plan with the least loss that keeps ``max_drop`` after its error, None if only stored weights do.
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
         near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0)
         allowed, factor = max(self.pass_.max_drop**2, near), 1.0
-        tried: dict[_Candidate, tuple[float, Plan]] = {}
+        tried: dict[_Candidate, tuple[float, Plan, Graph]] = {}
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
             kept = [each for each in candidates if errors[each] <= allowed] or candidates[-1:]
@@ -195,13 +195,14 @@ class Search:
             plan = self._plan(pick)
             if not tried:
                 self._widen(plan, pick.error)
-            found = 10 ** (-self.bench.sqnr(self._variant(plan)) / 10)
-            tried[pick] = found, plan
-            factor = max(found - self.base, 0.1 * found) / max(pick.error, 1e-12)
-        good = [(_loss(each.time, error), plan, error) for each, (error, plan) in tried.items() if error <= allowed]
+            graph = self._variant(plan)
+            error = 10 ** (-self.bench.sqnr(graph) / 10)
+            tried[pick] = error, plan, graph
+            factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12)
+        good = [each for each in tried if tried[each][0] <= allowed]
         if good:
-            return min(good, key=lambda entry: entry[0])[1:]
-        return None, 0.0
+            return tried[min(good, key=lambda each: _loss(each.time, tried[each][0]))]
+        return None
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
