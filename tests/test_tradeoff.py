@@ -95,7 +95,7 @@ def test_max_drop_is_kept_on_calibration_feeds(drop: float) -> None:
 
 
 def test_where_stored_weights_alone_miss_max_drop_int8_arithmetic_may_cost_a_little_more() -> None:
-    gain = {1: np.where(np.arange(CHANNELS) < 2, 12.0, 1.0)}
+    gain = {1: np.where(np.arange(CHANNELS) < 2, 24.0, 1.0)}
     found = Planned(convs(5, gain), feeds(), Int8(max_drop=1e-5))
 
     assert found.actions["static"] > 0
@@ -159,6 +159,14 @@ def test_every_node_that_was_planned_is_in_the_result_once() -> None:
 
         assert len(keys) == len(set(keys))
         assert set(keys) == {entry.key for entry in found.search.first}
+
+
+def test_a_layer_in_float_does_not_make_others_look_unfused_where_no_node_has_a_name() -> None:
+    gain = {1: np.where(np.arange(CHANNELS) < 1, 30.0, 1.0)}
+    found = Planned(convs(5, gain), feeds(), Int8(max_drop=0.1))
+
+    assert not any(node.name for node in convs(5).graph.node)
+    assert found.actions["static"] == 3
 
 
 # ------------------------------------------------------------------------------------------------ stored weights
