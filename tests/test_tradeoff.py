@@ -162,11 +162,16 @@ def test_every_node_that_was_planned_is_in_the_result_once() -> None:
 
 
 def test_a_layer_in_float_does_not_make_others_look_unfused_where_no_node_has_a_name() -> None:
-    gain = {1: np.where(np.arange(CHANNELS) < 1, 30.0, 1.0)}
-    found = Planned(convs(5, gain), feeds(), Int8(max_drop=0.1))
+    proto = convs(2)
+    proto.graph.node[-1].output[0] = "c1"
+    proto.graph.node.append(helper.make_node("GlobalAveragePool", ["c1"], ["g"]))
+    proto.graph.node.append(helper.make_node("Flatten", ["g"], ["f"]))
+    proto.graph.node.append(helper.make_node("Gemm", ["f", "v"], ["y"]))
+    proto.graph.initializer.append(constant("v", np.random.default_rng(0).normal(size=(CHANNELS, 10))))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [1, 10]))
+    found = Planned(proto, feeds(), Int8(exclude=("y",), max_drop=0.2))
 
-    assert not any(node.name for node in convs(5).graph.node)
-    assert found.actions["static"] == 3
+    assert found.actions["static"] == 2
 
 
 # ------------------------------------------------------------------------------------------------ stored weights
