@@ -55,7 +55,7 @@ def audit(graph: Graph, layers: Collection[str], feeds: Feeds) -> Audit | None:
         path = Path(folder, "optimized.onnx")
         session = Session(graph, optimized=path)
         nodes = onnx.load(path, load_external_data=False).graph.node
-    left = {n.name.removesuffix("_nchwc") for n in nodes if n.op_type in FLOAT}
+    left = {n.name.removesuffix("_nchwc") for n in nodes if n.op_type in FLOAT and n.name}
     left |= {name for n in nodes if n.op_type in FLOAT for name in n.output}
     found = Counter(n.op_type for n in nodes)
     plain = Session(graph, optimize="none")

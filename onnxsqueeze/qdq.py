@@ -151,7 +151,7 @@ def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: Float
     """
     name = node.inputs[slot].name
     shape, attrs = ((), {}) if axis is None else ((-1,), {"axis": axis})
-    scale = edit.constant(graph, f"{name}_scale", np.ascontiguousarray(scales.reshape(shape)))
+    scale = edit.constant(graph, f"{name}_scale", np.asarray(scales.reshape(shape), order="C"))
     zero = edit.constant(graph, f"{name}_zero_point", np.zeros_like(scale.values, np.int8))
     node.inputs[slot] = edit.insert(
         graph, graph, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", attrs, before=node

@@ -54,6 +54,7 @@ SLOWER = 0.97
 """A measured run time over that of the float graph from which int8 arithmetic is given up."""
 INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
 NOT_FASTER = "int8 arithmetic was measured and is not faster"
+NOT_WORTH = "int8 arithmetic would cost more accuracy than its speed is worth"
 UNFUSED = "ONNX Runtime does not fuse it"
 OTHERWISE = "ONNX Runtime's optimizations change what it computes"
 DRIFT = 35.0
@@ -91,6 +92,8 @@ class Search:
         """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: ``‖Δy‖² / ‖y‖²``."""
         self.wide: set[str] = set()
         """The keys of the sites whose weights are stored in 16 bits."""
+        self.refusal = INACCURATE
+        """Why no arithmetic is in int8, if none is."""
         self.base = 0.0
         """What 8-bit weights alone do to the answers: all plans have them, most of all the one without arithmetic."""
 
@@ -107,11 +110,11 @@ class Search:
         self._measure()
         found = self._search(self._candidates())
         if found is None:
-            return self._finished(self._without_arithmetic(INACCURATE))
+            return self._finished(self._without_arithmetic(self.refusal))
         error, plan, graph = found
-        if not self.pass_.form.symmetric and self.bench.latency(graph) > SLOWER:
+        if self.pass_.form.saturates and self.bench.latency(graph) > SLOWER:
             return self._finished(self._without_arithmetic(NOT_FASTER))
-        return self._finished(plan if self.pass_.form.symmetric else self._audited(plan, graph, error))
+        return self._finished(self._audited(plan, graph, error) if self.pass_.form.saturates else plan)
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
@@ -184,13 +187,15 @@ class Search:
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
-        allowed, factor = max(self.pass_.max_drop**2, self.base * 10 ** (NEAR_STORED / 10)), 1.0
+        near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0)
+        allowed, factor = max(self.pass_.max_drop**2, near), 1.0
         tried: dict[_Candidate, tuple[float, Plan, Graph]] = {}
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
             kept = [each for each in candidates if errors[each] <= allowed] or candidates[-1:]
             pick = min(kept, key=lambda each: _loss(each.time, errors[each]))
             if pick in tried or not (pick.static or pick.dynamic):
+                self.refusal = INACCURATE if tried or len(kept) == 1 else NOT_WORTH
                 break
             plan = self._plan(pick)
             if not tried:
