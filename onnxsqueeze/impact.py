@@ -20,6 +20,7 @@ from onnxsqueeze import edit
 from onnxsqueeze.calibration import MASK
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Rewrite
+from onnxsqueeze.graph import subgraphs
 from onnxsqueeze.runtime import Session, first_samples
 from onnxsqueeze.validate import Answers, compare, worst
 from onnxsqueeze.view import key_of
@@ -115,10 +116,11 @@ def measure(
 
     A variant maps names of tensors to functions, each of which rewrites the node that makes a given tensor, or to
     detours behind it; all nodes of a variant are switched together. Feeds are cut to ``samples``. A variant with a
-    node in a body gets None.
+    node in a body, or with bodies of its own, gets None.
     """
     found: list[float | None] = [None] * len(variants)
-    keys = {t.name for node in original.nodes for t in node.outputs} | {t.name for t in original.inputs}
+    plain = [node for node in original.nodes if not any(subgraphs(node))]
+    keys = {t.name for node in plain for t in node.outputs} | {t.name for t in original.inputs}
     numbers = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
     for start in range(0, len(numbers), TOGETHER):
         group = numbers[start : start + TOGETHER]

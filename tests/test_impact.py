@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnxsqueeze import codec, edit, qdq
 from onnxsqueeze.affine import Affine
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.impact import Detour, Switchboard, impacts, worst_error
+from onnxsqueeze.impact import Detour, Switchboard, impacts, measure, worst_error
 from onnxsqueeze.runtime import Session
 from onnxsqueeze.validate import Answers, answer, compare, worst
 
@@ -224,3 +224,18 @@ def test_a_switchboard_answers_on_the_first_samples_only_if_it_is_told_so() -> N
     whole, cut = (Switchboard(graph, [{"b": ROUND}], batch, samples) for samples in (None, 2))
 
     assert [len(np.asarray(b.answers((0,))[0]["y"])) for b in (whole, cut)] == [4, 2]
+
+
+def test_a_node_with_a_body_is_not_copied() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["u"])], "then", [], [helper.make_tensor_value_info("u", 1, None)]
+    )
+    nodes = [helper.make_node("If", ["c"], ["v"], then_branch=body, else_branch=body),
+             helper.make_node("Mul", ["x", "v"], ["y"])]  # fmt: skip
+    graph = codec.load(model(nodes, [constant("w", np.ones(3))], {"x": [2, 3]}, {"y": [2, 3]}))
+    condition = onnx.helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    proto = codec.encode(graph)
+    proto.graph.input.append(condition)
+    feed = {"x": np.ones((2, 3), np.float32), "c": np.array(True)}
+
+    assert measure(codec.load(proto), [{"v": lambda graph, key: None}], [feed], worst_error) == [None]
