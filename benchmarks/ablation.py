@@ -1,0 +1,267 @@
+"""What each ingredient of ``int8`` is worth: accuracy, speed and seconds with all of them, and without one at a time.
+
+``ablation.py [MODEL CALIB EVAL]...`` takes models with folders of calibration and of evaluation feeds, a feed in each
+.npz file; without arguments it takes the models that ship, and digits. It prints a row for each ingredient and a column
+for each model: SQNR in dB on the evaluation feeds, run time over that of the float model (one thread, interleaved; a
+row is timed against the first one), and seconds that the pass took, the sweep for its statistics left out. ``=`` is the
+same file as in the first row. ``worth`` is what leaving the ingredient out adds to the loss that ``int8`` minimizes, in
+percent of the float model's run time, on average. Rows are printed as they are finished.
+
+``ablation.py --curve [MODEL CALIB EVAL]...`` prints the choices that the pass has on each model, from the fastest to
+the most accurate: what it predicts, and what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf, isfinite, log10
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from onnxsqueeze import squeeze, tradeoff
+from onnxsqueeze.affine import activation, weight_scales
+from onnxsqueeze.arithmetic import Arithmetic
+from onnxsqueeze.calibration import Moments
+from onnxsqueeze.codec import Graph
+from onnxsqueeze.contract import Site
+from onnxsqueeze.runtime import Session, first_samples, latency
+from onnxsqueeze.smooth import Smoothing, smoothing
+from onnxsqueeze.tradeoff import Search
+from onnxsqueeze.validate import Answers, compare, worst
+
+MODELS = Path(__file__).parents[1] / "models"
+SHIPPED = ("mlp", "cnn", "dwcnn", "resnet")
+DIGITS = 8  # in a feed
+TIMED = 6  # evaluation feeds on which latency is measured
+HELPS = (0.3, 0.01)
+"""Decibels, and a share of the run time, from which an ingredient helps a model."""
+Feed = dict[str, Any]
+
+candidates_of = Search._candidates
+
+
+def everything(arithmetic: Arithmetic, price: float) -> set[int]:
+    """Choose all nodes that can compute in integers, whatever it costs."""
+    return {id(node) for node in arithmetic.nodes}
+
+
+def without_peaks(moments: Moments, weights: Sequence[Any]) -> Smoothing:
+    """Predict an infinite error for rows divided by their peak."""
+    assert moments.crest is not None
+    return smoothing(replace(moments, crest=np.full(moments.crest.shape, np.inf)), weights)
+
+
+def own_errors(board: object, names: object, own: Mapping[str, float], *rest: object) -> dict[str, float]:
+    """Take each tensor's own error for what it does to the answers."""
+    return dict(own)
+
+
+INGREDIENTS: dict[str, dict[str, object]] = {
+    "everything on": {},
+    "choice of candidate (the first)": {"tradeoff.Search._candidates": lambda search: candidates_of(search)[:1]},
+    "price of accuracy (the fastest that keeps max-drop)": {"tradeoff.RATE": 0.0},
+    "measured effects (errors of tensors)": {"tradeoff.effects": own_errors},
+    "minimum cut (integers wherever possible)": {"arithmetic.Arithmetic.choose": everything},
+    "ranges of least error (min and max)": {"arithmetic.activation": partial(activation, grid=1)},
+    "ranges of gates (the same as of others)": {"quantizable.Layers.gate": lambda layers, tensor: None},
+    "weight scales of least error (max/127)": {"qdq.weight_scales": partial(weight_scales, steps=1)},
+    "bias correction": {"quantize._mean_error": lambda *_: np.zeros(())},
+    "smoothing scales": {"smooth.ALPHAS": (0.0,)},
+    "outlier channels in float": {"smooth.OUTLIERS": (0,)},
+    "row peaks": {"run_time.smoothing": without_peaks},
+    "compensated rounding (to nearest)": {"quantize.Work.second": None, "smooth.ROUNDED": 1.0},
+    "16-bit weights": {"tradeoff.MORE": 0.0},
+    "canonical forms": {"pipeline.IMPLIED": ("clean",)},
+    "kernel forms": {"passes.canonical._FORMS": {}},
+    "small weights left in float": {"quantizable.SPARED": 0.0},
+    "guard by latency": {"tradeoff.SLOWER": inf},
+}
+"""Parts of onnxsqueeze that take the place of others, by the ingredient that this switches off."""
+
+
+@dataclass
+class Subject:
+    """A model with its feeds, what it answers in float, and what became of it with everything on."""
+
+    path: Path
+    calib: Sequence[Feed] | Path
+    evals: list[Feed]
+    expected: Answers
+    singles: list[Feed]
+    """What latency is measured on."""
+    ratio: float = 0.0
+    sqnr: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of one model in one row."""
+
+    sqnr: float
+    ratio: float
+    seconds: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        return self.note or f"{self.sqnr:.1f} / {self.ratio:.3f} / {self.seconds:.0f}"
+
+
+def subject(path: Path, calib: Sequence[Feed] | Path, evals: list[Feed]) -> Subject:
+    """Run the float model."""
+    session = Session(path)
+    expected = [session.run(feed) for feed in evals]
+    single = len(evals[0]) == 1  # inputs of several kinds need not share a first axis of samples
+    return Subject(path, calib, evals, expected, [first_samples(session, f, 1) if single else f for f in evals[:TIMED]])
+
+
+def shipped() -> Iterator[Subject]:
+    """Yield the models that ship."""
+    with np.load(MODELS / "digits.npz") as arrays:
+        x = arrays["x"][:, None].astype(np.float32) / np.float32(255)
+    for name in SHIPPED:
+        with np.load(MODELS / f"{name}.calib.npz") as arrays:
+            calib = [{"input": part} for part in np.split(arrays["input"], len(arrays["input"]) // DIGITS)]
+        yield subject(MODELS / f"{name}.onnx", calib, [{"input": part} for part in np.split(x, 10)])
+
+
+def named(triples: Sequence[str]) -> Iterator[Subject]:
+    """Yield the models of the command line."""
+    for model, calib, folder in zip(triples[::3], triples[1::3], triples[2::3], strict=True):
+        evals = []
+        for path in sorted(Path(folder).glob("*.npz")):
+            with np.load(path, allow_pickle=False) as arrays:
+                evals.append(dict(arrays))
+        yield subject(Path(model), Path(calib), evals)
+
+
+@contextmanager
+def patched(parts: Mapping[str, object]) -> Iterator[None]:
+    """Put these parts in the place of those of onnxsqueeze."""
+    with ExitStack() as stack:
+        for name, part in parts.items():
+            stack.enter_context(patch(f"onnxsqueeze.{name}", part))
+        yield
+
+
+def compress(each: Subject, parts: Mapping[str, object], statistics: Path, output: Path) -> tuple[float, str]:
+    """Write the model in int8; return seconds, and a remark where the pass has done nothing."""
+    if not statistics.exists():
+        squeeze(each.path, "int8", each.calib, stats=[statistics], validate="none", dry_run=True)
+    with patched(parts):
+        report = squeeze(each.path, "int8", each.calib, stats=[statistics], output=output).report
+    step = report.steps[-1]
+    return step.seconds, "" if step.kept else "rolled back"
+
+
+def sqnr_of(each: Subject, session: Session) -> float:
+    """Return the SQNR in dB of the worst output on the evaluation feeds."""
+    return worst(compare(each.expected, [session.run(feed) for feed in each.evals]))
+
+
+def cell(each: Subject, parts: Mapping[str, object], folder: Path, seconds: float) -> Cell:
+    """Return what becomes of the model."""
+    base, found = folder / f"{each.name}.onnx", folder / f"{each.name}.without.onnx"
+    first = not base.exists()
+    taken, note = compress(each, parts, folder / f"{each.name}.statistics.npz", base if first else found)
+    if first:
+        each.ratio = timed(each.path, base, each.singles, seconds)
+        each.sqnr = sqnr_of(each, Session(base))
+        return Cell(each.sqnr, each.ratio, taken)
+    if note or base.read_bytes() == found.read_bytes():
+        return Cell(each.sqnr, each.ratio, taken, note or "=")
+    ratio = each.ratio * timed(base, found, each.singles, seconds)
+    return Cell(sqnr_of(each, Session(found)), ratio, taken)
+
+
+def timed(one: Path, other: Path | Graph, feeds: Sequence[Feed], seconds: float) -> float:
+    """Return the run time of the other over that of the one."""
+    return latency([Session(each, threads=1) for each in (one, other)], feeds, seconds)[1]
+
+
+def worth(each: Subject, found: Cell) -> float:
+    """Return what the row adds to the loss, as a share of the float model's run time."""
+    before, after = (
+        tradeoff._loss(t, 10 ** (-s / 10)) for t, s in ((each.ratio, each.sqnr), (found.ratio, found.sqnr))
+    )
+    return after - before
+
+
+def table(subjects: Sequence[Subject], seconds: float, chosen: Callable[[str], bool]) -> None:
+    """Print a row for each ingredient, and those that help nowhere."""
+    print("SQNR in dB / run time over float / seconds\n")
+    print("| without | " + " | ".join(each.name for each in subjects) + " | worth |")
+    print("|---|" + "---|" * (len(subjects) + 1), flush=True)
+    idle = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, parts in INGREDIENTS.items():
+            if parts and not chosen(name):
+                continue
+            cells = [cell(each, parts, Path(folder), seconds) for each in subjects]
+            mean = float(np.mean([worth(*pair) for pair in zip(subjects, cells, strict=True)]))
+            print(f"| {name} | " + " | ".join(map(str, cells)) + f" | {100 * mean:+.1f} |", flush=True)
+            pairs = zip(subjects, cells, strict=True)
+            if not any(s.sqnr - c.sqnr >= HELPS[0] or c.ratio >= s.ratio * (1 + HELPS[1]) for s, c in pairs):
+                idle += [name] if parts else []
+    print(f"\nhelps nowhere ({HELPS[0]} dB, {HELPS[1]:.0%} of run time): {', '.join(idle) or 'none'}")
+
+
+def curve(each: Subject, seconds: float) -> None:
+    """Print all choices that int8 has, and what it makes of them."""
+    print(f"\n{each.name}\n\n| predicted run time | predicted SQNR | run time | SQNR | loss | layers |\n|{6 * '---|'}")
+
+    def row(time: float, error: float, model: Path | Graph, actions: Counter[str]) -> None:
+        ratio, sqnr = timed(each.path, model, each.singles, seconds), sqnr_of(each, Session(model))
+        loss = tradeoff._loss(ratio, 10 ** (-sqnr / 10)) if isfinite(sqnr) else inf
+        predicted = f"{time:.3f} | {-10 * log10(max(error, 1e-12)):.1f}" if isfinite(time) else "chosen |"
+        words = ", ".join(f"{count} {action}" for action, count in actions.most_common())
+        print(f"| {predicted} | {ratio:.3f} | {sqnr:.1f} | {loss:.3f} | {words} |", flush=True)
+
+    search_of = Search._search
+
+    def search(self: Search, candidates: list[Any]) -> Any:
+        for candidate in candidates:
+            plan = self._plan(candidate)
+            actions = Counter(entry.action for entry in plan if isinstance(entry, Site))
+            row(candidate.time, self.base + candidate.error, self._variant(plan), actions)
+        return search_of(self, candidates)
+
+    with tempfile.TemporaryDirectory() as folder, patched({"tradeoff.Search._search": search}):
+        output = Path(folder, "int8.onnx")
+        report = squeeze(each.path, "int8", each.calib, output=output).report
+        row(inf, inf, output, Counter(site.action for site in report.steps[-1].done))
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL CALIB EVAL")
+    parser.add_argument("--curve", action="store_true", help="print the choices of each model instead")
+    parser.add_argument("--only", action="append", help="an ingredient, by the beginning of its name")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for which each latency is measured")
+    given = parser.parse_args()
+    if len(given.models) % 3:
+        parser.error("each model needs a folder of calibration feeds and one of evaluation feeds")
+    subjects = list(named(given.models) if given.models else shipped())
+    if given.curve:
+        for each in subjects:
+            curve(each, given.seconds)
+    else:
+        table(subjects, given.seconds, lambda name: not given.only or name.startswith(tuple(given.only)))
+
+
+if __name__ == "__main__":
+    main()
