@@ -16,10 +16,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import inf, isfinite, log10
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,13 @@ from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.calibration import Moments
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Site
-from onnxsqueeze.runtime import Session, first_samples, latency
+from onnxsqueeze.runtime import Session, latency
 from onnxsqueeze.smooth import Smoothing, smoothing
 from onnxsqueeze.tradeoff import Search
 from onnxsqueeze.validate import Answers, compare, worst
 
 MODELS = Path(__file__).parents[1] / "models"
 SHIPPED = ("mlp", "cnn", "dwcnn", "resnet")
-DIGITS = 8  # in a feed
 TIMED = 6  # evaluation feeds on which latency is measured
 HELPS = (0.3, 0.01)
 """Decibels, and a share of the run time, from which an ingredient helps a model."""
@@ -60,16 +59,11 @@ def without_peaks(moments: Moments, weights: Sequence[Any]) -> Smoothing:
     return smoothing(replace(moments, crest=np.full(moments.crest.shape, np.inf)), weights)
 
 
-def own_errors(board: object, names: object, own: Mapping[str, float], *rest: object) -> dict[str, float]:
-    """Take each tensor's own error for what it does to the answers."""
-    return dict(own)
-
-
 INGREDIENTS: dict[str, dict[str, object]] = {
     "everything on": {},
     "choice of candidate (the first)": {"tradeoff.Search._candidates": lambda search: candidates_of(search)[:1]},
     "price of accuracy (the fastest that keeps max-drop)": {"tradeoff.RATE": 0.0},
-    "measured effects (errors of tensors)": {"tradeoff.effects": own_errors},
+    "measured effects (errors of tensors)": {"tradeoff.effects": lambda board, names, own, *_: dict(own)},
     "minimum cut (integers wherever possible)": {"arithmetic.Arithmetic.choose": everything},
     "ranges of least error (min and max)": {"arithmetic.activation": partial(activation, grid=1)},
     "ranges of gates (the same as of others)": {"quantizable.Layers.gate": lambda layers, tensor: None},
@@ -90,21 +84,28 @@ INGREDIENTS: dict[str, dict[str, object]] = {
 
 @dataclass
 class Subject:
-    """A model with its feeds, what it answers in float, and what became of it with everything on."""
+    """A model, feeds for its answers and its latency, and what it is with everything on."""
 
     path: Path
     calib: Sequence[Feed] | Path
-    evals: list[Feed]
-    expected: Answers
-    singles: list[Feed]
-    """What latency is measured on."""
+    evals: Sequence[Feed]
+    timed: Sequence[Feed]
     ratio: float = 0.0
     sqnr: float = 0.0
 
-    @property
-    def name(self) -> str:
-        """The name of the file."""
-        return self.path.stem
+    @cached_property
+    def expected(self) -> Answers:
+        """What the float model answers."""
+        return self.run(self.path)
+
+    def run(self, model: Path | Graph) -> Answers:
+        """Return the answers to the evaluation feeds."""
+        session = Session(model)
+        return [session.run(feed) for feed in self.evals]
+
+    def sqnr_of(self, model: Path | Graph) -> float:
+        """Return the SQNR in dB of the worst output."""
+        return worst(compare(self.expected, self.run(model)))
 
 
 @dataclass(frozen=True)
@@ -114,28 +115,21 @@ class Cell:
     sqnr: float
     ratio: float
     seconds: float
-    note: str = ""
+    same: bool = False
 
     def __str__(self) -> str:
-        return self.note or f"{self.sqnr:.1f} / {self.ratio:.3f} / {self.seconds:.0f}"
-
-
-def subject(path: Path, calib: Sequence[Feed] | Path, evals: list[Feed]) -> Subject:
-    """Run the float model."""
-    session = Session(path)
-    expected = [session.run(feed) for feed in evals]
-    single = len(evals[0]) == 1  # inputs of several kinds need not share a first axis of samples
-    return Subject(path, calib, evals, expected, [first_samples(session, f, 1) if single else f for f in evals[:TIMED]])
+        return "=" if self.same else f"{self.sqnr:.1f} / {self.ratio:.3f} / {self.seconds:.0f}"
 
 
 def shipped() -> Iterator[Subject]:
     """Yield the models that ship."""
     with np.load(MODELS / "digits.npz") as arrays:
-        x = arrays["x"][:, None].astype(np.float32) / np.float32(255)
+        tests = [{"input": part.astype(np.float32) / np.float32(255)} for part in np.split(arrays["x"][:, None], 10)]
+    singles = [{"input": feed["input"][:1]} for feed in tests]
     for name in SHIPPED:
         with np.load(MODELS / f"{name}.calib.npz") as arrays:
-            calib = [{"input": part} for part in np.split(arrays["input"], len(arrays["input"]) // DIGITS)]
-        yield subject(MODELS / f"{name}.onnx", calib, [{"input": part} for part in np.split(x, 10)])
+            calib = [{"input": part} for part in np.split(arrays["input"], len(arrays["input"]) // 8)]
+        yield Subject(MODELS / f"{name}.onnx", calib, tests, singles)
 
 
 def named(triples: Sequence[str]) -> Iterator[Subject]:
@@ -145,7 +139,7 @@ def named(triples: Sequence[str]) -> Iterator[Subject]:
         for path in sorted(Path(folder).glob("*.npz")):
             with np.load(path, allow_pickle=False) as arrays:
                 evals.append(dict(arrays))
-        yield subject(Path(model), Path(calib), evals)
+        yield Subject(Path(model), Path(calib), evals, evals[:TIMED])
 
 
 @contextmanager
@@ -157,34 +151,26 @@ def patched(parts: Mapping[str, object]) -> Iterator[None]:
         yield
 
 
-def compress(each: Subject, parts: Mapping[str, object], statistics: Path, output: Path) -> tuple[float, str]:
-    """Write the model in int8; return seconds, and a remark where the pass has done nothing."""
+def compress(each: Subject, parts: Mapping[str, object], statistics: Path, output: Path) -> float:
+    """Write the model in int8 and return how many seconds the pass took."""
     if not statistics.exists():
         squeeze(each.path, "int8", each.calib, stats=[statistics], validate="none", dry_run=True)
     with patched(parts):
         report = squeeze(each.path, "int8", each.calib, stats=[statistics], output=output).report
-    step = report.steps[-1]
-    return step.seconds, "" if step.kept else "rolled back"
-
-
-def sqnr_of(each: Subject, session: Session) -> float:
-    """Return the SQNR in dB of the worst output on the evaluation feeds."""
-    return worst(compare(each.expected, [session.run(feed) for feed in each.evals]))
+    return report.steps[-1].seconds
 
 
 def cell(each: Subject, parts: Mapping[str, object], folder: Path, seconds: float) -> Cell:
-    """Return what becomes of the model."""
-    base, found = folder / f"{each.name}.onnx", folder / f"{each.name}.without.onnx"
+    """Return what becomes of the model; the first call for it is with everything on."""
+    base, found = folder / f"{each.path.stem}.onnx", folder / f"{each.path.stem}.without.onnx"
     first = not base.exists()
-    taken, note = compress(each, parts, folder / f"{each.name}.statistics.npz", base if first else found)
+    taken = compress(each, parts, folder / f"{each.path.stem}.statistics.npz", base if first else found)
     if first:
-        each.ratio = timed(each.path, base, each.singles, seconds)
-        each.sqnr = sqnr_of(each, Session(base))
+        each.ratio, each.sqnr = timed(each.path, base, each.timed, seconds), each.sqnr_of(base)
         return Cell(each.sqnr, each.ratio, taken)
-    if note or base.read_bytes() == found.read_bytes():
-        return Cell(each.sqnr, each.ratio, taken, note or "=")
-    ratio = each.ratio * timed(base, found, each.singles, seconds)
-    return Cell(sqnr_of(each, Session(found)), ratio, taken)
+    if base.read_bytes() == found.read_bytes():
+        return Cell(each.sqnr, each.ratio, taken, same=True)
+    return Cell(each.sqnr_of(found), each.ratio * timed(base, found, each.timed, seconds), taken)
 
 
 def timed(one: Path, other: Path | Graph, feeds: Sequence[Feed], seconds: float) -> float:
@@ -192,43 +178,39 @@ def timed(one: Path, other: Path | Graph, feeds: Sequence[Feed], seconds: float)
     return latency([Session(each, threads=1) for each in (one, other)], feeds, seconds)[1]
 
 
-def worth(each: Subject, found: Cell) -> float:
-    """Return what the row adds to the loss, as a share of the float model's run time."""
-    before, after = (
-        tradeoff._loss(t, 10 ** (-s / 10)) for t, s in ((each.ratio, each.sqnr), (found.ratio, found.sqnr))
-    )
-    return after - before
+def loss(ratio: float, sqnr: float) -> float:
+    """Return what int8 minimizes, in run times of the float model."""
+    return tradeoff._loss(ratio, 10 ** (-sqnr / 10))
 
 
-def table(subjects: Sequence[Subject], seconds: float, chosen: Callable[[str], bool]) -> None:
+def table(subjects: Sequence[Subject], seconds: float, only: tuple[str, ...]) -> None:
     """Print a row for each ingredient, and those that help nowhere."""
     print("SQNR in dB / run time over float / seconds\n")
-    print("| without | " + " | ".join(each.name for each in subjects) + " | worth |")
-    print("|---|" + "---|" * (len(subjects) + 1), flush=True)
+    print("| without |", *(f"{each.path.stem} |" for each in subjects), "worth |")
+    print(f"|{(len(subjects) + 2) * '---|'}", flush=True)
     idle = []
     with tempfile.TemporaryDirectory() as folder:
         for name, parts in INGREDIENTS.items():
-            if parts and not chosen(name):
+            if parts and not name.startswith(only):
                 continue
             cells = [cell(each, parts, Path(folder), seconds) for each in subjects]
-            mean = float(np.mean([worth(*pair) for pair in zip(subjects, cells, strict=True)]))
-            print(f"| {name} | " + " | ".join(map(str, cells)) + f" | {100 * mean:+.1f} |", flush=True)
-            pairs = zip(subjects, cells, strict=True)
-            if not any(s.sqnr - c.sqnr >= HELPS[0] or c.ratio >= s.ratio * (1 + HELPS[1]) for s, c in pairs):
-                idle += [name] if parts else []
+            pairs = list(zip(subjects, cells, strict=True))
+            mean = 100 * np.mean([loss(c.ratio, c.sqnr) - loss(s.ratio, s.sqnr) for s, c in pairs])
+            print(f"| {name} | " + " | ".join(map(str, cells)) + f" | {mean:+.1f} |", flush=True)
+            if parts and not any(s.sqnr - c.sqnr >= HELPS[0] or c.ratio >= s.ratio * (1 + HELPS[1]) for s, c in pairs):
+                idle.append(name)
     print(f"\nhelps nowhere ({HELPS[0]} dB, {HELPS[1]:.0%} of run time): {', '.join(idle) or 'none'}")
 
 
 def curve(each: Subject, seconds: float) -> None:
     """Print all choices that int8 has, and what it makes of them."""
-    print(f"\n{each.name}\n\n| predicted run time | predicted SQNR | run time | SQNR | loss | layers |\n|{6 * '---|'}")
+    print(f"\n{each.path.stem}\n\n| predicted time | predicted SQNR | time | SQNR | loss | layers |\n|{6 * '---|'}")
 
     def row(time: float, error: float, model: Path | Graph, actions: Counter[str]) -> None:
-        ratio, sqnr = timed(each.path, model, each.singles, seconds), sqnr_of(each, Session(model))
-        loss = tradeoff._loss(ratio, 10 ** (-sqnr / 10)) if isfinite(sqnr) else inf
+        ratio, sqnr = timed(each.path, model, each.timed, seconds), each.sqnr_of(model)
         predicted = f"{time:.3f} | {-10 * log10(max(error, 1e-12)):.1f}" if isfinite(time) else "chosen |"
         words = ", ".join(f"{count} {action}" for action, count in actions.most_common())
-        print(f"| {predicted} | {ratio:.3f} | {sqnr:.1f} | {loss:.3f} | {words} |", flush=True)
+        print(f"| {predicted} | {ratio:.3f} | {sqnr:.1f} | {loss(ratio, sqnr):.3f} | {words} |", flush=True)
 
     search_of = Search._search
 
@@ -256,11 +238,10 @@ def main() -> None:
     if len(given.models) % 3:
         parser.error("each model needs a folder of calibration feeds and one of evaluation feeds")
     subjects = list(named(given.models) if given.models else shipped())
-    if given.curve:
-        for each in subjects:
-            curve(each, given.seconds)
-    else:
-        table(subjects, given.seconds, lambda name: not given.only or name.startswith(tuple(given.only)))
+    for each in subjects if given.curve else ():
+        curve(each, given.seconds)
+    if not given.curve:
+        table(subjects, given.seconds, tuple(given.only or ("",)))
 
 
 if __name__ == "__main__":
