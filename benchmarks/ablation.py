@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf, isfinite, log10
 from pathlib import Path
+from time import perf_counter
+from timeit import timeit
 from typing import Any
 from unittest.mock import patch
 
@@ -33,19 +35,18 @@ from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.calibration import Moments
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Site
-from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze.runtime import Session
 from onnxsqueeze.smooth import Smoothing, smoothing
 from onnxsqueeze.tradeoff import Search
 from onnxsqueeze.validate import Answers, compare, worst
 
 MODELS = Path(__file__).parents[1] / "models"
 SHIPPED = ("mlp", "cnn", "dwcnn", "resnet")
-TIMED = 6  # evaluation feeds on which latency is measured
-HELPS = (0.3, 0.01)
-"""Decibels, and a share of the run time, from which an ingredient helps a model."""
+TIMED, LAPS = 4, 5  # evaluation feeds on which latency is measured, and how often at least
+HELPS = (0.3, 0.01)  # decibels, and a share of the run time, from which an ingredient helps a model
 Feed = dict[str, Any]
 
-candidates_of = Search._candidates
+candidates_of, search_of = Search._candidates, Search._search
 
 
 def everything(arithmetic: Arithmetic, price: float) -> set[int]:
@@ -79,7 +80,7 @@ INGREDIENTS: dict[str, dict[str, object]] = {
     "small weights left in float": {"quantizable.SPARED": 0.0},
     "guard by latency": {"tradeoff.SLOWER": inf},
 }
-"""Parts of onnxsqueeze that take the place of others, by the ingredient that this switches off."""
+"""By ingredient, the parts of onnxsqueeze that switching it off replaces."""
 
 
 @dataclass
@@ -144,27 +145,23 @@ def named(triples: Sequence[str]) -> Iterator[Subject]:
 
 @contextmanager
 def patched(parts: Mapping[str, object]) -> Iterator[None]:
-    """Put these parts in the place of those of onnxsqueeze."""
+    """Put these parts in the place of those of onnxsqueeze, and a clock that another process does not disturb."""
     with ExitStack() as stack:
-        for name, part in parts.items():
+        clock = {"bench.Bench.latency": lambda bench, graph: timed(bench.original, graph, bench.feeds, 0.5)}
+        for name, part in {**clock, **parts}.items():
             stack.enter_context(patch(f"onnxsqueeze.{name}", part))
         yield
-
-
-def compress(each: Subject, parts: Mapping[str, object], statistics: Path, output: Path) -> float:
-    """Write the model in int8 and return how many seconds the pass took."""
-    if not statistics.exists():
-        squeeze(each.path, "int8", each.calib, stats=[statistics], validate="none", dry_run=True)
-    with patched(parts):
-        report = squeeze(each.path, "int8", each.calib, stats=[statistics], output=output).report
-    return report.steps[-1].seconds
 
 
 def cell(each: Subject, parts: Mapping[str, object], folder: Path, seconds: float) -> Cell:
     """Return what becomes of the model; the first call for it is with everything on."""
     base, found = folder / f"{each.path.stem}.onnx", folder / f"{each.path.stem}.without.onnx"
-    first = not base.exists()
-    taken = compress(each, parts, folder / f"{each.path.stem}.statistics.npz", base if first else found)
+    first, statistics = not base.exists(), folder / f"{each.path.stem}.npz"
+    if first:
+        squeeze(each.path, "int8", each.calib, stats=[statistics], validate="none", dry_run=True)
+    with patched(parts):
+        report = squeeze(each.path, "int8", each.calib, stats=[statistics], output=base if first else found).report
+    taken = report.steps[-1].seconds
     if first:
         each.ratio, each.sqnr = timed(each.path, base, each.timed, seconds), each.sqnr_of(base)
         return Cell(each.sqnr, each.ratio, taken)
@@ -173,9 +170,15 @@ def cell(each: Subject, parts: Mapping[str, object], folder: Path, seconds: floa
     return Cell(each.sqnr_of(found), each.ratio * timed(base, found, each.timed, seconds), taken)
 
 
-def timed(one: Path, other: Path | Graph, feeds: Sequence[Feed], seconds: float) -> float:
-    """Return the run time of the other over that of the one."""
-    return latency([Session(each, threads=1) for each in (one, other)], feeds, seconds)[1]
+def timed(one: Path | Graph, other: Path | Graph, feeds: Sequence[Feed], seconds: float) -> float:
+    """Return the run time of the other over that of the one, each feed's shortest ones, run in turns."""
+    pair = [Session(each, threads=1) for each in (one, other)]
+    best, laps, end = np.full((len(feeds), 2), inf), 0, perf_counter() + seconds
+    while perf_counter() < end or laps < LAPS:
+        laps += 1
+        for i, j in np.ndindex(best.shape):
+            best[i, j] = min(best[i, j], timeit(partial(pair[j].run, feeds[i]), number=1))
+    return float(np.median(best[:, 1] / best[:, 0]))
 
 
 def loss(ratio: float, sqnr: float) -> float:
@@ -211,8 +214,6 @@ def curve(each: Subject, seconds: float) -> None:
         predicted = f"{time:.3f} | {-10 * log10(max(error, 1e-12)):.1f}" if isfinite(time) else "chosen |"
         words = ", ".join(f"{count} {action}" for action, count in actions.most_common())
         print(f"| {predicted} | {ratio:.3f} | {sqnr:.1f} | {loss(ratio, sqnr):.3f} | {words} |", flush=True)
-
-    search_of = Search._search
 
     def search(self: Search, candidates: list[Any]) -> Any:
         for candidate in candidates:
