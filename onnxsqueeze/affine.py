@@ -18,6 +18,10 @@ Gate = Callable[[NDArray[np.floating]], NDArray[np.floating]]
 
 TINY = 2.0**-100
 """The smallest scale written: smaller ones would be subnormal in products."""
+CLIPPED = 6.0
+"""How much worse clipping is than rounding, by the squared error (``benchmarks/ablation.py``)."""
+LONG = 1024
+"""Rows with fewer weights are scaled to their largest: clipping it never pays there."""
 PEAKS = 16
 """How many of a row's largest weights count in full where the others are sampled."""
 
@@ -104,8 +108,9 @@ def activation(
 
     For a range [lo, hi] the error is ``Σ_{c<lo}(f(c)−f(lo))² + Σ_{c>hi}(f(c)−f(hi))² + Σ_in f'(c)²·s²/12`` with
     ``s = (hi − lo)/255``: prefix sums of the histogram make each of the ``grid²`` candidates O(1). Zeros are exact
-    and cost nothing. f is the identity, or ``x·g(x)`` where the tensor is read as that alone: what a gate g closes
-    need not be represented.
+    and cost nothing. What is clipped counts ``CLIPPED`` times: it errs to one side, and that does not average out in
+    the layers behind as rounding does. f is the identity, or ``x·g(x)`` where the tensor is read as that alone: what
+    a gate g closes need not be represented.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     width = 2 * histogram.limit / BINS
@@ -133,8 +138,9 @@ def activation(
     at_low, at_high = read(lo), read(hi)
     below = n2[i] - 2 * at_low * n1[i] + at_low**2 * n0[i]
     above = (n2[-1] - n2[j]) - 2 * at_high * (n1[-1] - n1[j]) + at_high**2 * (n0[-1] - n0[j])
-    error = below + above + (inside[j] - inside[i]) * scale**2 / 12
-    best = np.unravel_index(int(np.argmin(error)), error.shape)
+    rounding = (inside[j] - inside[i]) * scale**2 / 12
+    error = below + above + rounding
+    best = np.unravel_index(int(np.argmin(CLIPPED * (below + above) + rounding)), error.shape)
     return form.fixed(float(lo[best]), float(hi[best])), float(error[best] / signal)
 
 
@@ -145,11 +151,13 @@ def _as_it_is(x: FloatArray) -> FloatArray:
 def weight_scales(rows: FloatArray, steps: int = 9) -> NDArray[np.float32]:
     """Return per row of ``rows`` (O, K) the symmetric scale whose rounding error Σ(w − s·q)², |q| ≤ 127, is least.
 
-    Candidates are ``max|w|/127`` times 1.0, 0.96 … 0.68; the error is taken on about 512 elements of a row, evenly
-    strided, and on the largest ones, whose clipping a sample would miss.
+    Candidates are ``max|w|/127``, which rows of under ``LONG`` weights always get, times 1.0, 0.96 … 0.68; the error is
+    taken on about 512 elements of a row, evenly strided, and on the largest ones, whose clipping a sample would miss.
     """
     size = np.abs(rows)
     top = size.max(axis=1, initial=0.0)
+    if rows.shape[1] < LONG:
+        return np.asarray(np.maximum(top / np.float32(127), np.float32(TINY)), np.float32)
     stride = max(1, rows.shape[1] // 512)
     peaks = np.partition(size, -PEAKS, axis=1)[:, -PEAKS:] if stride > 1 else np.zeros((len(rows), 0), np.float32)
     full = np.maximum(top / np.float32(127), np.float32(TINY)).astype(np.float32)

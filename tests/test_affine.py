@@ -49,13 +49,13 @@ def test_the_predicted_error_is_the_true_one_and_none_worse_than_minimum_to_maxi
 
 
 def test_outliers_are_clipped_where_that_pays() -> None:
-    values = np.append(np.tile(np.random.default_rng(1).normal(size=16000), 20), 12.0)
+    values = np.append(np.tile(np.random.default_rng(1).normal(size=16000), 20), 40.0)
     histogram = Histogram()
     for part in np.array_split(values, 20):
         histogram.update(part.astype(np.float32))
     affine, predicted = activation(histogram)
 
-    assert affine.high < 11
+    assert affine.high < 39
     assert error(values, affine) == pytest.approx(predicted, rel=0.15)
     assert predicted < 0.9 * error(values, fixed(values.min(), values.max()))
 
@@ -106,7 +106,7 @@ def test_the_scales_of_a_weight_are_never_worse_than_those_of_its_maximum() -> N
 
 
 def test_a_weight_is_clipped_where_a_finer_scale_gains_more() -> None:
-    row = np.append(np.random.default_rng(0).integers(-100, 101, 500) * 0.96, 127).astype(np.float32)
+    row = np.append(np.random.default_rng(0).integers(-100, 101, 2000) * 0.96, 127).astype(np.float32)
 
     np.testing.assert_allclose(weight_scales(row[None]), [0.96], rtol=1e-6)
 
