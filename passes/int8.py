@@ -33,10 +33,11 @@ __all__ = ["Int8"]
 class Int8(Pass):
     """Quantize ``y = W·x + b`` to ``y ≈ s_x·s_w·(W_q·(x_q − z_x) + b_q)`` with 8-bit integers.
 
-    * *static*: Conv, Gemm and MatMul whose input range was measured run in integers: uint8 activations with the least
-      mean squared error on their histogram, int8 weights per output channel, int32 biases in the product scale, and
-      the mean error of the weights taken off the bias: ``b̂ = b + (W − Ŵ)·μ``. Which layers, and which operators
-      between them, do so is a minimum cut over their run times in float and int8 and the cost of the borders.
+    * *static*: Conv, Gemm and MatMul whose input range was measured run in integers: uint8 activations on the range
+      with the least squared error on their histogram, int8 weights per output channel, int32 biases in the product
+      scale, and the mean error of the weights taken off the bias: ``b̂ = b + (W − Ŵ)·μ``. Which layers, and which
+      operators between them, do so is a minimum cut over their run times in float and int8, the cost of the borders,
+      and what rounding each tensor was measured to do to the answers.
     * *dynamic*: MatMul on token sequences or in bodies, MatMul and Gemm without measured ranges, and Gemm with a bias
       per row quantize their input at run time
       (DynamicQuantizeLinear, MatMulInteger). Outliers are dealt with first, in the way that predicts the least error:
@@ -45,8 +46,8 @@ class Int8(Pass):
     * *stored*: all other weights are kept as int8 in blocks, each with its scale, and restored when the model is
       loaded: the file is smaller, the arithmetic stays in float.
 
-    ``max_drop`` bounds the relative error ‖Δy‖/‖y‖ of the model's outputs on calibration feeds: layers return to
-    float arithmetic, those with most error for the time they save first, until it holds.
+    ``max_drop`` bounds the relative error ‖Δy‖/‖y‖ of the model's outputs on calibration feeds. Among the plans that
+    keep it, the one with the best of time and error is taken.
     """
 
     name: ClassVar[str] = "int8"
