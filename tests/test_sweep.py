@@ -62,7 +62,7 @@ def assert_alike(one: Statistics, two: Statistics, sampled: bool = True) -> None
         assert np.allclose(moments.total / max(same.n, 1), same.total / max(same.n, 1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("opset", [9, 10, 11, 13, 17, 18, 23])
+@pytest.mark.parametrize("opset", [9, 10, 11, 13, 17, 18, 22])
 @pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 3, 4), (2, 3, 5, 7), (1, 2, 3, 4, 5)])
 def test_reducing_in_the_graph_finds_what_handing_over_finds(opset: int, shape: tuple[int, ...]) -> None:
     graph = chain(len(shape), opset)
