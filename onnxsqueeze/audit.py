@@ -63,13 +63,7 @@ def audit(graph: Graph, layers: Collection[str], feeds: Feeds) -> Audit | None:
     drift = worst(compare([plain.run(feed) for feed in small], [session.run(feed) for feed in small]))
     return Audit(
         frozenset(key for key in layers if key in left or edit.find(graph, key)[0].name in left),
-        Counter(
-            {
-                op: count
-                for op, count in found.items()
-                if op.startswith(("QLinear", "QGemm", "DynamicQuantizeM", "MatMulI"))
-            }
-        ),
+        Counter({op: count for op, count in found.items() if op.startswith(INTEGER)}),
         found["QuantizeLinear"] + found["DequantizeLinear"],
         drift,
     )

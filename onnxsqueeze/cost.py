@@ -17,7 +17,7 @@ from onnxsqueeze.dtypes import numpy_type
 from onnxsqueeze.report import Cost
 from onnxsqueeze.view import walk
 
-__all__ = ["activation_bytes", "activations", "cost", "file_size", "macs", "tensors"]
+__all__ = ["activations", "cost", "file_size", "macs", "tensors"]
 
 Shape = tuple[int, ...]
 
@@ -75,14 +75,6 @@ def macs(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int
     found: dict[str, int] = {}
     _count(_inferred(graph, feed), {}, found)
     return found
-
-
-def activation_bytes(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int]:
-    """Return the size of every tensor that the main graph computes, for the input shapes of ``feed``.
-
-    Tensors whose shape or type cannot be inferred are left out.
-    """
-    return {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in activations(graph, feed).items()}
 
 
 def activations(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[Shape, np.dtype[np.generic]]]:

@@ -82,6 +82,7 @@ class Search:
     def __init__(self, pass_: Int8, plan: Plan, bench: Bench) -> None:
         self.pass_, self.bench, self.first = pass_, bench, plan
         self.view = View(bench.original)
+        self.nodes = {key_of(node): node for node in self.view.nodes}
         self.layers = Layers(self.view, pass_.wanted)
         works = [site.work for site in _sites(plan) if isinstance(site.work, Work)]
         kept = works[0].kept
@@ -151,7 +152,7 @@ class Search:
             self.effects = effects(board, names, own, self._runs(), self.bench.progress)
         self.arithmetic.errors = dict(self.effects)
         stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
-        self.base = 10 ** (-self.bench.sqnr(self.bench.variant(self.pass_, stored)) / 10)
+        self.base = self._error(self.bench.variant(self.pass_, stored))
 
     def _runs(self) -> int:
         """Return how many runs measuring may take: about half as many as calibration took."""
@@ -201,7 +202,7 @@ class Search:
             if not tried:
                 self._widen(plan, pick.error)
             graph = self._variant(plan)
-            error = 10 ** (-self.bench.sqnr(graph) / 10)
+            error = self._error(graph)
             tried[pick] = error, plan, graph
             factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12)
         good = [each for each in tried if tried[each][0] <= allowed]
@@ -226,21 +227,24 @@ class Search:
     def _variant(self, plan: Plan) -> Graph:
         return self.bench.variant(self.pass_, _sites(self._finished(plan)))
 
+    def _error(self, graph: Graph) -> float:
+        """Return what a graph does to the answers: ``‖Δy‖² / ‖y‖²`` of the worst output on the trial feeds."""
+        return float(10 ** (-self.bench.sqnr(graph) / 10))
+
     # ---------------------------------------------------------------------------------------- stored weights
 
-    def _widen(self, plan: Plan, arithmetic: float) -> bool:
+    def _widen(self, plan: Plan, arithmetic: float) -> None:
         """Choose the stored weights that get 16 bits: those whose rounding does most to the answers for their size.
 
-        It ends when the rest does less than a quarter of what ``arithmetic`` does, or next to nothing. Returns
-        whether there are any.
+        It ends when the rest does less than a quarter of what ``arithmetic`` does, or next to nothing.
         """
         shared = self._stored(plan)
         if not shared or len(shared) > WIDENED or (not arithmetic and self.bench.sqnr(self._variant(plan)) >= FINE):
-            return False
+            return
         sites = {site.key: site for site in _sites(plan)}
         alone: dict[str, list[Rewrite]] = {
             keys[0]: [partial(self.pass_.alone, site=sites[keys[0]])]
-            for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self._node(keys[0]))
+            for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
         }  # fmt: skip
         found = impacts(self.bench.original, self.bench.feeds[:1], alone, self.bench.progress)
         effects: list[tuple[float, int, list[str]]] = []
@@ -249,7 +253,7 @@ class Search:
                 effect = found[keys[0]][0]
             else:
                 self.bench.progress("measuring weights", step, len(shared))
-                effect = 10 ** (-self.bench.sqnr(self.bench.variant(self.pass_, [sites[key] for key in keys])) / 10)
+                effect = self._error(self.bench.variant(self.pass_, [sites[key] for key in keys]))
             effects.append((effect, size, keys))
             self.effects.update(dict.fromkeys(keys, effect))
         left, budget = sum(effect for effect, _, _ in effects), MORE * sum(size for _, size, _ in effects)
@@ -259,26 +263,22 @@ class Search:
             if size <= budget and effect > 0.01 * left:
                 left, budget = left - effect, budget - size
                 self.wide.update(keys)
-        return bool(self.wide)
 
     def _stored(self, plan: Plan) -> list[tuple[list[str], int]]:
         """Return the stored sites that share weights together, with the number of elements."""
         found: dict[tuple[int, ...], tuple[list[str], int]] = {}
         for site in _sites(plan):
             if site.action == "stored":
-                node = self._node(site.key)
+                node = self.nodes[site.key]
                 tensors = [node.inputs[slot] for slot in weight_slots(node)]
                 size = sum(prod(tensor.shape) for tensor in tensors)
                 found.setdefault(tuple(id(t) for t in tensors), ([], size))[0].append(site.key)
         return list(found.values())
 
-    def _node(self, key: str) -> gs.Node:
-        return next(node for node in self.view.nodes if key_of(node) == key)
-
     # ---------------------------------------------------------------------------------------- the result
 
     def _finished(self, plan: Plan) -> Plan:
-        """Return the plan with 16 bits where they were chosen, and with what was measured."""
+        """Return the plan with 16 bits where they were chosen."""
         return [self._finished_site(entry) if isinstance(entry, Site) else entry for entry in plan]
 
     def _finished_site(self, site: Site) -> Site:
