@@ -15,6 +15,7 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.cost import file_size
 from onnxsqueeze.impact import Feeds
 from onnxsqueeze.runtime import Session, first_samples
+from onnxsqueeze.saturation import Saturation, saturating, warning
 from onnxsqueeze.validate import compare, worst
 
 __all__ = ["Audit", "audit"]
@@ -30,20 +31,23 @@ class Audit:
     """``unfused`` are those layers that ONNX Runtime computes in float although they are quantized.
 
     ``fused`` counts its integer operators, ``borders`` the Q and DQ nodes that are left between integers and floats,
-    and ``drift`` is the SQNR in dB between its answers with all optimizations and with none.
+    and ``drift`` is the SQNR in dB between its answers with all optimizations and with none. ``saturating`` are the
+    layers whose sums can be wrong on a processor without VNNI.
     """
 
     unfused: frozenset[str]
     fused: Counter[str]
     borders: int
     drift: float
+    saturating: tuple[Saturation, ...] = ()
 
     def __str__(self) -> str:
         parts = ", ".join(f"{count} {op}" for op, count in sorted(self.fused.items(), key=lambda each: -each[1]))
         drift = "exactly" if self.drift == float("inf") else f"at {self.drift:.0f} dB"
+        sums = warning(self.saturating) or "no sum can saturate, on any processor"
         return (
             f"ONNX Runtime fuses all of it ({parts}), {self.borders} Q and DQ are left at borders; "
-            f"its answers with and without optimizations agree {drift}"
+            f"its answers with and without optimizations agree {drift}; {sums}"
         )
 
 
@@ -66,4 +70,5 @@ def audit(graph: Graph, layers: Collection[str], feeds: Feeds) -> Audit | None:
         Counter({op: count for op, count in found.items() if op.startswith(INTEGER)}),
         found["QuantizeLinear"] + found["DequantizeLinear"],
         drift,
+        saturating(graph),
     )

@@ -78,6 +78,8 @@ def show(found: GraphDiff, console: Console) -> None:
 
     line(console, f"{found.before} → {found.after}", style="bold")
     line(console, found.verdict)
+    for said in found.warnings:
+        line(console, said, style="yellow")
     if found.interface:
         console.print()
         for field in found.interface:

@@ -15,6 +15,7 @@ from onnxsqueeze.comparison import Comparison
 from onnxsqueeze.graph import Graph
 from onnxsqueeze.interface import FieldChange, Totals, interface, totals
 from onnxsqueeze.report import plain
+from onnxsqueeze.saturation import saturating, warning
 from onnxsqueeze.trace import Trace, trace
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class GraphDiff:
     totals: Totals
     pairs: dict[str, str]
     numbers: Trace | None = None
+    warnings: tuple[str, ...] = ()
+    """What is wrong with either model: sums that can saturate on processors without VNNI."""
 
     @property
     def same(self) -> bool:
@@ -107,6 +110,9 @@ def diff(
         totals=weights,
         pairs={main.a.keys[i]: main.b.keys[j] for i, j in main.pairs.items()},
         numbers=numbers,
+        warnings=tuple(
+            f"{_title(model)}: {said}" for model, graph in ((a, one), (b, two)) if (said := warning(saturating(graph)))
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from onnxsqueeze.graph import Graph
 from onnxsqueeze.picture import attributes_of, pictures
 from onnxsqueeze.render import amount, change, db, decibels, milliseconds
 from onnxsqueeze.report import Cost, Report, plain
+from onnxsqueeze.saturation import warning
 from onnxsqueeze.view import key_of
 from onnxsqueeze.wording import born, title, words
 
@@ -111,6 +112,7 @@ def inspection_page(found: Inspection, command: str) -> str:
         title=Path(found.model).name,
         verdict=f"The model {', '.join(facts[:-1])}{' and ' if len(facts) > 1 else ''}{facts[-1]}.",
         found=found,
+        warning=warning(found.saturating),
         layers=[layer for layer in found.layers if layer.share or layer.parameters or layer.macs],
         command=command,
     )

@@ -60,6 +60,7 @@ def command(
 def show(found: Inspection, console: Console) -> None:
     """Print the model's facts and its layers, the costliest first."""
     from onnxsqueeze.render import amount, line, milliseconds
+    from onnxsqueeze.saturation import warning
 
     cost = found.cost
     line(console, found.model, style="bold")
@@ -79,6 +80,8 @@ def show(found: Inspection, console: Console) -> None:
         if values:
             rest = f" and {len(values) - 8} more" if len(values) > 8 else ""
             line(console, f"{what}: {', '.join(values[:8])}{rest}", style="dim")
+    if found.saturating:
+        line(console, warning(found.saturating), style="yellow")
     console.print()
     _costs(found, console)
     _weights(found, console)

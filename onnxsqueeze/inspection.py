@@ -20,6 +20,7 @@ from onnxsqueeze.cost import cost, file_size, macs
 from onnxsqueeze.graph import Graph
 from onnxsqueeze.interface import described, sample
 from onnxsqueeze.report import Cost, plain
+from onnxsqueeze.saturation import Saturation, saturating
 from onnxsqueeze.signature import constant_of
 from onnxsqueeze.view import View, key_of
 from onnxsqueeze.weight_statistics import WeightStatistics, statistics, stored
@@ -91,6 +92,8 @@ class Inspection:
     """Of one run; None where it was not measured."""
     unattributed_ms: float | None
     """What ONNX Runtime spent in nodes of its own, and between nodes."""
+    saturating: tuple[Saturation, ...] = ()
+    """Layers whose integer sums can be wrong on x86-64 processors without VNNI."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the inspection as JSON values."""
@@ -138,6 +141,7 @@ def inspect_model(model: AnyModel, *, profile: bool = False, calibration: Any = 
         functions=tuple("::".join(part for part in f.unique_id if part) for f in graph.functions),
         milliseconds=run,
         unattributed_ms=rest,
+        saturating=saturating(graph),
     )
 
 

@@ -23,8 +23,10 @@ from onnxsqueeze.order import IMPLIED, refuse_order
 from onnxsqueeze.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.report import Report, StepReport
 from onnxsqueeze.result import Result
-from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze.runtime import Latency, Session, latency
+from onnxsqueeze.saturation import saturating, warning
 from onnxsqueeze.step import Run, quantized, refuse_quantized, run_pass
+from onnxsqueeze.threads import one_blas_thread
 from onnxsqueeze.validate import answer, compare
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ LOG = logging.getLogger("onnxsqueeze")
 LOG.addHandler(logging.NullHandler())
 
 
+@one_blas_thread
 def squeeze(
     model: AnyModel,
     pipeline: str | Pass | Sequence[str | Pass] | Recipe,
@@ -107,6 +110,8 @@ def squeeze(
 
     if unwritten is not None:
         save_statistics(unwritten, run.stages)
+    if wrong := warning(saturating(graph)):
+        notes.append(wrong)
     times = _latency(run, path or original, graph) if run.reference else None
     report = Report(
         model="<memory>" if path is None else str(path),
@@ -116,8 +121,8 @@ def squeeze(
         held_out=_held_words(run, data),
         before=before,
         after=cost(graph, file_size(graph), feed),
-        latency_ms=None if times is None else (times[0][0], times[0][-1]),
-        latency_ratio=None if times is None else times[1],
+        latency_ms=None if times is None else (times.milliseconds[0], times.milliseconds[-1]),
+        latency_ratio=None if times is None else times.ratio,
         deviations=compare(run.reference, run.previous),
         steps=tuple(steps),
         notes=tuple(notes),
@@ -252,7 +257,7 @@ def _prepare_reference(run: Run, original: Graph | Path, inputs: tuple[Input, ..
     return notes
 
 
-def _latency(run: Run, original: Graph | Path, graph: Graph) -> tuple[list[float], float]:
+def _latency(run: Run, original: Graph | Path, graph: Graph) -> Latency:
     run.progress("timing", 0, 1)
     return latency([Session(each, threads=1) for each in (original, graph)], list(run.held[:8]))
 

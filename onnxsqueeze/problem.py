@@ -137,12 +137,13 @@ class Problem:
             for fitting, found in zip(unit.fittings, unit.found, strict=True):
                 pairs = [(o.cost, o.choice) for o in self.options(fitting, found)]
                 close = [
-                    (c, choice) for c, choice in pairs if isinstance(choice, Candidate) and choice.error <= 1 - energy
-                ]
+                    (cost, choice) for cost, choice in pairs
+                    if isinstance(choice, Candidate) and budget.settled(choice.error) <= budget.settled(1 - energy)
+                ]  # fmt: skip
                 if not close:
                     yield Skip(fitting.layer.key, "no factors with so little error are faster")
                     continue
-                best = min(close, key=lambda pair: pair[0] if energy else pair[1].error)
+                best = min(close, key=lambda pair: (0.0 if energy else budget.settled(pair[1].error), pair[0]))
                 yield self.site(fitting, best[1], found)
 
     def entries(self, chosen: Sequence[Option]) -> Iterator[Site | Skip]:

@@ -16,14 +16,15 @@ from onnxsqueeze import edit
 from onnxsqueeze.affine import TINY, Affine, weight_scales
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
+from onnxsqueeze.pairs import limited_scales, rounded, rows_of, weight_of
 from onnxsqueeze.rounding import LARGEST, compensated, feedback
 from onnxsqueeze.smooth import Smoothing
 from onnxsqueeze.view import constant_value
 from onnxsqueeze.weights import Derived
 
 __all__ = [
-    "Kept", "bias", "carry", "dequantized", "dynamic", "gate", "integers", "reader", "requantize", "scales_of",
-    "stored", "values_of", "weight",
+    "Kept", "bias", "carry", "dequantized", "dynamic", "gate", "multiplied", "product_scales", "reader", "requantize",
+    "scales_of", "stored", "values_of", "weight",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.floating]
@@ -117,18 +118,62 @@ def scales_of(values: FloatArray, axes: Sequence[int], floor: FloatArray | float
     return np.asarray(scales.reshape(shape), np.float32)
 
 
-def _integers(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
+def _nearest(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
     q = values / scales.astype(values.dtype)
     return np.clip(np.rint(q, out=q), -127, 127, out=q).astype(np.int8)
 
 
-def integers(
+def product_scales(values: FloatArray, op: str, transposed: bool = False, per_tensor: bool = False) -> FloatArray:
+    """Return the scales of a weight that is multiplied in integers, one per output channel or the largest of them.
+
+    They are in a shape that broadcasts over the weight, and such that few neighbours have to be cut (see
+    ``onnxsqueeze.pairs``).
+    """
+    rows = rows_of(values, op, transposed)
+    scales = limited_scales(rows, weight_scales(rows))
+    if per_tensor:
+        return np.asarray(scales.max(), np.float32).reshape((1,) * values.ndim)
+    axis = 0 if op == "Conv" or transposed else 1
+    return scales.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+
+
+def multiplied(
+    graph: Graph,
+    hint: str,
+    values: FloatArray,
+    scales: FloatArray,
+    op: str,
+    transposed: bool = False,
+    read: Callable[[], FloatArray] | None = None,
+) -> gs.Constant:
+    """Return the int8 initializer of a weight that is multiplied in integers: no neighbours can saturate."""
+
+    def made(weight: FloatArray) -> NDArray[np.int8]:
+        rows = rows_of(weight, op, transposed)
+        q = rounded(rows, np.broadcast_to(scales.reshape(-1), len(rows)))
+        return np.asarray(weight_of(q, weight.shape, op, transposed), np.int8)
+
+    return _initializer(graph, hint, values, made, read)
+
+
+def _initializer(
+    graph: Graph,
+    hint: str,
+    values: FloatArray,
+    made: Callable[[FloatArray], NDArray[np.int8]],
+    read: Callable[[], FloatArray] | None,
+) -> gs.Constant:
+    """Return the int8 initializer made of ``values``; a large one is made of ``read()`` when the file is written."""
+    if values.size > HELD and read is not None:
+        return edit.constant(graph, f"{hint}_int8", Derived(values.shape, np.int8, lambda: made(read())))
+    return edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(made(values)))
+
+
+def _integers(
     graph: Graph, hint: str, values: FloatArray, scales: FloatArray, read: Callable[[], FloatArray] | None = None
 ) -> gs.Constant:
-    """Return the int8 initializer of ``values``; a large one is computed from ``read()`` when the file is written."""
-    if values.size > HELD and read is not None:
-        return edit.constant(graph, f"{hint}_int8", Derived(values.shape, np.int8, lambda: _integers(read(), scales)))
-    return edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(_integers(values, scales)))
+    """Return the int8 initializer of a weight that is only stored."""
+    return _initializer(graph, hint, values, lambda weight: _nearest(weight, scales), read)
 
 
 def reader(tensor: gs.Tensor) -> Callable[[], FloatArray] | None:
@@ -237,16 +282,17 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
-    scales = kept.get(lambda: scales_of(values, (1,)), values, "columns")
+    scales = kept.get(lambda: product_scales(values, "MatMul"), values, "columns")
     if second is not None and values.size <= HELD and len(values) <= LARGEST:
         inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
 
-        def rounded() -> NDArray[np.int8]:
-            return compensated(values, scales, kept.last(lambda: feedback(second * inverse), source, "smoothed"))
+        def fitted() -> NDArray[np.int8]:
+            back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
+            return compensated(values, scales, back, pairs=True)
 
-        q = edit.constant(graph, f"{hint}_int8", kept.get(rounded, values, "rounded"))
+        q = edit.constant(graph, f"{hint}_int8", kept.get(fitted, values, "rounded"))
     else:
-        q = integers(graph, hint, values, scales, read if isinstance(tensor, gs.Constant) else None)
+        q = multiplied(graph, hint, values, scales, "MatMul", read=read if isinstance(tensor, gs.Constant) else None)
     weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
     if smooth.rows:
         x, peaks = _over_peaks(graph, scope, x, smooth.low, node)
@@ -380,13 +426,13 @@ def stored(
         if second is not None and node.op == "MatMul" and values.size <= HELD and len(values) <= LARGEST:
             every = np.repeat(scales.reshape(-1), blocks[1]).reshape(values.shape)
 
-            def rounded() -> NDArray[np.int8]:
+            def fitted() -> NDArray[np.int8]:
                 return compensated(values, every, kept.last(lambda: feedback(second), source, "plain"))
 
-            found = kept.get(rounded, values, "rounded blocks")
+            found = kept.get(fitted, values, "rounded blocks")
             q = edit.constant(graph, f"{tensor.name}_int8", np.ascontiguousarray(found.reshape(flat.shape)))
         else:
-            q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
+            q = _integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)
     inside = {id(n) for n in scope.nodes}
     home = scope if all(id(n) in inside for n in tensor.outputs) else graph
@@ -419,7 +465,7 @@ def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, va
     """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
     output, indices = node.outputs[0], node.inputs[1]
     scales = kept.get(lambda: scales_of(values, (0,)), values, "rows")
-    q = integers(graph, tensor.name, values, scales, reader(tensor))
+    q = _integers(graph, tensor.name, values, scales, reader(tensor))
     rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)
     row_scales = edit.insert(graph, scope, "Gather", [scale, indices], f"{output.name}_scale", {"axis": 0}, before=node)

@@ -91,7 +91,8 @@ def as_stored(entry: Site | Skip, reason: str) -> Site | Skip:
 def _static(graph: Graph, node: gs.Node, work: Work) -> None:
     assert work.input is not None
     values = qdq.values_of(node.inputs[1])
-    axis = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+    transposed = bool(node.attrs.get("transB", 0))
+    axis = 0 if node.op == "Conv" or transposed else 1
     channels, hint = values.shape[axis], node.inputs[1].name
     add = edit.find(graph, work.add)[0] if work.add else None
     holder, slot = (node, 2) if add is None else (add, 1 if add.inputs[0] is node.outputs[0] else 0)
@@ -99,11 +100,11 @@ def _static(graph: Graph, node: gs.Node, work: Work) -> None:
     old = qdq.values_of(holder.inputs[slot]).reshape(-1) if has else np.zeros(1)
     start = np.broadcast_to(old, (channels,)).astype(np.float64)
     # an int32 bias must not overflow in the product scale
-    shared = () if work.per_tensor else (axis,)
-    scales = work.kept.get(lambda: qdq.scales_of(values, shared), values, f"scales over {shared}")
+    kind = f"{'one scale' if work.per_tensor else 'scales'} of {node.op}, {transposed}"
+    scales = work.kept.get(lambda: qdq.product_scales(values, node.op, transposed, work.per_tensor), values, kind)
     floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
     scales = np.maximum(scales, floor.max() if work.per_tensor else floor.reshape(scales.shape))
-    q = qdq.integers(graph, hint, values, scales, qdq.reader(node.inputs[1]))
+    q = qdq.multiplied(graph, hint, values, scales, node.op, transposed, qdq.reader(node.inputs[1]))
     corrected = start
     if work.mean is not None and values.size <= qdq.HELD:
         corrected = start + _mean_error(node, values, np.asarray(q.values, np.float64) * scales, work.mean)

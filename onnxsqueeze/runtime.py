@@ -8,6 +8,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from math import comb, inf
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,7 +24,7 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.cost import file_size
 from onnxsqueeze.errors import FeedError, ModelError
 
-__all__ = ["Session", "first_samples", "latency", "profile"]
+__all__ = ["Latency", "Session", "first_samples", "latency", "profile"]
 
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -34,6 +36,12 @@ IN_MEMORY = 1 << 26
 """Bytes; a larger graph from a file is written to a temporary folder, from which ONNX Runtime maps its weights."""
 _SOURCE_LINE = r"\S+\.(cc|h|cpp|hpp):\d+ ([\w:<>&*, ~]*::[\w~]+\([^()]*\)( const)?|\S+)( \[\w+\])? ?"
 """Where in ONNX Runtime an error arose: file, line, and the name or the whole signature of a C++ function."""
+CONFIDENCE = 0.999
+"""How sure the interval of a ratio of times is."""
+LEAST = 11
+"""Rounds that are timed at least, unless a run takes over half a second: from 11 on there is an interval."""
+_clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
+"""Seconds of this thread, where the system counts them finely enough."""
 _UNRUN = "without calibration data, --validate none squeezes it without running it"
 _SENTENCES = (
     (
@@ -66,7 +74,8 @@ class Session:
     ``folder`` is where external weights lie; a graph and a path know that themselves. ``optimize`` is ``all`` (as users
     run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores. ``optimized`` names
     a file that receives the graph as ONNX Runtime has rewritten it, ``profile`` the beginning of the name of the file
-    that ``end_profile`` writes. Raises ModelError with ONNX Runtime's reason in one sentence.
+    that ``end_profile`` writes. ``exact_sums`` keeps integer sums from saturating on every processor, at a price in
+    speed. Raises ModelError with ONNX Runtime's reason in one sentence.
     """
 
     def __init__(
@@ -78,11 +87,16 @@ class Session:
         threads: int = 0,
         optimized: Path | None = None,
         profile: Path | None = None,
+        exact_sums: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimize]
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        # threads that wait by spinning take from others, and from this process's own algebra, what they do not use
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if exact_sums:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -169,35 +183,65 @@ def first_samples(
     return cut
 
 
+@dataclass(frozen=True)
+class Latency:
+    """The processor time of sessions that ran in turn: ``milliseconds`` of each for a feed, the mean over the feeds of
+    the least time of each, and the last over the first, which is ``ratio``.
+
+    With ``CONFIDENCE`` the median ratio of a round lies from ``low`` to ``high``, whatever the distribution: the
+    interval between two order statistics of the rounds (the sign test).
+    """
+
+    milliseconds: tuple[float, ...]
+    low: float
+    high: float
+
+    @property
+    def ratio(self) -> float:
+        """The last session's time over the first's."""
+        return self.milliseconds[-1] / self.milliseconds[0]
+
+
 def latency(
     sessions: Sequence[Session], feeds: Sequence[Mapping[str, NDArray[np.generic]]], seconds: float = 1.0
-) -> tuple[list[float], float]:
-    """Time the sessions in turn on the same feeds; return the median milliseconds of each, and last over first.
+) -> Latency:
+    """Time sessions of one thread in turn on the same feeds, by the processor time of this thread.
 
-    Each round times every session on one feed, best of three (once, if a run takes over 20 ms). The ratio is that of
-    the least times of a feed, the median over the feeds: other load on the machine only ever adds. Each feed has at
-    least three rounds, two feeds if a run takes over 20 ms; one round is all if a run takes over 2 s.
+    That time does not run while the machine does something else. Each round times every session on one feed, best of
+    three (once, if a run takes over 20 ms). Each feed has at least three rounds, two feeds if a run takes over 20 ms;
+    one round is all if a run takes over 2 s. ``seconds`` are processor time.
     """
     rounds: list[list[float]] = []
     first = max(_milliseconds(session, feeds[0]) for session in sessions)
     repeat = 3 if first < 20 else 1
     used = feeds if first < 20 else feeds[:2]
-    least = 3 * len(used) if first < 2000 else 1
-    end = time.perf_counter() + seconds
-    while (time.perf_counter() < end and len(rounds) < 500) or len(rounds) < least:
+    least = max(3 * len(used), LEAST) if first < 500 else 3 * len(used) if first < 2000 else 1
+    spent = 0.0
+    while (spent < 1000 * seconds and len(rounds) < 500) or len(rounds) < least:
         feed = used[len(rounds) % len(used)]
-        rounds.append([min(_milliseconds(session, feed) for _ in range(repeat)) for session in sessions])
+        runs = [[_milliseconds(session, feed) for _ in range(repeat)] for session in sessions]
+        rounds.append([min(times) for times in runs])
+        spent += sum(map(sum, runs))
     best = [
         [min(times) for times in zip(*rounds[i :: len(used)], strict=True)] for i in range(min(len(used), len(rounds)))
     ]
-    ratio = median(times[-1] / times[0] for times in best)
-    return [median(times[i] for times in rounds) for i in range(len(sessions))], ratio
+    low, high = _interval([times[-1] / times[0] for times in rounds])
+    return Latency(tuple(sum(times) / len(best) for times in zip(*best, strict=True)), low, high)
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return order statistics between which the median lies with ``CONFIDENCE``; all numbers if there are too few."""
+    ordered, count = sorted(values), len(values)
+    outside, chance = -1, 0.0
+    while 2 * (chance := chance + comb(count, outside + 1) / 2**count) <= 1 - CONFIDENCE:
+        outside += 1
+    return (ordered[outside], ordered[-1 - outside]) if outside >= 0 else (0.0, inf)
 
 
 def _milliseconds(session: Session, feed: Mapping[str, NDArray[np.generic]]) -> float:
-    start = time.perf_counter()
+    start = _clock()
     session.run(feed)
-    return (time.perf_counter() - start) * 1000
+    return (_clock() - start) * 1000
 
 
 def profile(

@@ -25,6 +25,7 @@ from onnxsqueeze.pipeline import squeeze
 from onnxsqueeze.render import decibels
 from onnxsqueeze.report import plain
 from onnxsqueeze.sweep import collect
+from onnxsqueeze.threads import one_blas_thread
 from onnxsqueeze.view import View, key_of
 
 __all__ = ["LayerStudy", "Point", "Sensitivity", "sensitivity"]
@@ -141,6 +142,7 @@ class Sensitivity:
         return {**found, "correlation": plain(self.correlation)}
 
 
+@one_blas_thread
 def sensitivity(
     model: str | os.PathLike[str] | onnx.ModelProto,
     pipeline: str | Pass | Sequence[str | Pass],

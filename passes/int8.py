@@ -185,8 +185,7 @@ def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tu
     if node.op not in LAYERS:
         return None, None
     values = qdq.values_of(node.inputs[1])
-    axis = (0 if node.op == "Conv" else -1) % values.ndim
-    scales = qdq.scales_of(values, (axis,)).astype(np.float64)
+    scales = qdq.product_scales(values, node.op, bool(node.attrs.get("transB", 0))).astype(np.float64)
     change = values - np.clip(np.rint(values / scales), -127, 127) * scales
     size = float(np.sum(values.astype(np.float64) ** 2))
     weights, noise = float(np.sum(change**2)) / max(size, 1e-30), 1.0

@@ -17,6 +17,7 @@ from onnxsqueeze import bench, codec, pipeline, registry, squeeze
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.contract import Site
 from onnxsqueeze.result import Result
+from onnxsqueeze.runtime import Latency
 from onnxsqueeze.sweep import collect
 from onnxsqueeze.view import View, key_of
 
@@ -32,8 +33,8 @@ each_pass = pytest.mark.parametrize("pass_", registry.names())
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decisions that depend on measured time are taken as if nothing changed it."""
-    monkeypatch.setattr(pipeline, "latency", lambda *_: ([1.0, 1.0], 1.0))
-    monkeypatch.setattr(bench, "latency", lambda *_: ([1.0, 1.0], 1.0))
+    monkeypatch.setattr(pipeline, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr(bench, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
 
 
 @cache
@@ -134,7 +135,8 @@ def test_a_run_gives_the_same_bytes_in_every_process() -> None:
 import hashlib
 from small_models import MODELS, feeds
 from onnxsqueeze import pipeline, bench, squeeze
-pipeline.latency = bench.latency = lambda *_: ([1.0, 1.0], 1.0)
+from onnxsqueeze.runtime import Latency
+pipeline.latency = bench.latency = lambda *_: Latency((1.0, 1.0), 1.0, 1.0)
 for name in ("conv_bn_relu", "attention", "branches", "opset_11"):
     model = MODELS[name]()
     result = squeeze(model, "lowrank,int8", feeds(model))

@@ -21,7 +21,7 @@ from onnxsqueeze.errors import FeedError, ModelError
 from onnxsqueeze.view import View, key_of
 
 MODELS = Path(__file__).parents[1] / "models"
-SHIPPED = sorted(path.stem for path in MODELS.glob("*.onnx"))
+SHIPPED = ("cnn", "dwcnn", "mlp", "resnet")
 
 
 def test_a_model_is_the_same_as_itself() -> None:

@@ -16,6 +16,7 @@ from small_models import MODELS, feeds
 
 import onnxsqueeze
 from onnxsqueeze import Result, UsageError, bench, squeeze
+from onnxsqueeze.runtime import Latency
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +28,7 @@ def conv() -> onnx.ModelProto:
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "latency", lambda *_: ([1.0, 1.0], 1.0))
+    monkeypatch.setattr(bench, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
 
 
 def bytes_of(result: Result) -> bytes:

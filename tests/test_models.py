@@ -43,7 +43,7 @@ def read_calibration(name: str) -> dict[str, npt.NDArray[np.float32]]:
 
 def print_accuracy(*paths: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, FOLDER / "accuracy.py", *paths], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, FOLDER / "accuracy.py", *paths], capture_output=True, text=True, timeout=900, check=False
     )
 
 

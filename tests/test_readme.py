@@ -16,6 +16,7 @@ import pytest
 
 import onnxsqueeze
 from onnxsqueeze import Recipe, bench, cli, pipeline, registry
+from onnxsqueeze.runtime import Latency
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,8 +101,8 @@ def test_every_command_and_every_program_of_a_guide_works(
     guide: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs them in this process and without the clock, which takes a third of the time."""
-    monkeypatch.setattr(pipeline, "latency", lambda *_: ([1.0, 1.0], 1.0))
-    monkeypatch.setattr(bench, "latency", lambda *_: ([1.0, 1.0], 1.0))
+    monkeypatch.setattr(pipeline, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr(bench, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.chdir(project)
     onnxsqueeze.squeeze("models/mlp.onnx", "int8", output="models/mlp.squeezed.onnx")
     program = ""
