@@ -27,11 +27,12 @@ Weight = NDArray[Any]
 def qdq(op: str, weight: Weight, x: list[int], activation: int = TensorProto.UINT8, **attrs: Any) -> onnx.ModelProto:
     """Return a layer between Q/DQ pairs whose inputs from 0 to 1 reach the largest integer."""
     kind = numpy_helper.from_array(weight).data_type
+    reach = 0.01 * float(weight.max()) * (weight.size / 8 if op != "Conv" else weight[0].size)
     zero = 0 if activation == TensorProto.UINT8 else -128
     scalars = [
         helper.make_tensor("s", TensorProto.FLOAT, [], [1 / 255]), helper.make_tensor("z", activation, [], [zero]),
         helper.make_tensor("ws", TensorProto.FLOAT, [], [0.01]), helper.make_tensor("wz", kind, [], [0]),
-        helper.make_tensor("ys", TensorProto.FLOAT, [], [4.0]), numpy_helper.from_array(weight, "w"),
+        helper.make_tensor("ys", TensorProto.FLOAT, [], [reach / 200]), numpy_helper.from_array(weight, "w"),
     ]  # fmt: skip
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
