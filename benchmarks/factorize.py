@@ -75,7 +75,7 @@ def rows(model: Path, calib: Feeds, evals: Feeds, ratios: Sequence[float], by: s
         row = {
             "model": model.stem, "ratio": ratio, "method": name, "sqnr": round(sqnr(found, expected), 2),
             "score": None if score is None else round(score(found, expected), 4),
-            "latency": round(latency(pair, evals[:4], 2.0)[1], 3),
+            "latency": round(latency(pair, evals[:4], 2.0).ratio, 3),
             "macs": round(sum(cost.macs(made, evals[0]).values()) / sum(before.values()), 3),
         }  # fmt: skip
         print(json.dumps(row), flush=True)

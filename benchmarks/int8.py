@@ -101,7 +101,7 @@ def compare_tools(seconds: float) -> None:
                 taken = time.perf_counter() - begin
                 found = [Session(output).run(feed) for feed in tests]
                 guesses = np.concatenate([np.asarray(answer["logits"]).argmax(1) for answer in found])
-                ratio = latency([Session(each, threads=1) for each in (path, output)], singles, seconds)[1]
+                ratio = latency([Session(each, threads=1) for each in (path, output)], singles, seconds).ratio
                 score, sqnr = 100 * np.mean(guesses == classes), worst(compare(expected, found))
                 size = output.stat().st_size / path.stat().st_size
                 print(f"{name:8} {tool:12} {score:6.1f} {sqnr:6.1f} {ratio:8.2f} {size:6.2f} {taken:8.1f}", flush=True)

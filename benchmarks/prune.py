@@ -37,7 +37,7 @@ def rows(model: Path, calib: Feeds, evals: Feeds, ratios: Sequence[float], by: s
             row = {
                 "model": model.stem, "ratio": ratio, "method": name,
                 "sqnr": round(worst(compare(expected, found)), 2),
-                "latency": round(latency([reference, session], evals[:4], 2.0)[1], 3),
+                "latency": round(latency([reference, session], evals[:4], 2.0).ratio, 3),
                 "parameters": round(report.after.parameters / report.before.parameters, 3),
                 "macs": round((report.after.macs or 0) / (report.before.macs or 1), 3),
                 "seconds": round(report.seconds, 1),
