@@ -13,10 +13,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from onnxsqueeze.report import Report
+from typing import Any
 
 __all__ = [
     "ContractError",
@@ -72,10 +69,10 @@ class ContractError(PassError):
 
 
 class ToleranceError(SqueezeError):
-    """The result is further from the original than allowed; nothing is written. ``report`` tells the whole run."""
+    """The result is further from the original than allowed; nothing is written. ``report`` is the Report of the run."""
 
     exit_code = 5
 
-    def __init__(self, message: str, report: Report | None = None) -> None:
+    def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
