@@ -93,7 +93,7 @@ def rows(model: Path, calib: Feeds, evals: Feeds, ratios: Sequence[float], by: s
             if chosen is None:
                 print(json.dumps({"model": model.stem, "ratio": ratio, "method": name, "sqnr": None}), flush=True)
                 continue
-            made = bench.variant(pass_, [e for e in each.entries(chosen) if isinstance(e, Site)])
+            made = bench.variant(pass_.apply, [e for e in each.entries(chosen) if isinstance(e, Site)])
             show(name, ratio, made)
         made = duplicate(made)
         list(refit(made, bench))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Need, Pass, Site
+from onnxsqueeze.contract import Need, Site
 from onnxsqueeze.edit import duplicate, tidy
 from onnxsqueeze.report import Deviation
 from onnxsqueeze.runtime import Session, first_samples, latency
@@ -74,11 +74,11 @@ class Bench:
         """The original's answers on ``feeds``."""
         return answer(self.original, None, self.feeds)
 
-    def variant(self, pass_: Pass, sites: Iterable[Site]) -> Graph:
-        """Return a copy of the original with these sites of the pass applied."""
+    def variant(self, apply: Callable[[Site, Graph], None], sites: Iterable[Site]) -> Graph:
+        """Return a copy of the original with these sites applied, by the ``apply`` of a pass."""
         graph = duplicate(self.original)
         for site in sites:
-            pass_.apply(site, graph)
+            apply(site, graph)
         tidy(graph)
         return graph
 

@@ -204,7 +204,7 @@ def reconsider(pass_: Pass, plan: list[Site | Skip], bench: Bench) -> list[Site 
     limit, budget = problem.max_error, problem.max_error
     for _ in range(0 if problem.ratio is not None else 5):
         sites = [entry for entry in found if isinstance(entry, Site)]
-        error = 10 ** (-bench.sqnr(bench.variant(pass_, sites)) / 10) if sites else 0.0
+        error = 10 ** (-bench.sqnr(bench.variant(pass_.apply, sites)) / 10) if sites else 0.0
         if error <= budget:
             return kept + found
         limit *= 0.8 * budget / error if np.isfinite(error) else 0.1

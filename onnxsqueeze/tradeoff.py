@@ -157,7 +157,7 @@ class Search:
             self.effects = effects(board, names, own, self._runs(), self.bench.progress)
         self.arithmetic.errors = dict(self.effects)
         stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
-        self.base = self._error(self.bench.variant(self.pass_, stored))
+        self.base = self._error(self.bench.variant(self.pass_.apply, stored))
 
     def _runs(self) -> int:
         """Return how many runs measuring may take: about half as many as calibration took."""
@@ -230,7 +230,7 @@ class Search:
         return list(plan.values())
 
     def _variant(self, plan: Plan) -> Graph:
-        return self.bench.variant(self.pass_, _sites(self._finished(plan)))
+        return self.bench.variant(self.pass_.apply, _sites(self._finished(plan)))
 
     def _error(self, graph: Graph) -> float:
         """Return what a graph does to the answers: ``‖Δy‖² / ‖y‖²`` of the worst output on the trial feeds."""
@@ -258,7 +258,7 @@ class Search:
                 effect = found[keys[0]][0]
             else:
                 self.bench.progress("measuring weights", step, len(shared))
-                effect = self._error(self.bench.variant(self.pass_, [sites[key] for key in keys]))
+                effect = self._error(self.bench.variant(self.pass_.apply, [sites[key] for key in keys]))
             effects.append((effect, size, keys))
             self.effects.update(dict.fromkeys(keys, effect))
         left, budget = sum(effect for effect, _, _ in effects), MORE * sum(size for _, size, _ in effects)

@@ -131,7 +131,7 @@ class Prune(Pass):
         found = list(self._entries(problem, problem.solve(self._first, limit)))
         for _ in range(6 if self.ratio is None else 0):
             sites = [e for e in found if isinstance(e, Site)]
-            error = 10 ** (-bench.sqnr(bench.variant(self, sites)) / 10) if sites else 0.0
+            error = 10 ** (-bench.sqnr(bench.variant(self.apply, sites)) / 10) if sites else 0.0
             error *= max((reader.unseen for reader in problem.readers.values()), default=1.0)
             if error <= budget:
                 break

@@ -51,7 +51,7 @@ class Planned:
 
     @property
     def sqnr(self) -> float:
-        return self.bench.sqnr(self.bench.variant(self.pass_, self.sites.values()))
+        return self.bench.sqnr(self.bench.variant(self.pass_.apply, self.sites.values()))
 
 
 def convs(count: int, gain: dict[int, NDArray[np.float64]] | None = None) -> onnx.ModelProto:
