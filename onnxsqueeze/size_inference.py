@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.operators import ELEMENTWISE, POOLS, REDUCTIONS, SAME_SHAPE, operator
-from onnxsqueeze.size_products import Dim, broadcast_shape
-
-if TYPE_CHECKING:
-    from onnxsqueeze.sizes import Sizes
+from onnxsqueeze.size_products import Dim, Shapes, broadcast_shape
 
 __all__ = ["infer_shape", "range_of"]
 
 Shape = tuple["Dim | None", ...]
 
 
-def infer_shape(sizes: Sizes, node: gs.Node) -> Shape | None:
+def infer_shape(sizes: Shapes, node: gs.Node) -> Shape | None:
     """Return the shape of the outputs, all of which have it; None if not even the rank is known."""
     op = operator(node)
     shapes = [sizes.shape(tensor) if tensor.name else () for tensor in node.inputs]
@@ -71,7 +67,7 @@ def range_of(node: gs.Node) -> slice:
     return slice(int(node.attrs.get("start", 0)), int(node.attrs["end"]) if "end" in node.attrs else None)
 
 
-def _reduced(sizes: Sizes, node: gs.Node, x: Shape) -> Shape | None:
+def _reduced(sizes: Shapes, node: gs.Node, x: Shape) -> Shape | None:
     axes = sizes.integers(node, 1, "axis" if node.op in ("ArgMax", "ArgMin") else "axes")
     if not axes:
         return None
@@ -81,7 +77,7 @@ def _reduced(sizes: Sizes, node: gs.Node, x: Shape) -> Shape | None:
     return tuple(size for axis, size in enumerate(x) if axis not in reduced)
 
 
-def _squeezed(sizes: Sizes, node: gs.Node, x: Shape) -> Shape | None:
+def _squeezed(sizes: Shapes, node: gs.Node, x: Shape) -> Shape | None:
     axes = sizes.integers(node, 1, "axes")
     if axes is None:
         return None

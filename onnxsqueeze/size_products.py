@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
-__all__ = ["Dim", "Product", "Run", "broadcast_shape", "over", "product", "runs_of", "size_of"]
+import onnx_graphsurgeon as gs
+
+__all__ = ["Dim", "Product", "Run", "Shapes", "broadcast_shape", "over", "product", "runs_of", "size_of"]
 
 Dim = int | str
 """A known size or a symbol; equal symbols are equal sizes, and an unknown size is a symbol of its own."""
@@ -15,6 +18,22 @@ Product = tuple[int, tuple[str, ...]]
 """A number times symbols in alphabetical order."""
 
 _TIMES = "\0"
+
+
+class Shapes(Protocol):
+    """What inferring a shape asks about those that are known."""
+
+    def shape(self, tensor: gs.Tensor) -> tuple[Dim, ...] | None:
+        """Return sizes and symbols, None if the rank is unknown."""
+
+    def reshaped(self, node: gs.Node) -> tuple[Dim, ...] | None:
+        """Return the shape after a Reshape or Flatten as products of sizes before it."""
+
+    def integers(self, node: gs.Node, slot: int, name: str = "") -> list[int] | None:
+        """Return whole numbers that are an attribute in old operator sets and a constant input in new ones."""
+
+    def picked(self, node: gs.Node) -> list[int] | None:
+        """Return which elements of a vector of known length a Slice or Gather takes."""
 
 
 @dataclass(frozen=True)
