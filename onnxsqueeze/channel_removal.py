@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from onnxsqueeze.view import constant_value
 from onnxsqueeze.weights import peek
 
 if TYPE_CHECKING:
-    from onnxsqueeze.coupling import Coupling, Group, Slot
+    from onnxsqueeze.groups import Group, Slot
 
 __all__ = ["Consequence", "Reader", "Survivors", "disagreement", "masked", "remove"]
 
@@ -213,19 +213,20 @@ def masked(graph: Graph, removals: Mapping[Group, Collection[int]]) -> Graph:
 
 def disagreement(
     original: Graph,
-    coupling: Coupling,
+    remove: Callable[[Graph, Group, Collection[int]], None],
     removals: Mapping[Group, Collection[int]],
     feeds: Sequence[dict[str, NDArray[np.generic]]],
 ) -> float:
     """Return ``max|a − b| / max|a|`` of the worst output and feed between the masked graph and that without the units.
 
-    Both run without optimizations. Of an output that a Sigmoid or Softmax makes, what goes into that is compared,
-    because it would hide differences where it saturates. The result is infinite if the smaller graph does not run, or
+    ``remove`` takes units of a group out of a graph, as ``Coupling.remove`` does. Both graphs run without
+    optimizations. Of an output that a Sigmoid or Softmax makes, what goes into that is compared, because it would hide
+    differences where it saturates. The result is infinite if the smaller graph does not run, or
     its outputs are of other shapes or not finite where the others are.
     """
     smaller = edit.duplicate(original)
     for group, units in removals.items():
-        coupling.remove(smaller, group, units)
+        remove(smaller, group, units)
     hidden = masked(original, removals)
     for graph in (smaller, hidden):
         graph.outputs = [_unsaturated(tensor) for tensor in graph.outputs]

@@ -168,4 +168,4 @@ def proven(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: B
 
 
 def _differs(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: Bench) -> float:
-    return disagreement(bench.original, coupling, removals, bench.feeds[:1]) if removals else 0.0
+    return disagreement(bench.original, coupling.remove, removals, bench.feeds[:1]) if removals else 0.0
