@@ -91,7 +91,7 @@ def _components(view: View) -> Iterator[Component]:
     """Yield the axes that hang together with one that a layer makes, each once."""
     sizes = Sizes(view)
     owned: set[Ref] = set()
-    for tensor, axis in (made for node in view.nodes if not view.in_body(node) for made in _made(view, node)):
+    for tensor, axis in (made for node in view.nodes if not view.in_body(node) for made in _made(node)):
         if (id(tensor), axis) in owned:
             continue
         tried: list[Component] = []
@@ -108,7 +108,7 @@ def _components(view: View) -> Iterator[Component]:
         yield best
 
 
-def _made(view: View, node: gs.Node) -> Iterator[tuple[gs.Tensor, int]]:
+def _made(node: gs.Node) -> Iterator[tuple[gs.Tensor, int]]:
     """Yield the axis of a layer's weight whose indices are the channels that it makes."""
     for slot, axis in {
         "Conv": [(1, 0)],
@@ -117,7 +117,7 @@ def _made(view: View, node: gs.Node) -> Iterator[tuple[gs.Tensor, int]]:
         "Gemm": [(1, 0 if node.attrs.get("transB", 0) else 1), (0, 1 if node.attrs.get("transA", 0) else 0)],
         "MatMul": [(1, -1), (0, -2)],
     }.get(operator(node), ()):
-        found = source(view, node.inputs[slot])
+        found = source(node.inputs[slot])
         if found is not None and len(found[1]) > 1 and np.dtype(found[0].dtype).kind == "f":
             yield found[0], found[1][axis]
             return
@@ -127,7 +127,7 @@ def _in_bodies(view: View) -> Iterator[Group]:
     """Yield the layers in bodies of other nodes as groups that cannot be pruned."""
     owners = {id(body): str(node.op) for node in view.nodes for body in subgraphs(node)}
     for node in view.nodes:
-        for tensor, axis in _made(view, node) if view.in_body(node) and node.op != "Gather" else ():
+        for tensor, axis in _made(node) if view.in_body(node) and node.op != "Gather" else ():
             size = view.shape(tensor)
             kind: Kind = "channels" if node.op.startswith("Conv") else "neurons"
             reason = f"it lies in the body of '{owners[id(view.scope(node))]}'"

@@ -14,7 +14,7 @@ from onnxsqueeze.channel_removal import Consequence
 from onnxsqueeze.graph import subgraphs
 from onnxsqueeze.operators import operator
 from onnxsqueeze.sizes import Sizes
-from onnxsqueeze.view import View, key_of
+from onnxsqueeze.view import key_of
 
 __all__ = ["Component", "Ref", "source"]
 
@@ -22,7 +22,7 @@ Ref = tuple[int, int]
 """An axis of a tensor: its identity and the position."""
 
 
-def source(view: View, tensor: gs.Tensor) -> tuple[gs.Constant, list[int]] | None:
+def source(tensor: gs.Tensor) -> tuple[gs.Constant, list[int]] | None:
     """Return the constant behind Identity, Cast and Transpose, and its axis for each axis of the tensor."""
     steps: list[gs.Node] = []
     while not isinstance(tensor, gs.Constant):
@@ -90,7 +90,7 @@ class Component:
 
     def role(self, tensor: gs.Tensor, axis: int, role: str, node: gs.Node) -> None:
         """Take down what a weight's axis is for."""
-        found = source(self.view, tensor)
+        found = source(tensor)
         if found is not None:
             self.ops[key_of(node)] = str(node.op)
             nodes = self.roles.setdefault(((id(found[0]), found[1][axis]), role), [])
@@ -99,7 +99,7 @@ class Component:
 
     def constant(self, tensor: gs.Tensor) -> bool:
         """Return whether the tensor is a constant."""
-        return source(self.view, tensor) is not None
+        return source(tensor) is not None
 
     def options(self, count: int) -> None:
         """Take down that a reshaped axis has several factors to choose from."""
