@@ -201,17 +201,17 @@ def main(
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def passes(as_json: bool) -> None:
     """List the passes and their options."""
+    from onnxsqueeze.registry import listing
+
     if as_json:
         import json
         from dataclasses import asdict
-
-        from onnxsqueeze.registry import listing
 
         click.echo(json.dumps([asdict(each) for each in listing()], indent=2, ensure_ascii=False))
     else:
         from onnxsqueeze import render
 
-        render.show_passes(console_on(sys.stdout))
+        render.show_passes(console_on(sys.stdout), listing())
 
 
 def command_line(ctx: click.Context) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from onnxsqueeze.registry import Listing
     from onnxsqueeze.report import Deviation, Report, StepReport
 
 __all__ = [
@@ -60,14 +61,12 @@ def show(report: Report, console: Console) -> None:
         line(console, f"wrote {report.output} in {report.seconds:.1f} s", style="bold")
 
 
-def show_passes(console: Console) -> None:
+def show_passes(console: Console, rows: Iterable[Listing]) -> None:
     """Print every pass with its options at their defaults; a broken plug-in is shown with its error."""
     from rich.text import Text
 
-    from onnxsqueeze.registry import listing
-
     table = grid("left", "left")
-    for each in listing():
+    for each in rows:
         summary = each.error or each.summary
         where = "" if each.origin == "built-in" else f" [{each.origin} {each.version}]"
         table.add_row(Text(printable(each.name), "bold"), Text(printable(summary + where), "red" if each.error else ""))

@@ -239,7 +239,7 @@ def test_progress_names_the_stage_on_a_terminal_and_leaves_nothing_behind() -> N
     assert text.endswith(("\x1b[2K", "\x1b[?25h", "\x1b[1A\x1b[2K"))
 
 
-def test_the_passes_are_shown_with_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_passes_are_shown_with_their_options() -> None:
     rows: Any = (
         registry.Listing(
             "lowrank", "built-in", "factor weights", (Option("energy", "a number", "0.98", "Its share."),)
@@ -247,10 +247,9 @@ def test_the_passes_are_shown_with_their_options(monkeypatch: pytest.MonkeyPatch
         registry.Listing("mine", "my-dist", "do things", (Option("ratio", "a number", None, ""),), version="2.0"),
         registry.Listing("broken", "other", "", (), "it cannot be loaded", "1.0"),
     )
-    monkeypatch.setattr(registry, "listing", lambda: rows)
     file = io.StringIO()
 
-    render.show_passes(Console(file=file, width=80))
+    render.show_passes(Console(file=file, width=80), rows)
 
     assert [line.rstrip() for line in file.getvalue().splitlines()] == [
         "lowrank  factor weights",
