@@ -62,7 +62,7 @@ class Layers:
             for n in layers
             if id(n) not in chosen and n.op != "Conv" and np.asarray(view.value(n.inputs[1])).size >= SMALL
         ]
-        self._wanted = wanted
+        self.wanted = wanted
 
     @cached_property
     def carried(self) -> list[gs.Node]:
@@ -74,7 +74,7 @@ class Layers:
         while stack:
             tensor = stack.pop()
             for node in (*tensor.outputs, *tensor.inputs):
-                if id(node) not in found and not view.in_body(node) and self._is_carried(node) and self._wanted(node):
+                if id(node) not in found and not view.in_body(node) and self._is_carried(node) and self.wanted(node):
                     found[id(node)] = node
                     stack.extend((*self.data_inputs(node), *node.outputs))
         return [node for node in view.nodes if id(node) in found]

@@ -17,7 +17,7 @@ from onnxsqueeze.quantizable import weight_slots
 from onnxsqueeze.smooth import Smoothing
 from onnxsqueeze.view import key_of
 
-__all__ = ["Work", "as_stored", "quantize"]
+__all__ = ["Work", "as_stored", "quantize", "quantize_alone", "quantize_site"]
 
 FloatArray = NDArray[np.floating]
 
@@ -74,6 +74,21 @@ def quantize(graph: Graph, key: str, work: Work) -> None:
         qdq.dynamic(graph, scope, node, work.smoothing, work.second, work.source, work.kept)
     else:
         _stored(graph, scope, node, work)
+
+
+def quantize_site(site: Site, graph: Graph) -> None:
+    """Rewrite the node of a site of ``int8``."""
+    assert isinstance(site.work, Work)
+    quantize(graph, site.key, site.work)
+
+
+def quantize_alone(graph: Graph, key: str, site: Site) -> None:
+    """Quantize the layer that makes ``key``, a copy of the site's, and no tensor around it."""
+    assert isinstance(site.work, Work)
+    node, _ = edit.find(graph, key)
+    for slot in weight_slots(node) if site.action.startswith("stored") else ():
+        node.inputs[slot] = edit.constant(graph, f"{key}_weight", qdq.values_of(node.inputs[slot]))
+    quantize(graph, key, replace(site.work, output=None, tail="", add=""))
 
 
 def as_stored(entry: Site | Skip, reason: str) -> Site | Skip:

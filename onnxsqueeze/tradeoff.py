@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, log10, prod
-from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze import cost, qdq
-from onnxsqueeze.affine import Affine
+from onnxsqueeze.affine import Affine, Form
 from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.audit import audit
 from onnxsqueeze.bench import Bench
@@ -20,15 +19,13 @@ from onnxsqueeze.contract import Rewrite, Site, Skip
 from onnxsqueeze.effects import effects
 from onnxsqueeze.explanation import explained, ranking
 from onnxsqueeze.impact import SAMPLES, Detour, Switchboard, impacts
+from onnxsqueeze.planning import planned
 from onnxsqueeze.quantizable import Layers, weight_slots
-from onnxsqueeze.quantize import Work, as_stored
+from onnxsqueeze.quantize import Work, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.run_time import RunTime, RunTimeLayer
 from onnxsqueeze.view import View, key_of
 
-if TYPE_CHECKING:
-    from onnxsqueeze.passes.int8 import Int8
-
-__all__ = ["Search"]
+__all__ = ["Search", "Settings"]
 
 Plan = list[Site | Skip]
 
@@ -77,18 +74,27 @@ def _loss(time: float, error: float) -> float:
     return time + RATE * 10 * log10(max(error, 10 ** (-FINE / 10)))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What ``int8`` is asked for: how numbers are written, the largest error of an output, and what it may touch."""
+
+    form: Form
+    max_drop: float
+    wanted: Callable[[gs.Node], bool]
+
+
 class Search:
     """The search of ``int8`` for the best plan of one graph."""
 
-    def __init__(self, pass_: Int8, plan: Plan, bench: Bench) -> None:
-        self.pass_, self.bench, self.first = pass_, bench, plan
+    def __init__(self, settings: Settings, plan: Plan, bench: Bench) -> None:
+        self.settings, self.bench, self.first = settings, bench, plan
         self.view = View(bench.original)
         self.nodes = {key_of(node): node for node in self.view.nodes}
-        self.layers = Layers(self.view, pass_.wanted)
+        self.layers = Layers(self.view, settings.wanted)
         works = [site.work for site in _sites(plan) if isinstance(site.work, Work)]
         kept = works[0].kept
         known = {work.source: work.smoothing for work in works if work.source}
-        self.arithmetic = Arithmetic(self.layers, bench.stats, pass_.form, kept)
+        self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
         self.run_time = RunTime(self.layers, bench.stats, kept, known)
         self.effects: dict[str, float] = {}
         """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: ``‖Δy‖² / ‖y‖²``."""
@@ -114,13 +120,13 @@ class Search:
         if found is None:
             return self._finished(self._without_arithmetic(self.refusal))
         error, plan, graph = found
-        if self.pass_.form.saturates:
+        if self.settings.form.saturates:
             ratio = self.bench.latency(graph, SLOWER)
             if ratio > SLOWER:
                 return self._finished(self._without_arithmetic(NOT_FASTER))
             if ratio == SLOWER:
                 self.bench.notes.append(CLOSE)
-        return self._finished(self._audited(plan, graph, error) if self.pass_.form.saturates else plan)
+        return self._finished(self._audited(plan, graph, error) if self.settings.form.saturates else plan)
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
@@ -147,7 +153,7 @@ class Search:
         for each in self.run_time.found:
             if not self.view.in_body(each.node) and each.int8_time < each.float_time:
                 name = key_of(each.node)
-                rewrites[name] = partial(self.pass_.alone, site=Site(name, "dynamic", work=each.work))
+                rewrites[name] = partial(quantize_alone, site=Site(name, "dynamic", work=each.work))
                 own[name] = min(each.error, 1.0)
         if rewrites:
             places = {str(t.name): i for i, node in enumerate(self.view.nodes) for t in node.outputs}
@@ -157,7 +163,7 @@ class Search:
             self.effects = effects(board, names, own, self._runs(), self.bench.progress)
         self.arithmetic.errors = dict(self.effects)
         stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
-        self.base = self._error(self.bench.variant(self.pass_.apply, stored))
+        self.base = self._error(self.bench.variant(quantize_site, stored))
 
     def _runs(self) -> int:
         """Return how many runs measuring may take: about half as many as calibration took."""
@@ -194,7 +200,7 @@ class Search:
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
         near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0)
-        allowed, factor = max(self.pass_.max_drop**2, near), 1.0
+        allowed, factor = max(self.settings.max_drop**2, near), 1.0
         tried: dict[_Candidate, tuple[float, Plan, Graph]] = {}
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
@@ -217,11 +223,11 @@ class Search:
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
-        return list(self.pass_.sites(self.layers, self.bench.stats, self.run_time, work))
+        return list(planned(self.run_time, work))
 
     def _without_arithmetic(self, reason: str) -> Plan:
         """Return the plan in which weights are only stored, with the reason why."""
-        plan = {entry.key: entry for entry in self.pass_.sites(self.layers, self.bench.stats, self.run_time, ())}
+        plan = {entry.key: entry for entry in planned(self.run_time, ())}
         for site in _sites(self.first):
             if site.action != "stored":
                 entry = plan.get(site.key)
@@ -230,7 +236,7 @@ class Search:
         return list(plan.values())
 
     def _variant(self, plan: Plan) -> Graph:
-        return self.bench.variant(self.pass_.apply, _sites(self._finished(plan)))
+        return self.bench.variant(quantize_site, _sites(self._finished(plan)))
 
     def _error(self, graph: Graph) -> float:
         """Return what a graph does to the answers: ``‖Δy‖² / ‖y‖²`` of the worst output on the trial feeds."""
@@ -248,7 +254,7 @@ class Search:
             return
         sites = {site.key: site for site in _sites(plan)}
         alone: dict[str, list[Rewrite]] = {
-            keys[0]: [partial(self.pass_.alone, site=sites[keys[0]])]
+            keys[0]: [partial(quantize_alone, site=sites[keys[0]])]
             for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
         }  # fmt: skip
         found = impacts(self.bench.original, self.bench.feeds[:1], alone, self.bench.progress)
@@ -258,7 +264,7 @@ class Search:
                 effect = found[keys[0]][0]
             else:
                 self.bench.progress("measuring weights", step, len(shared))
-                effect = self._error(self.bench.variant(self.pass_.apply, [sites[key] for key in keys]))
+                effect = self._error(self.bench.variant(quantize_site, [sites[key] for key in keys]))
             effects.append((effect, size, keys))
             self.effects.update(dict.fromkeys(keys, effect))
         left, budget = sum(effect for effect, _, _ in effects), MORE * sum(size for _, size, _ in effects)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar
@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import edit, factorize, qdq
+from onnxsqueeze import factorize, qdq
 from onnxsqueeze.affine import Form, activation
 from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.bench import Bench
@@ -20,10 +20,11 @@ from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Level, Mean, Need, Pass, Range, Site, Skip
 from onnxsqueeze.factors import Fitting, relative_error
 from onnxsqueeze.linear import Linear, covariance, describe, matrix
-from onnxsqueeze.quantizable import LAYERS, Layers, weight_slots
-from onnxsqueeze.quantize import Work, as_stored, quantize
+from onnxsqueeze.planning import planned
+from onnxsqueeze.quantizable import LAYERS, Layers
+from onnxsqueeze.quantize import Work, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.run_time import RunTime
-from onnxsqueeze.tradeoff import Search
+from onnxsqueeze.tradeoff import Search, Settings
 from onnxsqueeze.view import View, key_of
 
 __all__ = ["Int8"]
@@ -94,37 +95,11 @@ class Int8(Pass):
         arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
-        yield from self.sites(layers, stats, run_time, work)
-
-    def sites(
-        self, layers: Layers, stats: Statistics, run_time: RunTime, work: Iterable[tuple[gs.Node, Work]]
-    ) -> Iterator[Site | Skip]:
-        """Yield the plan in which these nodes compute in integers and all other weights are stored."""
-        decided = {id(node): each for node, each in work}
-        known = {id(each.node): each.work for each in run_time.found}
-        stored: list[Site] = []
-        for node in layers.view.nodes:
-            key = key_of(node)
-            entry = decided.get(id(node))
-            if entry is None and self.wanted(node):
-                reasons = [layers.refusal(node, slot) for slot in weight_slots(node)]
-                if "" in reasons:
-                    moments = stats.of(Mean(node.inputs[0].name, 1)) if node.op == "Conv" else None
-                    entry = replace(known.get(id(node), Work("stored", kept=run_time.kept)), form="stored")
-                    entry = replace(entry, mean=None if moments is None else moments.mean)
-                elif any(reasons):
-                    yield Skip(key, next(reason for reason in reasons if reason))
-            if entry is not None:
-                site = Site(key, _WORDS[entry.form], {"op": node.op}, work=entry)
-                if entry.form != "stored":
-                    yield site
-                else:
-                    stored.append(site)
-        yield from stored  # at last: a weight that another layer shares must still be float when that one is rewritten
+        yield from planned(run_time, work)
 
     def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
-        return Search(self, plan, bench).best()
+        return Search(Settings(self.form, self.max_drop, self.wanted), plan, bench).best()
 
     def level_needs(self, view: View) -> Iterable[Need]:
         """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""
@@ -139,22 +114,13 @@ class Int8(Pass):
             if site.action == "integer" or isinstance(stored, Skip) or view.in_body(node):
                 continue
             weights, arithmetic = _predicted(view, stats, node, site.work)
-            yield Level(site.key, "weights", 0.25, weights, {site.key: partial(self.alone, site=stored)})
+            yield Level(site.key, "weights", 0.25, weights, {site.key: partial(quantize_alone, site=stored)})
             if site.action != "stored":
-                yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(self.alone, site=site)})
+                yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(quantize_alone, site=site)})
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Quantize one node."""
-        assert isinstance(site.work, Work)
-        quantize(graph, site.key, site.work)
-
-    def alone(self, graph: Graph, key: str, site: Site) -> None:
-        """Quantize the layer that makes ``key``, a copy of the site's, and no tensor around it."""
-        assert isinstance(site.work, Work)
-        node, _ = edit.find(graph, key)
-        for slot in weight_slots(node) if site.action.startswith("stored") else ():
-            node.inputs[slot] = edit.constant(graph, f"{key}_weight", qdq.values_of(node.inputs[slot]))
-        self.apply(replace(site, key=key, work=replace(site.work, output=None, tail="", add="")), graph)
+        quantize_site(site, graph)
 
     @property
     def form(self) -> Form:
@@ -169,9 +135,6 @@ class Int8(Pass):
             return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
         return (not self.only or matches(self.only)) and not matches(self.exclude)
-
-
-_WORDS = {"static": "static", "integer": "integer", "gate": "integer", "dynamic": "dynamic", "stored": "stored"}
 
 
 def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tuple[float | None, float | None]:

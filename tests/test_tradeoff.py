@@ -17,7 +17,7 @@ from onnxsqueeze.contract import Site, Skip
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.runtime import Session
 from onnxsqueeze.sweep import collect
-from onnxsqueeze.tradeoff import INACCURATE, NEAR_STORED, NOT_FASTER, Search
+from onnxsqueeze.tradeoff import INACCURATE, NEAR_STORED, NOT_FASTER, Search, Settings
 from onnxsqueeze.validate import compare, worst
 from onnxsqueeze.view import View
 
@@ -34,7 +34,8 @@ class Planned:
         self.bench = Bench(graph, feeds, 0, lambda *step: None, known=[ratio] * 3)
         self.bench.stats = collect(graph, self.pass_.needs(View(graph)), feeds)
         first = list(self.pass_.plan(View(graph), self.bench.stats))
-        self.search = Search(self.pass_, first, self.bench)
+        settings = Settings(self.pass_.form, self.pass_.max_drop, self.pass_.wanted)
+        self.search = Search(settings, first, self.bench)
         self.plan = self.search.best()
 
     @property
