@@ -10,112 +10,94 @@ Every name is imported when it is first used, so that ``import onnxsqueeze`` cos
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from onnxsqueeze.lazy import hand_on
+
 if TYPE_CHECKING:
-    from onnxsqueeze.codec import load, save
-    from onnxsqueeze.contract import Pass, Site, Skip
-    from onnxsqueeze.difference import GraphDiff, diff
-    from onnxsqueeze.errors import (
-        ContractError,
-        FeedError,
-        ModelError,
-        PassError,
-        SpecError,
-        SqueezeError,
-        ToleranceError,
-        UnknownPassError,
-        UsageError,
-    )
-    from onnxsqueeze.inspection import Inspection, inspect_model
-    from onnxsqueeze.passes.canonical import Canonical
-    from onnxsqueeze.passes.clean import Clean
-    from onnxsqueeze.passes.depthwise import Depthwise
-    from onnxsqueeze.passes.int8 import Int8
-    from onnxsqueeze.passes.lowrank import LowRank
-    from onnxsqueeze.passes.sparsify import Sparsify
-    from onnxsqueeze.pipeline import squeeze
-    from onnxsqueeze.recipe import Recipe
-    from onnxsqueeze.report import Report
-    from onnxsqueeze.result import Result
-    from onnxsqueeze.study import Sensitivity, sensitivity
+    from onnxsqueeze import edit as edit
+    from onnxsqueeze.codec import load as load
+    from onnxsqueeze.codec import save as save
+    from onnxsqueeze.contract import Pass as Pass
+    from onnxsqueeze.contract import Site as Site
+    from onnxsqueeze.contract import Skip as Skip
+    from onnxsqueeze.difference import GraphDiff as GraphDiff
+    from onnxsqueeze.difference import diff as diff
+    from onnxsqueeze.errors import ContractError as ContractError
+    from onnxsqueeze.errors import FeedError as FeedError
+    from onnxsqueeze.errors import ModelError as ModelError
+    from onnxsqueeze.errors import PassError as PassError
+    from onnxsqueeze.errors import SpecError as SpecError
+    from onnxsqueeze.errors import SqueezeError as SqueezeError
+    from onnxsqueeze.errors import ToleranceError as ToleranceError
+    from onnxsqueeze.errors import UnknownPassError as UnknownPassError
+    from onnxsqueeze.errors import UsageError as UsageError
+    from onnxsqueeze.inspection import Inspection as Inspection
+    from onnxsqueeze.inspection import inspect_model as inspect_model
+    from onnxsqueeze.passes.canonical import Canonical as Canonical
+    from onnxsqueeze.passes.clean import Clean as Clean
+    from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
+    from onnxsqueeze.passes.int8 import Int8 as Int8
+    from onnxsqueeze.passes.lowrank import LowRank as LowRank
+    from onnxsqueeze.passes.prune import Prune as Prune
+    from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
+    from onnxsqueeze.pipeline import squeeze as squeeze
+    from onnxsqueeze.recipe import Recipe as Recipe
+    from onnxsqueeze.report import Report as Report
+    from onnxsqueeze.result import Result as Result
+    from onnxsqueeze.study import Sensitivity as Sensitivity
+    from onnxsqueeze.study import sensitivity as sensitivity
 
     __version__: str
 
-__all__ = [
-    "Canonical",
-    "Clean",
-    "ContractError",
-    "Depthwise",
-    "FeedError",
-    "GraphDiff",
-    "Inspection",
-    "Int8",
-    "LowRank",
-    "ModelError",
-    "Pass",
-    "PassError",
-    "Recipe",
-    "Report",
-    "Result",
-    "Sensitivity",
-    "Site",
-    "Skip",
-    "Sparsify",
-    "SpecError",
-    "SqueezeError",
-    "ToleranceError",
-    "UnknownPassError",
-    "UsageError",
-    "__version__",
-    "diff",
-    "inspect_model",
-    "load",
-    "save",
-    "sensitivity",
-    "squeeze",
-]
-
 _HOMES = {
-    "Canonical": "passes.canonical",
-    "Clean": "passes.clean",
-    "Depthwise": "passes.depthwise",
-    "GraphDiff": "difference",
-    "Inspection": "inspection",
-    "Int8": "passes.int8",
-    "LowRank": "passes.lowrank",
-    "Pass": "contract",
-    "Recipe": "recipe",
-    "Report": "report",
-    "Result": "result",
-    "Sensitivity": "study",
-    "Site": "contract",
-    "Skip": "contract",
-    "Sparsify": "passes.sparsify",
-    "diff": "difference",
-    "inspect_model": "inspection",
-    "load": "codec",
-    "save": "codec",
-    "sensitivity": "study",
-    "squeeze": "pipeline",
+    "Canonical": "onnxsqueeze.passes.canonical",
+    "Clean": "onnxsqueeze.passes.clean",
+    "ContractError": "onnxsqueeze.errors",
+    "Depthwise": "onnxsqueeze.passes.depthwise",
+    "FeedError": "onnxsqueeze.errors",
+    "GraphDiff": "onnxsqueeze.difference",
+    "Inspection": "onnxsqueeze.inspection",
+    "Int8": "onnxsqueeze.passes.int8",
+    "LowRank": "onnxsqueeze.passes.lowrank",
+    "ModelError": "onnxsqueeze.errors",
+    "Pass": "onnxsqueeze.contract",
+    "PassError": "onnxsqueeze.errors",
+    "Prune": "onnxsqueeze.passes.prune",
+    "Recipe": "onnxsqueeze.recipe",
+    "Report": "onnxsqueeze.report",
+    "Result": "onnxsqueeze.result",
+    "Sensitivity": "onnxsqueeze.study",
+    "Site": "onnxsqueeze.contract",
+    "Skip": "onnxsqueeze.contract",
+    "Sparsify": "onnxsqueeze.passes.sparsify",
+    "SpecError": "onnxsqueeze.errors",
+    "SqueezeError": "onnxsqueeze.errors",
+    "ToleranceError": "onnxsqueeze.errors",
+    "UnknownPassError": "onnxsqueeze.errors",
+    "UsageError": "onnxsqueeze.errors",
+    "diff": "onnxsqueeze.difference",
+    "edit": "onnxsqueeze.edit",
+    "inspect_model": "onnxsqueeze.inspection",
+    "load": "onnxsqueeze.codec",
+    "save": "onnxsqueeze.codec",
+    "sensitivity": "onnxsqueeze.study",
+    "squeeze": "onnxsqueeze.pipeline",
 }
+"""Where each public name is defined."""
+
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+    if name != "__version__":
+        return hand_on(__name__, _HOMES, name)
+    from importlib.metadata import PackageNotFoundError, version
 
-        try:
-            value: object = version("onnxsqueeze")
-        except PackageNotFoundError:  # run from a checkout
-            value = "0+unknown"
-    else:
-        value = getattr(import_module(f"onnxsqueeze.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
+    try:
+        return version("onnxsqueeze")
+    except PackageNotFoundError:  # run from a checkout
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:
