@@ -36,10 +36,10 @@ def run(venv: Path, *arguments: str, path: Path | None = None) -> Done:
     return Done(found.returncode, found.stdout, found.stderr)
 
 
-def test_the_template_has_forty_lines_and_stands_in_the_docs_as_it_is() -> None:
+def test_the_template_has_less_than_forty_lines_and_stands_in_the_docs_as_it_is() -> None:
     guide = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
 
-    assert len(SOURCE.splitlines()) == 40
+    assert len(SOURCE.splitlines()) == 37
     assert f"```python\n{SOURCE}```" in guide
     assert f"```toml\n{TEMPLATE.with_name('pyproject.toml').read_text(encoding='utf-8')}```" in guide
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import onnxsqueeze
+from onnxsqueeze import plugin
 
 PUBLIC = [
     "Canonical",
@@ -20,6 +23,7 @@ PUBLIC = [
     "ModelError",
     "Pass",
     "PassError",
+    "Prune",
     "Recipe",
     "Report",
     "Result",
@@ -34,12 +38,38 @@ PUBLIC = [
     "UsageError",
     "__version__",
     "diff",
+    "edit",
     "inspect_model",
     "load",
     "save",
     "sensitivity",
     "squeeze",
 ]
+
+FOR_PASSES = [
+    "Bench",
+    "Channels",
+    "Derived",
+    "Gram",
+    "Graph",
+    "Level",
+    "Mean",
+    "Need",
+    "Node",
+    "Pass",
+    "Range",
+    "Site",
+    "Skip",
+    "Statistics",
+    "View",
+    "Weight",
+    "edit",
+    "is_standard",
+    "key_of",
+    "subgraphs",
+    "walk",
+]
+"""What the author of a pass imports from ``onnxsqueeze.plugin``."""
 
 
 def test_the_public_names_are_these() -> None:
@@ -52,13 +82,31 @@ def test_the_public_names_are_these() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     found = getattr(onnxsqueeze, name)
 
-    assert isinstance(found, str) if name == "__version__" else found.__name__ == name
+    assert isinstance(found, str) if name == "__version__" else found.__name__.rpartition(".")[2] == name
 
 
 def test_every_public_class_and_function_says_what_it_is() -> None:
     for name in PUBLIC:
         if name != "__version__":
             assert getattr(onnxsqueeze, name).__doc__, name
+
+
+def test_type_checkers_know_the_public_names_and_where_they_are() -> None:
+    tree = ast.parse(Path(onnxsqueeze.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    homes = {}
+    for node in imports:
+        for each in node.names:
+            path = f"{node.module}.{each.name}"
+            homes[each.asname] = path if path in sys.modules else node.module
+
+    assert homes == onnxsqueeze._HOMES
+
+
+def test_the_names_for_authors_of_passes_are_these() -> None:
+    assert plugin.__all__ == FOR_PASSES
+    assert [name for name in FOR_PASSES if not hasattr(plugin, name)] == []
 
 
 def test_a_name_that_is_not_public_is_not_there() -> None:

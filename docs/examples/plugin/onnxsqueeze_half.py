@@ -7,10 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 
-from onnxsqueeze import Pass, Site, Skip, edit
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.view import View, key_of
+from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, key_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""All that the author of a pass imports; nothing else beside the public names of the package is promised to stay."""
+
+from __future__ import annotations
+
+from onnxsqueeze import edit
+from onnxsqueeze.bench import Bench
+from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.contract import Channels, Gram, Level, Mean, Need, Pass, Range, Site, Skip
+from onnxsqueeze.graph import Graph, Node, subgraphs
+from onnxsqueeze.view import View, is_standard, key_of, walk
+from onnxsqueeze.weights import Derived, Weight
+
+__all__ = [
+    "Bench",
+    "Channels",
+    "Derived",
+    "Gram",
+    "Graph",
+    "Level",
+    "Mean",
+    "Need",
+    "Node",
+    "Pass",
+    "Range",
+    "Site",
+    "Skip",
+    "Statistics",
+    "View",
+    "Weight",
+    "edit",
+    "is_standard",
+    "key_of",
+    "subgraphs",
+    "walk",
+]
