@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxsqueeze import budget, codec, cost, factorize, factors, squeeze
 from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics, collect
+from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Site
 from onnxsqueeze.edit import duplicate
@@ -28,6 +28,7 @@ from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.problem import Problem, Unit
 from onnxsqueeze.refit import refit
 from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze.sweep import collect
 from onnxsqueeze.view import View
 
 Feeds = Sequence[dict[str, Any]]
