@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from onnxsqueeze import feed_files, feeds
+from onnxsqueeze import feed_files
 from onnxsqueeze.errors import FeedError
 from onnxsqueeze.feeds import Feeds, Input, find_beside, inputs_of, read
 
@@ -811,7 +811,3 @@ def test_a_damaged_npz_never_ends_in_a_traceback(tmp_path_factory: pytest.TempPa
         assert all(feed["x"].shape == (1, 3) for feed in read(path, [X1]))
     except FeedError as error:
         assert "damaged.npz" in str(error)
-
-
-def test_the_public_names_are_these() -> None:
-    assert feeds.__all__ == ["Feed", "Feeds", "Input", "beside", "find_beside", "inputs_of", "read"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,13 @@ FOR_PASSES = [
 ]
 """What the author of a pass imports from ``onnxsqueeze.plugin``."""
 
+ELSEWHERE = {
+    "onnxsqueeze.contract": ["Channels", "Gram", "Mean", "Pass", "Range", "Site", "Skip"],
+    "onnxsqueeze.feeds": ["read"],
+    "onnxsqueeze.report": ["Cost", "Deviation", "StepReport"],
+}
+"""What else the documentation names."""
+
 
 def test_the_public_names_are_these() -> None:
     assert onnxsqueeze.__all__ == PUBLIC
@@ -107,6 +115,13 @@ def test_type_checkers_know_the_public_names_and_where_they_are() -> None:
 def test_the_names_for_authors_of_passes_are_these() -> None:
     assert plugin.__all__ == FOR_PASSES
     assert [name for name in FOR_PASSES if not hasattr(plugin, name)] == []
+
+
+@pytest.mark.parametrize("module", ELSEWHERE)
+def test_what_else_the_documentation_names_is_there(module: str) -> None:
+    found = import_module(module)
+
+    assert [name for name in ELSEWHERE[module] if getattr(found, name).__name__ != name] == []
 
 
 def test_a_name_that_is_not_public_is_not_there() -> None:
