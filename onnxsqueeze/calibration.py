@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.contract import Channels, Gram, Mean, Need, Range
 from onnxsqueeze.errors import UsageError
+from onnxsqueeze.files import whole
 
 __all__ = [
     "Histogram",
@@ -265,16 +266,8 @@ def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistic
                     if (array := getattr(m, part)) is not None:
                         arrays[f"{key}.{part}"] = array
     arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(target)
-    except OSError as error:
-        raise UsageError(f"the statistics cannot be written to '{path}': {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(Path(path), f"the statistics file '{path}'") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statistics]:
@@ -287,7 +280,7 @@ def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statis
                     one, stage = _read(entry, arrays), str(entry["stage"])
                     stages[stage] = stages[stage].merge(one) if stage in stages else one
         except Exception as error:
-            raise UsageError(f"'{path}' is not a statistics file that --stats wrote ({error})") from error
+            raise UsageError(f"'{path}' is not a file of statistics that this project wrote ({error})") from error
     return stages
 
 

@@ -165,6 +165,7 @@ def main(
         refuse_to_overwrite("--html", Path(html), others | ({"the report": Path(report)} if report else {}))
 
     from onnxsqueeze import render
+    from onnxsqueeze.flags import flagged
     from onnxsqueeze.pipeline import squeeze
     from onnxsqueeze.recipe import Recipe
 
@@ -182,6 +183,7 @@ def main(
             run, failure = error.report, error
     if save_recipe is not None and result is not None:
         result.recipe.save(save_recipe)
+    run = flagged(run)
     if run.output is not None:
         ctx.obj = f"{target} was written"
     if report is not None:
@@ -262,11 +264,13 @@ def _failures(ctx: click.Context | None = None) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, one_line: bool = True) -> NoReturn:
+    from onnxsqueeze.flags import as_flags
     from onnxsqueeze.render import printable
 
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exc()
-    click.echo(f"onnxsqueeze: error: {printable(' '.join(message.split()) if one_line else message)}", err=True)
+    message = as_flags(" ".join(message.split()) if one_line else message)
+    click.echo(f"onnxsqueeze: error: {printable(message)}", err=True)
     raise click.exceptions.Exit(code)
 
 
@@ -290,11 +294,7 @@ def refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> N
 
 def write_report(path: Path, text: str) -> None:
     """Write the report whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise UsageError(f"the report {path} cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    from onnxsqueeze.files import whole
+
+    with whole(path, f"the report {path}") as file:
+        file.write(text.encode())

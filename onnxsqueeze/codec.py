@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
@@ -17,6 +15,7 @@ from onnxsqueeze.decode import decode
 from onnxsqueeze.encode import encode, encode_with, tensor_proto
 from onnxsqueeze.errors import ModelError, UsageError
 from onnxsqueeze.external import map_file
+from onnxsqueeze.files import Files
 from onnxsqueeze.graph import Function, Graph, Node, SourceFile
 from onnxsqueeze.placement import Spliced, Streamed
 from onnxsqueeze.weights import Stored, Weight
@@ -81,17 +80,19 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> int:
     """
     path = Path(path)
     size = 0
-    with _Files(path, graph.file) as files:
+    with Files(str(path)) as files:
         parts = None if graph.external else _one_file(graph)
         if parts is None:
             data = path.with_name(path.name + ".data")
             streamed = Streamed(data.name)
             parts = iter([_serialized(encode_with(graph, streamed))])
+            _refuse_own(data, graph.file)
             with files.create(data) as file:
                 for offset, weight in streamed.layout.items():
                     file.seek(offset)
                     file.write(weight.data())
                 size += file.tell()
+        _refuse_own(path, graph.file)
         with files.create(path) as file:
             for part in parts:
                 file.write(part)
@@ -158,43 +159,14 @@ def _serialized(model: onnx.ModelProto) -> bytes:
         raise _TooBig("the model is beyond the 2 GB that a message can hold: save it to a file") from None
 
 
+def _refuse_own(path: Path, source: SourceFile | None) -> None:
+    """Raise UsageError if the path is a file of the input model, or a folder."""
+    for own in (source.path, *source.others) if source else ():
+        if path.exists() and own.exists() and path.samefile(own):
+            raise UsageError(f"{path} belongs to the input model; give another name for the output")
+    if path.is_dir():
+        raise UsageError(f"{path} is not a file that can be replaced")
+
+
 class _TooBig(ModelError):
     """More than protobuf can write."""
-
-
-class _Files:
-    """Files that appear under their names together at the end, or not at all."""
-
-    def __init__(self, path: Path, source: SourceFile | None) -> None:
-        self.path = path
-        self.source = source
-        self.pending: dict[Path, Path] = {}
-
-    def __enter__(self) -> _Files:
-        return self
-
-    @contextlib.contextmanager
-    def create(self, path: Path) -> Iterator[BinaryIO]:
-        """Open a temporary file that will become ``path``."""
-        for own in (self.source.path, *self.source.others) if self.source else ():
-            if path.exists() and own.exists() and path.samefile(own):
-                raise UsageError(f"{path} belongs to the input model; give another name for the output")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a file that can be replaced")
-        temporary = path.with_name(f".onnxsqueeze-{uuid.uuid4().hex}.tmp")
-        self.pending[temporary] = path
-        with temporary.open("xb") as file:
-            yield file
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                for temporary, path in self.pending.items():
-                    temporary.replace(path)
-        except OSError as problem:
-            kind, error = OSError, problem
-        finally:
-            for temporary in self.pending:
-                temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UsageError(f"{self.path} cannot be written: {os.strerror(error.errno or 0)}") from error

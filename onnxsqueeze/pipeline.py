@@ -78,7 +78,7 @@ def squeeze(
     if recipe.validate not in ("full", "none"):
         raise UsageError(f"validate is 'full' or 'none', not '{recipe.validate}'")
     if recipe.min_sqnr is not None and recipe.validate == "none":
-        raise UsageError("--min-sqnr needs the comparison that --validate none leaves out: drop one of them")
+        raise UsageError('min_sqnr= needs the comparison that validate="none" leaves out: drop one of them')
     chosen = [each.pass_ for each in recipe.steps]
     refuse_order(chosen)
     known, unwritten = _stats_files(recipe.calibration.get("stats", ()))
@@ -193,7 +193,7 @@ def _log(step: StepReport) -> None:
 
 def _refuse_deviation(report: Report, min_sqnr: float) -> None:
     if report.sqnr_db is None:
-        problem = "--min-sqnr cannot be checked without feeds: give --calib; nothing was written"
+        problem = "min_sqnr= cannot be checked without feeds: give calibration=; nothing was written"
         raise ToleranceError(problem, report)
     if report.sqnr_db < min_sqnr:
         raise ToleranceError(
@@ -222,7 +222,7 @@ def _feeds(recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | N
     if source is None or source == "none":
         return replace(recipe, calibration={**recipe.calibration, "source": "none"}), None
     if source == FROM_PYTHON and (given is None or isinstance(given, str)):
-        raise UsageError("the recipe was made with calibration data from Python: give them with --calib")
+        raise UsageError("the recipe was made with calibration data from Python: give them with calibration=")
     recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
     how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
     data = given if source == FROM_PYTHON else source
@@ -234,8 +234,8 @@ def _prepare_reference(run: Run, original: Graph | Path, inputs: tuple[Input, ..
     notes = []
     if data is None and not run.stages:
         notes.append(
-            "no calibration data: ranges and errors are not measured. With --calib, int8 also quantizes activations "
-            "of convolutions, and lowrank fits the factors to real inputs"
+            "no calibration data: ranges and errors are not measured. With calibration=, int8 also quantizes "
+            "activations of convolutions, and lowrank fits the factors to real inputs"
         )
     elif data is not None and data.invented:
         notes.append("calibrated on random values: the figures say little about real inputs")

@@ -17,6 +17,7 @@ from typing import Any, cast
 from onnxsqueeze import registry
 from onnxsqueeze.contract import Pass
 from onnxsqueeze.errors import SpecError, UsageError
+from onnxsqueeze.files import whole
 from onnxsqueeze.options import make
 from onnxsqueeze.spec import Step
 
@@ -105,10 +106,8 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe as TOML; paths are written from the folder of the file."""
         path = Path(path)
-        try:
-            path.write_text(self.to_toml(path.parent), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"the recipe {path} cannot be written: {error.strerror}") from None
+        with whole(path, f"the recipe {path}") as file:
+            file.write(self.to_toml(path.parent).encode())
 
     def to_toml(self, folder: Path | None = None) -> str:
         """Return the text of the file; every option is written out, so that other defaults do not change it."""

@@ -42,7 +42,7 @@ LEAST = 11
 """Rounds that are timed at least, unless a run takes over half a second: from 11 on there is an interval."""
 _clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
 """Seconds of this thread, where the system counts them finely enough."""
-_UNRUN = "without calibration data, --validate none squeezes it without running it"
+_UNRUN = 'without calibration data, validate="none" squeezes it without running it'
 _SENTENCES = (
     (
         r"Opset (\d+) is under development.* domain (\S+) is till opset (\d+)",

@@ -201,7 +201,9 @@ def _data(model: str | os.PathLike[str] | onnx.ModelProto, path: Path | None, ca
     inputs = feeds.inputs_of(codec.encode(codec.load(model), skeleton=True))
     source = calibration if calibration is not None or path is None else feeds.beside(path)
     if source is None:
-        raise FeedError("a study of sensitivity runs the model: give --calib, or --calib random for a first look")
+        raise FeedError(
+            "a study of sensitivity runs the model: give calibration= a path or feeds, or 'random' for a first look"
+        )
     return feeds.read(source, inputs, model_path=path, **how)
 
 

@@ -165,7 +165,7 @@ class Prune(Pass):
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
         """Say what feeds would add."""
         if self.repair and any(site.detail.get("fitted") is False for site in done):
-            yield "norms of weights decided, and nothing took over: --calib would let the layers that read the channels"
+            yield "norms of weights decided, and nothing took over: with calibration= the layers that read channels do"
 
     def _target(self, step: int) -> float:
         """Return the share of the cost that a step leaves."""

@@ -119,7 +119,7 @@ class Sparsify(Pass):
         blind = sum(bool(site.detail.get("fitted") is False) for site in sites)
         if blind:
             yield (
-                f"{blind} of {len(sites)} layers keep their largest weights as they are; with --calib the others "
+                f"{blind} of {len(sites)} layers keep their largest weights as they are; with calibration= the others "
                 "take over what the zeros did"
             )
 

@@ -277,7 +277,7 @@ TABLE: dict[str, tuple[str, int, str]] = {
         2,
         "only a folder of images takes mean; scale the arrays themselves",
     ),
-    "statistics that are none": (f"model.onnx {INT8} --stats good.npz", 2, "'good.npz' is not a statistics file"),
+    "statistics that are none": (f"model.onnx {INT8} --stats good.npz", 2, "'good.npz' is not a file of statistics"),
     "two new statistics files": (
         f"model.onnx {INT8} --stats a.npz --stats b.npz",
         2,

@@ -120,7 +120,7 @@ def test_without_feeds_the_norm_decides_and_the_model_still_runs() -> None:
     result = squeeze(bottleneck(), "prune{ratio=0.7}")
 
     assert channels(result) == 32
-    assert any("--calib" in note for note in result.report.steps[-1].notes)
+    assert any("calibration=" in note for note in result.report.steps[-1].notes)
     Session(result.model).run(correlated(1, (8, 10, 10))[0])
 
 

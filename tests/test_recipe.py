@@ -212,3 +212,17 @@ def test_a_dry_run_prints_the_resolved_pipeline_and_each_plan_and_touches_no_fil
     assert "pipeline: clean, canonical, int8{max-drop=0.1}\n" in stdout.getvalue()
     assert re.search(r"^ {8}\w+: (stored|dynamic)$", stdout.getvalue(), re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["conv.onnx"]
+
+
+def test_a_recipe_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("what was there", encoding="utf-8")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UsageError, match=r"the recipe .*recipe\.toml cannot be written: No space left on device"):
+        Recipe((Ingredient(LowRank()),)).save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["recipe.toml"]
+    assert path.read_text(encoding="utf-8") == "what was there"

@@ -76,7 +76,7 @@ def test_the_report_says_what_zeros_bring_and_what_feeds_would() -> None:
 
     assert "zeros shrink nothing by themselves" in fitted.notes[0]
     assert len(fitted.notes) == 1
-    assert blind.notes[1].startswith("1 of 1 layers keep their largest weights as they are; with --calib")
+    assert blind.notes[1].startswith("1 of 1 layers keep their largest weights as they are; with calibration=")
     assert fitted.bytes[1] == pytest.approx(fitted.bytes[0], rel=0.02)
 
 

@@ -217,7 +217,7 @@ def test_ranks_correlate_as_spearman_says() -> None:
 def test_what_cannot_be_studied_is_refused_in_words() -> None:
     with pytest.raises(UsageError, match=r"clean has no levels to compare layers at; study one of .*lowrank"):
         sensitivity(net(), "clean", feeds())
-    with pytest.raises(FeedError, match="give --calib"):
+    with pytest.raises(FeedError, match="give calibration="):
         sensitivity(net(), "lowrank")
 
 
