@@ -6,6 +6,7 @@ hundreds of rewrites, and none of them needs a graph of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -269,7 +270,9 @@ def _total_error(expected: Answers, found: Answers) -> float:
             if not isinstance(value, np.ndarray) or not isinstance(answer, np.ndarray) or value.dtype.kind != "f":
                 continue
             a, b = value.astype(np.float64), answer.astype(np.float64)
-            usual = (np.abs(a) < MASK) & (np.abs(b) < MASK)
+            usual = np.abs(a) < MASK  # only what was expected may mask: NaN or infinity in its place is the worst error
+            if not np.isfinite(b[usual]).all():
+                return math.inf
             signal = float((a[usual] ** 2).sum())
             total += float(((a - b)[usual] ** 2).sum()) / signal if signal > 0 else 0.0
     return total / len(expected)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from math import prod
 from typing import Any
 
@@ -91,7 +91,7 @@ class Kept:
     """Scales and integers of weights that were computed for one plan, for the next."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, tuple[int, ...], int], NDArray[Any]] = {}
+        self._found: dict[tuple[str, tuple[int, ...], bytes], NDArray[Any]] = {}
         self._last: tuple[tuple[object, ...], NDArray[Any]] | None = None
 
     def last(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
@@ -103,7 +103,7 @@ class Kept:
 
     def get(self, make: Callable[[], NDArray[Any]], values: FloatArray, what: str) -> NDArray[Any]:
         """Return what ``make`` has returned for the same values, or returns now: in bodies, names may be others'."""
-        key = what, values.shape, zlib.crc32(np.ascontiguousarray(values).data)
+        key = what, values.shape, blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
         if key not in self._found:
             self._found[key] = make()
         return self._found[key]

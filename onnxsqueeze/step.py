@@ -123,8 +123,8 @@ def _raised(pass_: Pass, graph: Graph, run: Run, notes: list[str]) -> Graph | No
     """Return the graph in the opset of the pass if it is lower and the pass has something to do, else None."""
     if graph.opset >= pass_.min_opset:
         return None
-    # without statistics a plan is quick, and it stops at the first site
-    if not any(isinstance(entry, Site) for entry in pass_.plan(View(graph), Statistics())):
+    # without statistics a plan is quick; on a copy, since a plan may be one that breaks its promise to only look
+    if not any(isinstance(entry, Site) for entry in promises.plan(pass_, View(graph.copy()), Statistics())):
         return None
     raised = raise_opset(graph, pass_.min_opset)
     if run.check and run.reference:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxsqueeze import factorize, qdq
 from onnxsqueeze.affine import Form, activation
@@ -148,21 +149,28 @@ def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tu
     if node.op not in LAYERS:
         return None, None
     values = qdq.values_of(node.inputs[1])
-    scales = qdq.product_scales(values, node.op, bool(node.attrs.get("transB", 0))).astype(np.float64)
-    change = values - np.clip(np.rint(values / scales), -127, 127) * scales
+    side = node.op == "Conv" or bool(node.attrs.get("transB", 0))
     size = float(np.sum(values.astype(np.float64) ** 2))
-    weights, noise = float(np.sum(change**2)) / max(size, 1e-30), 1.0
     layer = describe(view, node)
     gram = stats.of(layer.gram) if isinstance(layer, Linear) else None
+    fitting, noise = None, 1.0
     if isinstance(layer, Linear) and gram is not None:
         fitting = Fitting(layer, matrix(view, node), *covariance(stats, layer))
         signal = max(float(np.trace(fitting.output_covariance())), 1e-30)
-        side = change if node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB")) else change.T
-        weights = relative_error(fitting, fitting.weight - side.reshape(fitting.weight.shape))
         noise = float(np.trace(gram.second)) / layer.columns * size / signal
+
+    def rounding(scales: NDArray[np.floating]) -> float:
+        wide = scales.astype(np.float64)
+        change = values - np.clip(np.rint(values / wide), -127, 127) * wide
+        if fitting is None:
+            return float(np.sum(change**2)) / max(size, 1e-30)
+        return relative_error(fitting, fitting.weight - (change if side else change.T).reshape(fitting.weight.shape))
+
+    weights = rounding(qdq.scales_of(values, (0 if side else values.ndim - 1,)))
     measured = stats.range(node.inputs[0].name)
     if work.form == "dynamic" and work.smoothing is not None and np.isfinite(work.smoothing.error):
         return weights, work.smoothing.error
     if work.form != "static" or measured is None:
         return weights, None
-    return weights, weights + activation(measured)[1] * noise
+    multiplied = rounding(qdq.product_scales(values, node.op, bool(node.attrs.get("transB", 0))))
+    return weights, multiplied + activation(measured)[1] * noise

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 from onnxsqueeze import codec, edit, qdq
 from onnxsqueeze.affine import Affine
 from onnxsqueeze.codec import Graph
-from onnxsqueeze.impact import Detour, Switchboard, impacts, measure, worst_error
+from onnxsqueeze.impact import Detour, Switchboard, _total_error, impacts, measure, worst_error
 from onnxsqueeze.runtime import Session
 from onnxsqueeze.validate import Answers, answer, compare, worst
 
@@ -239,3 +240,18 @@ def test_a_node_with_a_body_is_not_copied() -> None:
     feed = {"x": np.ones((2, 3), np.float32), "c": np.array(True)}
 
     assert measure(codec.load(proto), [{"v": lambda graph, key: None}], [feed], worst_error) == [None]
+
+
+def test_a_rewrite_that_makes_nan_or_infinity_is_the_worst_there_is() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["h"]), helper.make_node("Identity", ["h"], ["y"])]
+    proto = model(nodes, [constant("w", np.eye(4))], {"x": ["n", 4]}, {"y": ["n", 4]})  # type: ignore[list-item]
+    feed = {"x": np.ones((2, 4), np.float32)}
+
+    def broken(value: float, graph: Graph, key: str) -> None:
+        node, _ = edit.find(graph, key)
+        node.inputs[1] = edit.constant(graph, "broken", np.full((4, 4), value, np.float32))
+
+    for value in (float("nan"), float("inf")):
+        rewrite = {"h": partial(broken, value)}
+        assert measure(codec.load(proto), [rewrite], [feed], _total_error) == [float("inf")]
+        assert measure(codec.load(proto), [rewrite], [feed], worst_error) == [float("inf")]

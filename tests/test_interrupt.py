@@ -28,7 +28,7 @@ from onnxsqueeze import cli, render
 def progress(console):
     def update(stage, done, total):
         if stage == sys.argv[1]:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     yield update
 
 render.progress = progress

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import zlib
+from functools import partial
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -244,3 +247,40 @@ def test_a_weight_in_16_bits_is_restored_all_but_exactly() -> None:
 
     assert "Cast" in ops(graph)
     np.testing.assert_allclose(found, weight[:2], atol=np.abs(weight).max() / 60000)
+
+
+def test_different_weights_of_one_checksum_do_not_share_integers() -> None:
+    """Four further bytes give any weight any CRC-32."""
+    one = np.random.default_rng(0).standard_normal(64).astype(np.float32)
+    other = forged(one * 2, zlib.crc32(one.tobytes()))
+    assert zlib.crc32(one.tobytes()) == zlib.crc32(other.tobytes())
+    assert one.tobytes() != other.tobytes()
+
+    kept = qdq.Kept()
+    first, second = (kept.get(partial(np.copy, each), each, "integers") for each in (one, other))
+    assert (first.tobytes(), second.tobytes()) == (one.tobytes(), other.tobytes())
+
+
+def forged(values: NDArray[np.float32], wanted: int) -> NDArray[np.float32]:
+    """Return the values with a last one that brings their CRC-32 to ``wanted``: it is linear in each bit."""
+    start = values.copy()
+    start.view(np.uint32)[-1] = 0
+    zero = zlib.crc32(start.tobytes())
+    columns = []
+    for bit in range(32):
+        start.view(np.uint32)[-1] = 1 << bit
+        columns.append(zlib.crc32(start.tobytes()) ^ zero)
+    target, solution = wanted ^ zero, 0
+    basis: dict[int, tuple[int, int]] = {}
+    for bit, column in enumerate(columns):
+        mask = 1 << bit
+        while column and column.bit_length() in basis:
+            pivot, used = basis[column.bit_length()]
+            column, mask = column ^ pivot, mask ^ used
+        if column:
+            basis[column.bit_length()] = column, mask
+    while target:
+        pivot, used = basis[target.bit_length()]
+        target, solution = target ^ pivot, solution ^ used
+    start.view(np.uint32)[-1] = solution
+    return np.asarray(start)
