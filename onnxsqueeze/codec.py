@@ -160,11 +160,11 @@ def _serialized(model: onnx.ModelProto) -> bytes:
 
 
 def _refuse_own(path: Path, source: SourceFile | None) -> None:
-    """Raise UsageError if the path is a file of the input model, or a folder."""
+    """Raise UsageError if the path is a file of the input model, or no file."""
     for own in (source.path, *source.others) if source else ():
         if path.exists() and own.exists() and path.samefile(own):
             raise UsageError(f"{path} belongs to the input model; give another name for the output")
-    if path.is_dir():
+    if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file that can be replaced")
 
 

@@ -127,7 +127,7 @@ class Problem:
         """Return the choice for every unit within ``ratio``, or else within ``max_error`` (None: its own)."""
         options = [self.unit_options(unit) for unit in self.units]
         if self.ratio is not None:
-            whole = sum(o[0].cost for o in options)
+            whole = sum(self.cost(f.layer, dense(f.layer)) for unit in self.units for f in unit.fittings)
             return budget.spend(options, cost=self.ratio * whole)
         return budget.spend(options, error=self.max_error if max_error is None else max_error)
 
