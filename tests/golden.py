@@ -29,8 +29,8 @@ def figures(model: str, pass_: str) -> Figures:
     with patch.object(Bench, "latency", lambda *_: 0.5):
         report = squeeze(FOLDER / f"{model}.onnx", pass_, feeds).report
     db = report.sqnr_db
-    exact = db is None or not np.isfinite(db)
-    return {"sqnr_db": None if exact else round(float(db), 2), "bytes": report.after.bytes, "nodes": report.after.nodes}
+    figure = None if db is None or not np.isfinite(db) else round(float(db), 2)
+    return {"sqnr_db": figure, "bytes": report.after.bytes, "nodes": report.after.nodes}
 
 
 def main() -> None:
