@@ -14,8 +14,9 @@ from onnxsqueeze.view import View, is_standard
 
 __all__ = ["bound", "is_inner_softmax", "is_masked_softmax", "is_normalized_sum", "spell_softmax", "write_as_sum"]
 
-LEAST = -64.0
-"""A score that is masked becomes this: its exponential is no denormal number, and nothing beside a real score's."""
+DEPTH = 64.0
+"""A score that is masked comes to lie this far under the largest of its row: its exponential is no denormal number, and
+nothing beside that of the largest."""
 MASK = -1e3
 """What is added to a score to mask it is at most this."""
 NEAR = 8
@@ -66,10 +67,7 @@ def spell_softmax(graph: Graph, scope: Graph, node: gs.Node) -> None:
     """Replace Softmax(x) by ``exp(x − max x) / Σ exp(x − max x)`` over its axis."""
     x, axis, name = node.inputs[0], int(node.attrs.get("axis", -1)), node.outputs[0].name
     axes = edit.constant(graph, f"{name}_axis", np.array([axis], np.int64))
-    if graph.opset < 18:
-        peak = edit.insert(graph, scope, "ReduceMax", [x], f"{name}_peak", {"axes": [axis], "keepdims": 1}, before=node)
-    else:
-        peak = edit.insert(graph, scope, "ReduceMax", [x, axes], f"{name}_peak", {"keepdims": 1}, before=node)
+    peak = _peak(graph, scope, x, axis, node)
     under = edit.insert(graph, scope, "Sub", [x, peak], f"{name}_under_peak", before=node)
     powers = edit.insert(graph, scope, "Exp", [under], f"{name}_powers", before=node)
     total = edit.insert(graph, scope, "ReduceSum", [powers, axes], f"{name}_total", {"keepdims": 1}, before=node)
@@ -82,6 +80,10 @@ def is_masked_softmax(view: View, node: gs.Node) -> bool:
     The kernel computes denormal numbers for those, which takes four times as long.
     """
     if node.op != "Softmax" or not is_standard(node) or view.opset < 12:
+        return False
+    shape = view.shape(node.inputs[0])
+    last = shape is not None and int(node.attrs.get("axis", 1)) in (-1, len(shape) - 1)
+    if view.opset < 13 and not last:  # it takes all axes from there on together
         return False
     if view.dtype(node.outputs[0]) != np.float32:
         return False
@@ -108,10 +110,21 @@ _ENDS = ("MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Einsum")
 
 
 def bound(graph: Graph, scope: Graph, node: gs.Node) -> None:
-    """Put ``max(x, −64)`` in front of a Softmax of masked scores: e⁻⁶⁴ is 0 beside any real score's exponential.
+    """Put ``max(x, max x − 64)`` over the axis in front of a Softmax of masked scores, wherever they lie.
 
-    Rows in which everything is masked become uniform.
+    Each weight changes by less than e⁻⁶⁴ of the largest; rows in which everything is masked stay as they are.
     """
-    x = node.inputs[0]
-    least = edit.constant(graph, f"{x.name}_least", np.float32(LEAST))
-    node.inputs[0] = edit.insert(graph, scope, "Clip", [x, least], f"{x.name}_bounded", before=node)
+    x, axis = node.inputs[0], int(node.attrs.get("axis", -1))
+    peak = _peak(graph, scope, x, axis, node)
+    depth = edit.constant(graph, f"{x.name}_depth", np.float32(DEPTH))
+    least = edit.insert(graph, scope, "Sub", [peak, depth], f"{x.name}_least", before=node)
+    node.inputs[0] = edit.insert(graph, scope, "Max", [x, least], f"{x.name}_bounded", before=node)
+
+
+def _peak(graph: Graph, scope: Graph, x: gs.Tensor, axis: int, node: gs.Node) -> gs.Tensor:
+    if graph.opset < 18:
+        return edit.insert(
+            graph, scope, "ReduceMax", [x], f"{x.name}_peak", {"axes": [axis], "keepdims": 1}, before=node
+        )
+    axes = edit.constant(graph, f"{x.name}_peak_axis", np.array([axis], np.int64))
+    return edit.insert(graph, scope, "ReduceMax", [x, axes], f"{x.name}_peak", {"keepdims": 1}, before=node)

@@ -296,9 +296,24 @@ def test_masked_scores_are_bounded_and_weigh_nothing(mask: float) -> None:
     result = canonical(proto)
     answer = Session(result.model).run({"x": 40 * feed(proto)["x"]})["y"]
 
-    assert ops(result) == ["Add", "Clip", "Softmax"]
+    assert ops(result) == ["Add", "ReduceMax", "Sub", "Max", "Softmax"]
     assert sqnr(proto, result.model, {"x": 4 * feed(proto)["x"]}) > 120
     assert np.asarray(answer)[1, :, [2, 4]].max() < 1e-6
+
+
+@pytest.mark.parametrize("centre", [0.0, -30.0, -60.0, -100.0, 80.0])
+def test_masked_scores_weigh_nothing_wherever_the_others_lie(centre: float) -> None:
+    proto = attention(-1e9, [[True] * 5, [True, True, False, True, False]])
+    result = canonical(proto)
+
+    assert sqnr(proto, result.model, {"x": feed(proto)["x"] + np.float32(centre)}) > 120
+
+
+def test_rows_in_which_everything_is_masked_stay_as_they_are() -> None:
+    proto = attention(-1e9, [[True] * 5, [False] * 5])
+    result = canonical(proto)
+
+    assert sqnr(proto, result.model, feed(proto)) > 120
 
 
 def test_scores_without_a_mask_are_not_bounded() -> None:
