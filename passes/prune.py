@@ -10,13 +10,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from onnxsqueeze import pruning, refit, repair
+from onnxsqueeze import edit, pruning, refit, repair
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
 from onnxsqueeze.coupling import Coupling, Group, couple
-from onnxsqueeze.edit import tidy
 from onnxsqueeze.linear import Linear, describe
 from onnxsqueeze.problem import By
 from onnxsqueeze.pruning import Problem, Score
@@ -173,7 +172,7 @@ class Prune(Pass):
 
     def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> str:
         """Prune the pruned graph further, with statistics of its own, and say how much."""
-        tidy(graph)
+        edit.tidy(graph)
         sites: list[Site] = []
         if ratio < 1:
             pass_ = replace(self, ratio=ratio, steps=1)
