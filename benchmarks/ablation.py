@@ -33,9 +33,9 @@ from onnxsqueeze import squeeze, tradeoff
 from onnxsqueeze.affine import activation, weight_scales
 from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.calibration import Moments
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Site
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.smooth import Smoothing, smoothing
 from onnxsqueeze.tradeoff import Search
 from onnxsqueeze.validate import Answers, compare, worst

@@ -20,8 +20,9 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
-from onnxsqueeze import codec
-from onnxsqueeze.weights import Derived, Weight, peek
+from onnxsqueeze.ir.files import load, save
+from onnxsqueeze.ir.objects import Graph, Node
+from onnxsqueeze.ir.weights import Derived, Weight, peek
 
 
 def generate(folder: Path, layers: int = 40, width: int = 4096, seed: int = 0) -> Path:
@@ -47,7 +48,7 @@ def generate(folder: Path, layers: int = 40, width: int = 4096, seed: int = 0) -
     return path
 
 
-def quantize(graph: codec.Graph) -> None:
+def quantize(graph: Graph) -> None:
     """Put every MatMul weight behind a DequantizeLinear of an int8 weight that is derived at save."""
     for node in list(graph.nodes):
         weight = node.inputs[1]
@@ -56,7 +57,7 @@ def quantize(graph: codec.Graph) -> None:
         quantized = gs.Constant(f"{name}_q", Derived(weight.shape, np.int8, _rounded(weight._values, scale)))
         linear = gs.Variable(f"{name}_dq", np.float32, list(weight.shape))
         inputs = [quantized, gs.Constant(f"{name}_scale", np.array(scale))]
-        graph.nodes.insert(graph.nodes.index(node), codec.Node("DequantizeLinear", "", {}, inputs, [linear]))
+        graph.nodes.insert(graph.nodes.index(node), Node("DequantizeLinear", "", {}, inputs, [linear]))
         node.inputs[1] = linear
 
 
@@ -104,10 +105,10 @@ def main() -> None:
             output = folder / f"{label}.onnx"
             begin = time.perf_counter()
             with Peak() as peak:
-                graph = codec.load(path)
+                graph = load(path)
                 if edit is not None:
                     edit(graph)
-                codec.save(graph, output)
+                save(graph, output)
             seconds = time.perf_counter() - begin
             size = sum(item.stat().st_size for item in folder.glob(f"{label}.onnx*")) / 1e6
             print(

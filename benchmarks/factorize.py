@@ -18,18 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from onnxsqueeze import budget, codec, cost, factorize, factors, squeeze
+from onnxsqueeze import budget, cost, factorize, factors, squeeze
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Site
-from onnxsqueeze.edit import duplicate
+from onnxsqueeze.graph.edit import duplicate
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.problem import Problem, Unit
 from onnxsqueeze.refit import refit
-from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.sweep import collect
-from onnxsqueeze.view import View
 
 Feeds = Sequence[dict[str, Any]]
 Score = Callable[[list[list[Any]], list[list[Any]]], float]
@@ -64,15 +66,15 @@ def rows(model: Path, calib: Feeds, evals: Feeds, ratios: Sequence[float], by: s
     start = time.perf_counter()
     stats = collect(graph, list(pass_.needs(View(graph))), calib)
     print(f"collected in {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    reference = Session(codec.encode(graph), graph.folder)
+    reference = Session(encode(graph), graph.folder)
     expected = [list(reference.run(feed).values()) for feed in evals]
-    one = Session(codec.encode(graph), graph.folder, threads=1)
+    one = Session(encode(graph), graph.folder, threads=1)
     before = cost.macs(graph, evals[0])
 
     def show(name: str, ratio: float, made: Graph) -> None:
-        session = Session(codec.encode(made), made.folder)
+        session = Session(encode(made), made.folder)
         found = [list(session.run(feed).values()) for feed in evals]
-        pair = [one, Session(codec.encode(made), made.folder, threads=1)]
+        pair = [one, Session(encode(made), made.folder, threads=1)]
         row = {
             "model": model.stem, "ratio": ratio, "method": name, "sqnr": round(sqnr(found, expected), 2),
             "score": None if score is None else round(score(found, expected), 4),

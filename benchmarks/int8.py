@@ -30,8 +30,11 @@ import onnx.version_converter
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from onnxsqueeze import feeds, squeeze
-from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze import squeeze
+from onnxsqueeze.feeds.reading import read as read_feeds
+from onnxsqueeze.feeds.types import inputs_of
+from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.validate import compare, worst
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -112,7 +115,7 @@ def files(model: Path, source: Path | None, folder: Path) -> Iterator[Path]:
     if source is not None:
         yield from sorted(source.glob("*.npz"))
         return
-    given = feeds.read("random", feeds.inputs_of(onnx.load(model, load_external_data=False)))
+    given = read_feeds("random", inputs_of(onnx.load(model, load_external_data=False)))
     for i, feed in enumerate(calibration(model.stem) if model.parent == MODELS else given):
         np.savez(folder / f"{i}.npz", **feed)
         yield folder / f"{i}.npz"

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 
 LENGTHS = (1, 5)
 RUNS = 12

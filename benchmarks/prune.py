@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.runtime import Session, latency
+from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.validate import compare, worst
 
 Feeds = Sequence[dict[str, Any]]

@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING
 from onnxsqueeze.lazy import hand_on
 
 if TYPE_CHECKING:
-    from onnxsqueeze import edit as edit
-    from onnxsqueeze.codec import load as load
-    from onnxsqueeze.codec import save as save
     from onnxsqueeze.contract import Pass as Pass
     from onnxsqueeze.contract import Site as Site
     from onnxsqueeze.contract import Skip as Skip
@@ -32,8 +29,11 @@ if TYPE_CHECKING:
     from onnxsqueeze.errors import ToleranceError as ToleranceError
     from onnxsqueeze.errors import UnknownPassError as UnknownPassError
     from onnxsqueeze.errors import UsageError as UsageError
+    from onnxsqueeze.graph import edit as edit
     from onnxsqueeze.inspection import Inspection as Inspection
     from onnxsqueeze.inspection import inspect_model as inspect_model
+    from onnxsqueeze.ir.files import load as load
+    from onnxsqueeze.ir.files import save as save
     from onnxsqueeze.passes.canonical import Canonical as Canonical
     from onnxsqueeze.passes.clean import Clean as Clean
     from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
@@ -77,10 +77,10 @@ _HOMES = {
     "UnknownPassError": "onnxsqueeze.errors",
     "UsageError": "onnxsqueeze.errors",
     "diff": "onnxsqueeze.difference",
-    "edit": "onnxsqueeze.edit",
+    "edit": "onnxsqueeze.graph.edit",
     "inspect_model": "onnxsqueeze.inspection",
-    "load": "onnxsqueeze.codec",
-    "save": "onnxsqueeze.codec",
+    "load": "onnxsqueeze.ir.files",
+    "save": "onnxsqueeze.ir.files",
     "sensitivity": "onnxsqueeze.study",
     "squeeze": "onnxsqueeze.pipeline",
 }

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.calibration import Histogram, Moments, Statistics, ordinary
+from onnxsqueeze.arrays import ordinary
+from onnxsqueeze.calibration import Histogram, Moments, Statistics
 from onnxsqueeze.contract import Channels, Gram, Mean, Need, Range
 
 __all__ = ["Accumulator", "input_rows", "patches"]

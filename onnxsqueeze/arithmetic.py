@@ -13,11 +13,11 @@ from onnxsqueeze.affine import Affine, Form, activation, usable
 from onnxsqueeze.calibration import Histogram, Statistics
 from onnxsqueeze.contract import Mean
 from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
+from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import LAYERS, Layers
 from onnxsqueeze.quantize import Work
 from onnxsqueeze.regions import Choice, cut
-from onnxsqueeze.view import key_of
 
 __all__ = ["Arithmetic"]
 

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
-from onnxsqueeze import edit
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.cost import file_size
+from onnxsqueeze.graph import edit
 from onnxsqueeze.impact import Feeds
-from onnxsqueeze.runtime import Session, first_samples
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.runtime.session import Session, first_samples
 from onnxsqueeze.saturation import Saturation, saturating, warning
 from onnxsqueeze.validate import compare, worst
 

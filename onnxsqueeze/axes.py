@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.sizes import Dimension, Sizes
+from onnxsqueeze.graph.shapes.known import Dimension, Sizes
 
 __all__ = ["COMPUTED", "Indices", "Place", "Rule", "Side", "Tracer", "broadcast", "first"]
 

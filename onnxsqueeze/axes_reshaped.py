@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxsqueeze.axes import COMPUTED, Place
-from onnxsqueeze.size_products import Run, product
-from onnxsqueeze.sizes import Literal
+from onnxsqueeze.graph.shapes.known import Literal
+from onnxsqueeze.graph.shapes.products import Run, product
 
 __all__ = ["reshape"]
 

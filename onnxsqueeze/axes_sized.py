@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.axes import COMPUTED, Place, Side, broadcast
-from onnxsqueeze.operators import operator
-from onnxsqueeze.sizes import Literal
+from onnxsqueeze.graph.operators import operator
+from onnxsqueeze.graph.shapes.known import Literal
 
 __all__ = ["constant_of_shape", "expand", "pad", "resize", "shape_of", "tile"]
 

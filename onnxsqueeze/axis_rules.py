@@ -10,7 +10,7 @@ from onnxsqueeze.axes_mixed import convolution, matrix_product
 from onnxsqueeze.axes_moved import concat, gather, slice_, split, squeeze, transpose
 from onnxsqueeze.axes_reshaped import reshape
 from onnxsqueeze.axes_sized import constant_of_shape, expand, pad, resize, shape_of, tile
-from onnxsqueeze.operators import ELEMENTWISE, POOLS, REDUCTIONS, operator
+from onnxsqueeze.graph.operators import ELEMENTWISE, POOLS, REDUCTIONS, operator
 
 __all__ = ["rule_of"]
 

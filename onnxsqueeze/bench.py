@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Site
-from onnxsqueeze.edit import duplicate, tidy
+from onnxsqueeze.graph.edit import duplicate, tidy
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.report import Deviation
-from onnxsqueeze.runtime import Session, first_samples, latency
+from onnxsqueeze.runtime.session import Session, first_samples
+from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.sweep import collect
 from onnxsqueeze.validate import Answers, answer, compare, worst
 

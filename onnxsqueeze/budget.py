@@ -12,7 +12,6 @@ from math import inf
 
 __all__ = ["Option", "combined", "frontier", "hull", "settled", "spend", "uniform"]
 
-
 FLOOR = 1e-9
 """Relative squared errors under this, 90 dB, are rounding noise of the algebra and count as none."""
 

@@ -14,37 +14,29 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxsqueeze.arrays import Array, ordinary
 from onnxsqueeze.contract import Channels, Gram, Mean, Need, Range
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.files import whole
 
 __all__ = [
+    "BINS",
+    "SAMPLE",
     "Histogram",
     "Moments",
     "Statistics",
     "as_gram",
     "load_statistics",
-    "ordinary",
     "save_statistics",
+    "stride",
 ]
 
 BINS = 4096
-MASK = 1e30
-"""Values at least this large are masks or infinities, not signal: they enter no statistic."""
 SAMPLE = 1 << 14
 """About this many elements of one tensor of one feed enter its histogram at most, evenly strided; minima are exact."""
 PARTS = ("gram", "squares", "inverse", "crest", "low", "high")
 
-Array = NDArray[np.generic]
 Progress = Callable[[str, int, int], None]
-
-
-def ordinary(values: Array) -> NDArray[np.bool_] | None:
-    """Return where the values are no NaN, infinity or mask; None if all of them are, which is quickly seen."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        if values.size == 0 or (float(values.min()) > -MASK and float(values.max()) < MASK):
-            return None
-        return np.asarray(np.abs(values.astype(np.float32)) < MASK)
 
 
 def stride(shape: Sequence[int], count: int = SAMPLE) -> int:

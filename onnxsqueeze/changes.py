@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.view import key_of
-from onnxsqueeze.weights import peek
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.weights import peek
 
 __all__ = ["AttributeChange", "Change", "NodeRef", "Rename", "WeightChange", "reference", "weight_change"]
 

@@ -10,12 +10,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import FeedError, ModelError, PassError
-from onnxsqueeze.runtime import Session
-from onnxsqueeze.view import constant_value
-from onnxsqueeze.weights import peek
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.constants import constant_value
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.weights import peek
+from onnxsqueeze.runtime.session import Session
 
 if TYPE_CHECKING:
     from onnxsqueeze.groups import Group, Slot

@@ -189,8 +189,8 @@ def main(
     if report is not None:
         write_report(Path(report), run.to_json())
     if html is not None:
-        from onnxsqueeze.codec import load
         from onnxsqueeze.html import report_page
+        from onnxsqueeze.ir.files import load
 
         page = report_page(run, load(source), None if result is None else result.graph, command_line(ctx))
         write_report(Path(html), page)
@@ -265,7 +265,7 @@ def _failures(ctx: click.Context | None = None) -> Iterator[None]:
 
 def _fail(message: str, code: int, one_line: bool = True) -> NoReturn:
     from onnxsqueeze.flags import as_flags
-    from onnxsqueeze.render import printable
+    from onnxsqueeze.words import printable
 
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exc()

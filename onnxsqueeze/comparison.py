@@ -10,10 +10,11 @@ import networkx as nx
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.changes import AttributeChange, Change, Rename, WeightChange, reference, weight_change
-from onnxsqueeze.graph import Graph
+from onnxsqueeze.graph.constants import constant_of
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.matching import Match, Side, Wires, match
-from onnxsqueeze.signature import Signatures, constant_of, operands
-from onnxsqueeze.view import key_of
+from onnxsqueeze.signature import Signatures, operands
 
 __all__ = ["Comparison"]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
+
+from onnxsqueeze.graph.edit import Rewrite
 
 if TYPE_CHECKING:
     from onnxsqueeze.bench import Bench
     from onnxsqueeze.calibration import Statistics
-    from onnxsqueeze.codec import Graph
-    from onnxsqueeze.view import View
+    from onnxsqueeze.graph.view import View
+    from onnxsqueeze.ir.objects import Graph
 
-__all__ = ["Channels", "Gram", "Level", "Mean", "Need", "Pass", "Range", "Rewrite", "Site", "Skip"]
+__all__ = ["Channels", "Gram", "Level", "Mean", "Need", "Pass", "Range", "Site", "Skip"]
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,6 @@ class Skip:
 
     key: str
     reason: str
-
-
-Rewrite = Callable[["Graph", str], None]
-"""Rewrites, in a graph, the node that makes the tensor of a name."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -11,15 +10,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.dtypes import numpy_type
+from onnxsqueeze.graph.shapes.inferred import Shape, infer_shapes, shape_of
+from onnxsqueeze.graph.walk import walk
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.report import Cost
-from onnxsqueeze.view import walk
 
-__all__ = ["activations", "cost", "file_size", "macs", "tensors"]
-
-Shape = tuple[int, ...]
+__all__ = ["cost", "macs"]
 
 
 def cost(graph: Graph, size: int, feed: Mapping[str, NDArray[np.generic]] | None) -> Cost:
@@ -41,85 +37,20 @@ def cost(graph: Graph, size: int, feed: Mapping[str, NDArray[np.generic]] | None
     return Cost(size, parameters, None if feed is None else sum(macs(graph, feed).values()), nodes, int(graph.opset))
 
 
-def file_size(graph: Graph) -> int:
-    """Return how many bytes the model takes on disk, data file included, without computing any weight."""
-    model = codec.encode(graph, skeleton=True)
-    total = 0
-    for tensor in tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            total += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-    return total + int(model.ByteSize())
-
-
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield the initializers and tensor attributes of the graph, its bodies and the functions."""
-    stack: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
-    while stack:
-        body = stack.pop()
-        if isinstance(body, onnx.GraphProto):
-            yield from body.initializer
-        for node in body.node:
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.TENSOR:
-                    yield attribute.t
-                stack += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-
-
 def macs(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int]:
     """Return the multiply-accumulates of every linear node by its key, for the input shapes of ``feed``.
 
     Nodes whose shapes cannot be inferred are left out. A body counts as if it ran once.
     """
     found: dict[str, int] = {}
-    _count(_inferred(graph, feed), {}, found)
+    _count(infer_shapes(graph, feed), {}, found)
     return found
-
-
-def activations(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[Shape, np.dtype[np.generic]]]:
-    """Return shape and type of every tensor that the main graph computes, for the input shapes of ``feed``.
-
-    Tensors whose shape or type cannot be inferred are left out.
-    """
-    found: dict[str, tuple[Shape, np.dtype[np.generic]]] = {}
-    inferred = _inferred(graph, feed)
-    for info in (*inferred.value_info, *inferred.output):
-        shape, dtype = _shape(info), numpy_type(info.type.tensor_type.elem_type)
-        if shape is not None and dtype is not None:
-            found[info.name] = shape, dtype
-    return found
-
-
-def _inferred(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> onnx.GraphProto:
-    """Return the graph without weights, its shapes inferred from those of ``feed``."""
-    model = codec.encode(graph, skeleton=True)
-    for value in model.graph.input:
-        if value.name in feed and value.type.HasField("tensor_type"):
-            shape = value.type.tensor_type.shape
-            del shape.dim[:]
-            shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=d) for d in feed[value.name].shape)
-    # stale symbolic shapes of intermediates would stop inference from using the concrete ones
-    del model.graph.value_info[:]
-    for output in model.graph.output:
-        if output.type.HasField("tensor_type"):
-            output.type.tensor_type.ClearField("shape")
-    with suppress(Exception):  # what cannot be inferred is not counted
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    return model.graph
-
-
-def _shape(info: onnx.ValueInfoProto) -> Shape | None:
-    kind = info.type.tensor_type
-    if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
-        return None
-    return tuple(d.dim_value for d in kind.shape.dim)
 
 
 def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, int]) -> None:
     shapes: dict[str, Shape] = dict(outer)
     for info in (*graph.input, *graph.value_info, *graph.output):
-        if (shape := _shape(info)) is not None:
+        if (shape := shape_of(info)) is not None:
             shapes[info.name] = shape
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import channel_removal
 from onnxsqueeze.channel_removal import Consequence, Reader, Survivors
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
-from onnxsqueeze.graph import subgraphs
+from onnxsqueeze.graph.constants import source
+from onnxsqueeze.graph.operators import operator
+from onnxsqueeze.graph.shapes.known import Sizes
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.groups import Group, Kind, Slot, groups_of
-from onnxsqueeze.operators import operator
-from onnxsqueeze.sizes import Sizes
-from onnxsqueeze.tracing import Component, Ref, source
-from onnxsqueeze.view import View, key_of
+from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.tracing import Component, Ref
 
 __all__ = ["Coupling", "Group", "Slot", "couple"]
 

@@ -55,8 +55,8 @@ def command(
     if html is not None:
         refuse_to_overwrite("--html", Path(html), {"the model": Path(before), "the other model": Path(after)})
 
-    from onnxsqueeze.codec import load
     from onnxsqueeze.difference import diff
+    from onnxsqueeze.ir.files import load
 
     graphs = load(before), load(after)
     found = diff(*graphs, calib, **settings)
@@ -136,7 +136,8 @@ def _renames(found: GraphDiff, console: Console) -> None:
 def _totals(found: GraphDiff, console: Console) -> None:
     from rich.text import Text
 
-    from onnxsqueeze.render import amount, change, grid, printable
+    from onnxsqueeze.render import grid
+    from onnxsqueeze.words import amount, change, printable
 
     before, after = found.totals.before, found.totals.after
     table = grid("left", "right", "right", "left")
@@ -171,7 +172,8 @@ def _totals(found: GraphDiff, console: Console) -> None:
 def _numbers(numbers: Trace, console: Console) -> None:
     from rich.text import Text
 
-    from onnxsqueeze.render import db, grid, line, printable
+    from onnxsqueeze.render import grid, line
+    from onnxsqueeze.words import db, printable
 
     console.print()
     line(console, f"compared on {numbers.feeds}", style="dim")

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import codec
 from onnxsqueeze.changes import Change, Rename
 from onnxsqueeze.comparison import Comparison
-from onnxsqueeze.graph import Graph
 from onnxsqueeze.interface import FieldChange, Totals, interface, totals
-from onnxsqueeze.report import plain
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.plain import plain
 from onnxsqueeze.saturation import saturating, warning
 from onnxsqueeze.trace import Trace, trace
 
 if TYPE_CHECKING:
-    from onnxsqueeze.codec import AnyModel
+    from onnxsqueeze.ir.files import AnyModel
 
 __all__ = ["GraphDiff", "diff"]
 
@@ -91,7 +91,7 @@ def diff(
     collecting = gc.isenabled()
     gc.disable()  # of the many small objects none is garbage before the end: looking for it takes a third of the time
     try:
-        one, two = (model if isinstance(model, gs.Graph) else codec.load(model) for model in (a, b))
+        one, two = (model if isinstance(model, gs.Graph) else load(model) for model in (a, b))
         comparison = Comparison(one, two)
         main = comparison.run()
         weights = totals(one, two, [_size(model, graph) for model, graph in ((a, one), (b, two))])

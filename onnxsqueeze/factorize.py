@@ -11,14 +11,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze import cost, factors, impact, speed
+from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
-from onnxsqueeze.linear import Linear, Matrix, covariance, describe, matrix, rewrite
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear import Linear, covariance, describe, matrix, rewrite
 from onnxsqueeze.problem import Compose, Outline, Problem, Unit, Work, dense
-from onnxsqueeze.view import View, key_of
 
 __all__ = ["apply", "layers", "levels", "measure", "needs", "pose", "reconsider"]
 

@@ -15,7 +15,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.linear import Chain, Linear, Matrix
+from onnxsqueeze.arrays import Matrix
+from onnxsqueeze.linear import Chain, Linear
 from onnxsqueeze.speed import Shape
 
 __all__ = [

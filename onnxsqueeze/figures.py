@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxsqueeze.render import decibels
+from onnxsqueeze.words import decibels
 
 if TYPE_CHECKING:
     from onnxsqueeze.study import LayerStudy, Sensitivity

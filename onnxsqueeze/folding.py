@@ -10,13 +10,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec
-from onnxsqueeze.dtypes import numpy_type
 from onnxsqueeze.errors import FeedError, ModelError
-from onnxsqueeze.graph import subgraphs
-from onnxsqueeze.runtime import Session
-from onnxsqueeze.view import View, is_standard, key_of
-from onnxsqueeze.weights import Derived, Weight
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import is_standard, key_of
+from onnxsqueeze.ir.dtypes import numpy_type
+from onnxsqueeze.ir.encode import encode, tensor_proto
+from onnxsqueeze.ir.objects import subgraphs
+from onnxsqueeze.ir.weights import Derived, Weight
+from onnxsqueeze.runtime.session import Session
 
 __all__ = ["fold"]
 
@@ -131,7 +132,7 @@ def _needed(nodes: Iterable[gs.Node], chosen: dict[int, gs.Node]) -> list[gs.Nod
 
 def _protos(view: View) -> dict[str, onnx.NodeProto]:
     found: dict[str, onnx.NodeProto] = {}
-    stack = [codec.encode(view.graph, skeleton=True).graph]
+    stack = [encode(view.graph, skeleton=True).graph]
     while stack:
         for node in stack.pop().node:
             found[next(filter(None, node.output), "")] = node
@@ -149,7 +150,7 @@ def _evaluate(
     model.graph.name = "constants"
     model.graph.node.extend(protos[key_of(node)] for node in needed)
     constants = {t.name: t for node in needed for t in node.inputs if isinstance(t, gs.Constant) and t.name}
-    model.graph.initializer.extend(map(codec.tensor_proto, constants.values()))
+    model.graph.initializer.extend(map(tensor_proto, constants.values()))
     keys = [key_of(node) for node in nodes]
     model.graph.output.extend(onnx.ValueInfoProto(name=key) for key in keys)
     try:

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.tracing import Component, Ref
-from onnxsqueeze.view import key_of
 
 __all__ = ["Group", "Kind", "Slot", "groups_of"]
 

@@ -16,13 +16,14 @@ import numpy as np
 from onnxsqueeze.changes import Change
 from onnxsqueeze.difference import GraphDiff, diff
 from onnxsqueeze.figures import FIGURES, bars, curves, figures, heat, profile, scatter, span
-from onnxsqueeze.graph import Graph
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.picture import attributes_of, pictures
-from onnxsqueeze.render import amount, change, db, decibels, milliseconds
-from onnxsqueeze.report import Cost, Report, plain
+from onnxsqueeze.plain import plain
+from onnxsqueeze.report import Cost, Report
 from onnxsqueeze.saturation import warning
-from onnxsqueeze.view import key_of
 from onnxsqueeze.wording import born, title, words
+from onnxsqueeze.words import amount, change, db, decibels, milliseconds
 
 if TYPE_CHECKING:
     import jinja2

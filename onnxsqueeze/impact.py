@@ -17,14 +17,13 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit
-from onnxsqueeze.calibration import MASK
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Rewrite
-from onnxsqueeze.graph import subgraphs
-from onnxsqueeze.runtime import Session, first_samples
+from onnxsqueeze.arrays import MASK
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.edit import Rewrite
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.runtime.session import Session, first_samples
 from onnxsqueeze.validate import Answers, compare, worst
-from onnxsqueeze.view import key_of
 
 __all__ = ["Detour", "Probe", "Switchboard", "gains", "impacts", "measure", "worst_error"]
 

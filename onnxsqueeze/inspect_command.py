@@ -59,8 +59,9 @@ def command(
 
 def show(found: Inspection, console: Console) -> None:
     """Print the model's facts and its layers, the costliest first."""
-    from onnxsqueeze.render import amount, line, milliseconds
+    from onnxsqueeze.render import line
     from onnxsqueeze.saturation import warning
+    from onnxsqueeze.words import amount, milliseconds
 
     cost = found.cost
     line(console, found.model, style="bold")
@@ -123,7 +124,8 @@ def _cell(value: object) -> object:
 def _costs(found: Inspection, console: Console) -> None:
     from rich.text import Text
 
-    from onnxsqueeze.render import amount, grid, line, milliseconds, printable
+    from onnxsqueeze.render import grid, line
+    from onnxsqueeze.words import amount, milliseconds, printable
 
     layers = [layer for layer in found.layers if layer.share > 0 or layer.parameters]
     timed = found.milliseconds is not None
@@ -152,7 +154,8 @@ def _costs(found: Inspection, console: Console) -> None:
 def _weights(found: Inspection, console: Console) -> None:
     from rich.text import Text
 
-    from onnxsqueeze.render import grid, line, printable
+    from onnxsqueeze.render import grid, line
+    from onnxsqueeze.words import printable
 
     layers = [layer for layer in found.layers if layer.weight is not None]
     if not layers:

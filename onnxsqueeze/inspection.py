@@ -15,18 +15,26 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec, feeds, runtime
-from onnxsqueeze.cost import cost, file_size, macs
-from onnxsqueeze.graph import Graph
-from onnxsqueeze.interface import described, sample
-from onnxsqueeze.report import Cost, plain
+from onnxsqueeze.cost import cost, macs
+from onnxsqueeze.feeds.reading import read as read_feeds
+from onnxsqueeze.feeds.reading import sample
+from onnxsqueeze.feeds.types import inputs_of
+from onnxsqueeze.graph.constants import constant_of, stored
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.graph.words import described
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.plain import plain
+from onnxsqueeze.report import Cost
+from onnxsqueeze.runtime import timing
 from onnxsqueeze.saturation import Saturation, saturating
-from onnxsqueeze.signature import constant_of
-from onnxsqueeze.view import View, key_of
-from onnxsqueeze.weight_statistics import WeightStatistics, statistics, stored
+from onnxsqueeze.weight_statistics import WeightStatistics, statistics
 
 if TYPE_CHECKING:
-    from onnxsqueeze.codec import AnyModel
+    from onnxsqueeze.ir.files import AnyModel
 
 __all__ = ["Inspection", "Layer", "Requirement", "inspect_model"]
 
@@ -108,7 +116,7 @@ def inspect_model(model: AnyModel, *, profile: bool = False, calibration: Any = 
     With ``profile`` the model runs on ``calibration`` (whatever ``squeeze`` takes, random values without it) and every
     node gets the median of its measured time. Raises ModelError or FeedError.
     """
-    graph = model if isinstance(model, gs.Graph) else codec.load(model)
+    graph = model if isinstance(model, gs.Graph) else load(model)
     feed = _feed(graph, calibration)
     counted = (macs(graph, feed) or None) if feed is not None else None
     size = file_size(graph)
@@ -116,7 +124,7 @@ def inspect_model(model: AnyModel, *, profile: bool = False, calibration: Any = 
     layers = _layers(graph, counted)
     run = rest = None
     if profile:
-        measured, run = runtime.profile(*_labelled(graph), _feeds(graph, calibration))
+        measured, run = timing.profile(*_labelled(graph), _feeds(graph, calibration))
         times = _attributed(graph, measured)
         layers = [replace(layer, milliseconds=times.get(i, 0.0)) for i, layer in enumerate(layers)]
         rest = max(0.0, run - sum(layer.milliseconds or 0.0 for layer in layers))
@@ -155,8 +163,8 @@ def _feed(graph: Graph, calibration: Any) -> Mapping[str, NDArray[np.generic]] |
 
 def _feeds(graph: Graph, calibration: Any) -> Any:
     path = None if graph.file is None else graph.file.path
-    inputs = feeds.inputs_of(codec.encode(graph, skeleton=True))
-    return feeds.read("random" if calibration is None else calibration, inputs, model_path=path)
+    inputs = inputs_of(encode(graph, skeleton=True))
+    return read_feeds("random" if calibration is None else calibration, inputs, model_path=path)
 
 
 def _layers(graph: Graph, counted: Mapping[str, int] | None) -> list[Layer]:
@@ -266,7 +274,7 @@ def _requirements(graph: Graph) -> Iterable[Requirement]:
 
 def _labelled(graph: Graph) -> tuple[onnx.ModelProto, Path | None]:
     """Return the model with the position of each node in its name, so that measured times find their nodes."""
-    model = codec.encode(graph)
+    model = encode(graph)
     count = 0
 
     def label(body: onnx.GraphProto) -> None:

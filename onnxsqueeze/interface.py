@@ -6,19 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import feeds
-from onnxsqueeze.cost import cost, file_size, macs
-from onnxsqueeze.errors import FeedError
-from onnxsqueeze.graph import Graph
+from onnxsqueeze.cost import cost, macs
+from onnxsqueeze.feeds.reading import sample
+from onnxsqueeze.graph.walk import key_of, walk
+from onnxsqueeze.graph.words import described
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.report import Cost
-from onnxsqueeze.view import key_of, walk
 
-__all__ = ["FieldChange", "OpTotal", "Totals", "interface", "sample", "totals"]
+__all__ = ["FieldChange", "OpTotal", "Totals", "interface", "totals"]
 
 
 @dataclass(frozen=True)
@@ -101,29 +100,6 @@ def totals(a: Graph, b: Graph, sizes: Sequence[int | None] = (None, None)) -> To
         rows.append(OpTotal(op, *((one[k], two[k]) for k in range(4))))  # type: ignore[arg-type]
     rows.sort(key=lambda row: (-max(m or 0 for m in row.macs), -max(row.bytes), -max(row.nodes), row.op))
     return Totals(costs[0], costs[1], tuple(rows))
-
-
-def sample(graph: Graph) -> dict[str, Any] | None:
-    """Return a random feed for the model, None if there can be none."""
-    try:
-        return feeds.read("random", [feeds.Input(t.name, np.dtype(t.dtype), _dims(t)) for t in graph.inputs])[0]
-    except (FeedError, TypeError):  # TypeError: an element type that NumPy has not
-        return None
-
-
-def _dims(tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
-    if tensor.dtype is None or tensor.shape is None:
-        return None
-    return tuple(
-        (d or None) if isinstance(d, str) else None if d is None else max(int(d), 0) or None for d in tensor.shape
-    )
-
-
-def described(tensor: gs.Tensor) -> str:
-    """Return type and shape as text: ``float32[N, 3, 224, 224]``."""
-    dtype = "?" if tensor.dtype is None else np.dtype(tensor.dtype).name if not isinstance(tensor.dtype, int) else "?"
-    shape = tensor.shape
-    return f"{dtype}[{'...' if shape is None else ', '.join('?' if d in (None, '') else str(d) for d in shape)}]"
 
 
 def _by_op(graph: Graph, counted: dict[str, int] | None) -> dict[str, list[int | None]]:

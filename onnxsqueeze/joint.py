@@ -9,12 +9,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec, edit
 from onnxsqueeze.accumulation import input_rows
-from onnxsqueeze.calibration import MASK
-from onnxsqueeze.codec import Graph
+from onnxsqueeze.arrays import MASK
 from onnxsqueeze.contract import Gram
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import Session
 
 __all__ = ["Cross", "Pair", "Targets", "accumulate", "targets", "truncated"]
 
@@ -87,7 +88,7 @@ def truncated(graph: Graph, tensors: Iterable[str]) -> Session:
     made: list[gs.Tensor] = [t for node in copy.nodes for t in node.outputs if t.name in wanted]
     copy.outputs = made
     edit.tidy(copy)
-    return Session(codec.encode(copy), copy.folder)
+    return Session(encode(copy), copy.folder)
 
 
 Targets = dict[tuple[str, int, tuple[int, ...] | None], list[NDArray[np.float32]]]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import edit
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.view import View, is_standard
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import is_standard
+from onnxsqueeze.ir.objects import Graph
 
 __all__ = ["bound", "is_inner_softmax", "is_masked_softmax", "is_normalized_sum", "spell_softmax", "write_as_sum"]
 

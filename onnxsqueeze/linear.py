@@ -10,11 +10,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit
+from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.calibration import Statistics, as_gram
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Gram
-from onnxsqueeze.view import View, key_of
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
 
 __all__ = [
     "Chain",
@@ -28,8 +30,6 @@ __all__ = [
     "rewrite",
     "set_matrix",
 ]
-
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.graph import subgraphs
-from onnxsqueeze.signature import Signatures, constant_of, operands
-from onnxsqueeze.view import key_of
+from onnxsqueeze.graph.constants import constant_of
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import subgraphs
+from onnxsqueeze.signature import Signatures, operands
 
 __all__ = ["Match", "Side", "Wires", "match"]
 

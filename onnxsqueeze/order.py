@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from onnxsqueeze import registry
 from onnxsqueeze.contract import Pass
 from onnxsqueeze.errors import UsageError
+from onnxsqueeze.options import spec
 
 __all__ = ["IMPLIED", "refuse_order"]
 
@@ -57,7 +58,7 @@ def _write(passes: Sequence[Pass]) -> str:
             return "no order of these passes is right: leave one out"
         ordered.append(free[0])
         waiting.remove(free[0])
-    return "write " + ",".join(str(registry.spec(each)) for each in ordered)
+    return "write " + ",".join(str(spec(each)) for each in ordered)
 
 
 def _precedes(first: Pass, second: Pass) -> bool:

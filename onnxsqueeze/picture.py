@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import networkx as nx
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.graph import Graph
-from onnxsqueeze.signature import constant_of
-from onnxsqueeze.view import key_of
+from onnxsqueeze.graph.constants import constant_of
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.wording import summary
 
 if TYPE_CHECKING:

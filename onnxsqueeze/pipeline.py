@@ -12,25 +12,31 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from onnxsqueeze import codec, feeds, registry
+from onnxsqueeze import registry
 from onnxsqueeze.calibration import load_statistics, save_statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass
-from onnxsqueeze.cost import cost, file_size
+from onnxsqueeze.cost import cost
 from onnxsqueeze.errors import FeedError, ModelError, ToleranceError, UsageError
-from onnxsqueeze.feeds import Feeds, Input
+from onnxsqueeze.feeds.reading import beside
+from onnxsqueeze.feeds.reading import read as read_feeds
+from onnxsqueeze.feeds.types import Feeds, Input, inputs_of
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load, save
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.order import IMPLIED, refuse_order
 from onnxsqueeze.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.report import Report, StepReport
 from onnxsqueeze.result import Result
-from onnxsqueeze.runtime import Latency, Session, latency
+from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.threads import one_blas_thread
+from onnxsqueeze.runtime.timing import Latency, latency
 from onnxsqueeze.saturation import saturating, warning
 from onnxsqueeze.step import Run, quantized, refuse_quantized, run_pass
-from onnxsqueeze.threads import one_blas_thread
 from onnxsqueeze.validate import answer, compare
 
 if TYPE_CHECKING:
-    from onnxsqueeze.codec import AnyModel
+    from onnxsqueeze.ir.files import AnyModel
 
 __all__ = ["Result", "squeeze"]
 
@@ -85,10 +91,10 @@ def squeeze(
     progress("loading", 0, 1)
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
-    original = codec.load(model)
+    original = load(model)
     for pass_ in chosen:
         refuse_quantized(pass_, original)
-    inputs = feeds.inputs_of(codec.encode(original, skeleton=True))
+    inputs = inputs_of(encode(original, skeleton=True))
     recipe, data = _feeds(recipe, calibration, inputs, path)
     calib, held = data.split() if data is not None else ((), ())
     run = Run(calib, held, load_statistics(known), recipe.validate == "full" and not dry_run, recipe.seed, progress)
@@ -133,7 +139,7 @@ def squeeze(
         _refuse_deviation(report, recipe.min_sqnr)
     if output is not None and not dry_run:
         progress("saving", 0, 1)
-        after = replace(report.after, bytes=codec.save(graph, output))
+        after = replace(report.after, bytes=save(graph, output))
         report = replace(report, output=str(output), after=after, seconds=time.perf_counter() - start)
         LOG.info("wrote %s", output)
     return Result(graph, report, replace(recipe, steps=tuple(made)), original)
@@ -218,7 +224,7 @@ def _feeds(recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | N
     """Return the feeds, and the recipe with the place where they were found."""
     source: Any = recipe.calibration.get("source")
     if source is None and path is not None:
-        source = feeds.beside(path)
+        source = beside(path)
     if source is None or source == "none":
         return replace(recipe, calibration={**recipe.calibration, "source": "none"}), None
     if source == FROM_PYTHON and (given is None or isinstance(given, str)):
@@ -226,7 +232,7 @@ def _feeds(recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | N
     recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
     how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
     data = given if source == FROM_PYTHON else source
-    return recipe, feeds.read(data, inputs, model_path=path, seed=recipe.seed, **how)  # type: ignore[arg-type]
+    return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, **how)  # type: ignore[arg-type]
 
 
 def _prepare_reference(run: Run, original: Graph | Path, inputs: tuple[Input, ...], data: Feeds | None) -> list[str]:
@@ -244,7 +250,7 @@ def _prepare_reference(run: Run, original: Graph | Path, inputs: tuple[Input, ..
     if data is None:
         Session(original)
         try:
-            run.held = list(feeds.read("random", inputs, seed=run.seed)[:RANDOM])
+            run.held = list(read_feeds("random", inputs, seed=run.seed)[:RANDOM])
             run.reference = answer(original, None, run.held, run.progress)
             notes.append(f"compared on {RANDOM} random feeds, which shows that the model runs, not how good it is")
         except (FeedError, ModelError):

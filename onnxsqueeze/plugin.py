@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from onnxsqueeze import edit
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.contract import Channels, Gram, Level, Mean, Need, Pass, Range, Site, Skip
-from onnxsqueeze.graph import Graph, Node, subgraphs
-from onnxsqueeze.view import View, is_standard, key_of, walk
-from onnxsqueeze.weights import Derived, Weight
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import is_standard, key_of, walk
+from onnxsqueeze.ir.objects import Graph, Node, subgraphs
+from onnxsqueeze.ir.weights import Derived, Weight
 
 __all__ = [
     "Bench",

@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 
 from onnxsqueeze import budget, factors, speed
+from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.budget import Option
 from onnxsqueeze.contract import Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
-from onnxsqueeze.linear import Chain, Linear, Matrix
+from onnxsqueeze.linear import Chain, Linear
 from onnxsqueeze.speed import Shape
 
 __all__ = ["Built", "By", "Compose", "Joint", "Outline", "Problem", "Unit", "Work", "dense"]

@@ -10,12 +10,13 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze import registry
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Gram, Mean, Need, Pass, Range, Site, Skip
-from onnxsqueeze.edit import tidy
 from onnxsqueeze.errors import ContractError, PassError, SqueezeError
-from onnxsqueeze.view import View, key_of, walk
-from onnxsqueeze.weights import Weight
+from onnxsqueeze.graph.edit import tidy
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of, walk
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.weights import Weight
 
 __all__ = ["apply", "checked", "interface", "needs", "plan", "tidied"]
 

@@ -16,14 +16,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze import speed
+from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.coupling import Coupling, Group, Slot
-from onnxsqueeze.linear import Matrix
+from onnxsqueeze.coupling import Coupling
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.groups import Group, Slot
 from onnxsqueeze.obs import Part, Sweep, sweep
 from onnxsqueeze.problem import By
 from onnxsqueeze.reading import Indices, Reader, read, rows_of
 from onnxsqueeze.speed import Shape
-from onnxsqueeze.view import View, key_of
 
 __all__ = ["Candidate", "Layer", "Problem", "Score", "pose"]
 

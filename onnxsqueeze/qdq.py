@@ -12,15 +12,15 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit
 from onnxsqueeze.affine import TINY, Affine, weight_scales
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.errors import PassError
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.constants import constant_value
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.weights import Derived
 from onnxsqueeze.pairs import limited_scales, rounded, rows_of, weight_of
 from onnxsqueeze.rounding import LARGEST, compensated, feedback
 from onnxsqueeze.smooth import Smoothing
-from onnxsqueeze.view import constant_value
-from onnxsqueeze.weights import Derived
 
 __all__ = [
     "Kept", "bias", "carry", "dequantized", "dynamic", "gate", "multiplied", "product_scales", "reader", "requantize",

@@ -13,7 +13,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.affine import Affine, Gate, fixed
-from onnxsqueeze.view import View, is_standard
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import is_standard
 
 __all__ = ["LAYERS", "Layers", "weight_slots"]
 

@@ -8,14 +8,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit, qdq
+from onnxsqueeze import qdq
 from onnxsqueeze.affine import Affine
 from onnxsqueeze.calibration import Moments
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.quantizable import weight_slots
 from onnxsqueeze.smooth import Smoothing
-from onnxsqueeze.view import key_of
 
 __all__ = ["Work", "as_stored", "quantize", "quantize_alone", "quantize_site"]
 

@@ -18,7 +18,7 @@ from onnxsqueeze import registry
 from onnxsqueeze.contract import Pass
 from onnxsqueeze.errors import SpecError, UsageError
 from onnxsqueeze.files import whole
-from onnxsqueeze.options import make
+from onnxsqueeze.options import make, spec
 from onnxsqueeze.spec import Step
 
 __all__ = ["Ingredient", "Recipe"]
@@ -71,7 +71,7 @@ class Recipe:
     @property
     def pipeline(self) -> str:
         """The passes as pipeline text."""
-        return ",".join(str(registry.spec(each.pass_)) for each in self.steps)
+        return ",".join(str(spec(each.pass_)) for each in self.steps)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:

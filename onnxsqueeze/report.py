@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass
 
 from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.plain import fields_of, plain
 
-__all__ = ["Cost", "Deviation", "Report", "StepReport", "plain"]
+__all__ = ["Cost", "Deviation", "Report", "StepReport"]
 
 
 @dataclass(frozen=True)
@@ -87,39 +86,10 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON values; infinities become "inf" and "-inf", NaN becomes null."""
-        return {"sqnr_db": plain(self.sqnr_db), **_fields(self)}
+        return {"sqnr_db": plain(self.sqnr_db), **fields_of(self)}
 
     def to_json(self) -> str:
         """Return the report as indented JSON text that ends with a newline."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         # A path may hold bytes that are no text; as \udc.. they are valid JSON, and the file valid UTF-8.
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _fields(value: object) -> dict[str, object]:
-    """Return the fields of a dataclass that take part in its equality; a site's ``work`` is not for the reader."""
-    return {each.name: plain(getattr(value, each.name)) for each in fields(value) if each.compare}  # type: ignore[arg-type]
-
-
-def plain(value: object) -> object:
-    """Return ``value`` as JSON values; infinities become "inf" and "-inf", NaN null, dataclasses mappings.
-
-    >>> plain({"sqnr_db": math.inf, "shape": (2, 3)})
-    {'sqnr_db': 'inf', 'shape': [2, 3]}
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if hasattr(value, "tolist"):  # NumPy's scalars and arrays
-        return plain(value.tolist())
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        number = float(value)
-        return number if math.isfinite(number) else None if math.isnan(number) else str(number)
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(each) for each in value]
-    if is_dataclass(value):
-        return _fields(value)
-    return str(value)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from onnxsqueeze import codec, foreign
-from onnxsqueeze.codec import Graph
+from onnxsqueeze.ir import foreign
+from onnxsqueeze.ir.decode import decode
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import save, serialized
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.recipe import Recipe
 from onnxsqueeze.report import Report
 
@@ -35,7 +38,7 @@ class Result:
     @property
     def model(self) -> onnx.ModelProto:
         """The squeezed model as a ModelProto in memory; external data of the source stays where it is."""
-        return codec.encode(self.graph)
+        return encode(self.graph)
 
     def to_ir(self) -> onnx_ir.Model:
         """Return the squeezed model as an onnx_ir.Model; ``program.model = result.to_ir()`` puts it into torch's.
@@ -46,7 +49,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to ``path``, whole or not at all."""
-        codec.save(self.graph, path)
+        save(self.graph, path)
 
     def _repr_html_(self) -> str:
         """Return the report with its picture, for a notebook."""
@@ -55,8 +58,8 @@ class Result:
         return notebook_cell(self.report, self.original, self.graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (codec.serialized(self.graph), self.graph.folder, self.report, self.recipe)
+        return _restored, (serialized(self.graph), self.graph.folder, self.report, self.recipe)
 
 
 def _restored(model: bytes, folder: Path | None, report: Report, recipe: Recipe) -> Result:
-    return Result(codec.decode(onnx.ModelProto.FromString(model), folder), report, recipe)
+    return Result(decode(onnx.ModelProto.FromString(model), folder), report, recipe)

@@ -9,9 +9,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.graph import Graph
+from onnxsqueeze.graph.constants import constant_value
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.pairs import LIMIT, excess, rows_of
-from onnxsqueeze.view import View, constant_value, key_of
 
 __all__ = ["Saturation", "saturating", "warning"]
 

@@ -73,7 +73,8 @@ def show(found: Sensitivity, console: Console) -> None:
     """Print the layers, the most sensitive first, with predicted and measured SQNR at every level."""
     from rich.text import Text
 
-    from onnxsqueeze.render import decibels, grid, line, printable
+    from onnxsqueeze.render import grid, line
+    from onnxsqueeze.words import decibels, printable
 
     line(console, f"{found.model}, {found.spec}", style="bold")
     line(console, found.verdict)

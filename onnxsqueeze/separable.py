@@ -12,8 +12,9 @@ from math import prod
 
 import numpy as np
 
+from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.factors import Candidate, Fitting, relative_error
-from onnxsqueeze.linear import Chain, Linear, Matrix
+from onnxsqueeze.linear import Chain, Linear
 from onnxsqueeze.speed import Shape
 
 __all__ = ["branches", "candidates", "depthwise", "outline", "pointwise", "recomposed"]

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.dtypes import pack
 from onnxsqueeze.errors import ModelError
-from onnxsqueeze.graph import Graph, subgraphs
-from onnxsqueeze.weights import Stored, Weight, peek
+from onnxsqueeze.graph.constants import constant_of
+from onnxsqueeze.ir.dtypes import pack
+from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.ir.weights import Stored, Weight, peek
 
-__all__ = ["Signatures", "constant_of", "operands"]
+__all__ = ["Signatures", "operands"]
 
 COMMUTATIVE = ("Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum")
 
@@ -150,22 +151,6 @@ class Signatures:
 
     def _number(self, content: Hashable) -> int:
         return self._ids.setdefault(content, len(self._ids))
-
-
-def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
-    """Return the constant behind a tensor: an initializer, or the value of a Constant node, maybe through Identity."""
-    node = None
-    while not isinstance(tensor, gs.Constant):
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or node.op not in ("Constant", "Identity") or node.domain not in (None, "", "ai.onnx"):
-            return None
-        if node.op == "Constant":
-            break
-        tensor = node.inputs[0]
-    else:
-        return tensor
-    value = node.attrs.get("value")
-    return value if isinstance(value, gs.Constant) else None
 
 
 def operands(node: gs.Node) -> list[gs.Tensor]:

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.linear import Matrix
+from onnxsqueeze.arrays import Matrix
 
 __all__ = ["Pattern", "Sparsifier", "masked"]
 

@@ -10,20 +10,23 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec, promises, registry
+from onnxsqueeze import promises
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
-from onnxsqueeze.cost import file_size, tensors
-from onnxsqueeze.edit import distinguish
 from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, SqueezeError, UsageError
-from onnxsqueeze.opset import raise_opset
+from onnxsqueeze.graph.edit import distinguish
+from onnxsqueeze.graph.opset import raise_opset
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import walk
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size, tensors
+from onnxsqueeze.options import spec
 from onnxsqueeze.report import StepReport
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.sweep import collect
 from onnxsqueeze.validate import Answers, answer, compare, worst
-from onnxsqueeze.view import View, walk
 
 __all__ = ["Run", "quantized", "refuse_quantized", "run_pass"]
 
@@ -91,7 +94,7 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
     before = _count(graph), file_size(graph)
     now = (_count(after), file_size(after)) if done else before
     report = StepReport(
-        spec=str(registry.spec(pass_)),
+        spec=str(spec(pass_)),
         implicit=implicit,
         done=tuple(done),
         skipped=tuple(skipped),
@@ -221,7 +224,7 @@ def _check(graph: Graph, given: Graph) -> None:
 
 def _objection(graph: Graph) -> str | None:
     """Return what ONNX's checker says against the graph, None if nothing."""
-    model = codec.encode(graph, skeleton=True)
+    model = encode(graph, skeleton=True)
     for tensor in tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:  # left out: the checker would look for the file
             tensor.ClearField("external_data")

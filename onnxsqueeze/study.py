@@ -13,20 +13,26 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxsqueeze import codec, feeds, registry
-from onnxsqueeze.codec import Graph
+from onnxsqueeze import registry
 from onnxsqueeze.contract import Level, Pass
 from onnxsqueeze.cost import macs
 from onnxsqueeze.errors import FeedError, UsageError
-from onnxsqueeze.feeds import Feeds
+from onnxsqueeze.feeds.reading import beside
+from onnxsqueeze.feeds.reading import read as read_feeds
+from onnxsqueeze.feeds.types import Feeds, inputs_of
+from onnxsqueeze.graph.opset import raise_opset
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.impact import SAMPLES, measure, worst_error
-from onnxsqueeze.opset import raise_opset
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.options import spec
 from onnxsqueeze.pipeline import squeeze
-from onnxsqueeze.render import decibels
-from onnxsqueeze.report import plain
+from onnxsqueeze.plain import plain
+from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.sweep import collect
-from onnxsqueeze.threads import one_blas_thread
-from onnxsqueeze.view import View, key_of
+from onnxsqueeze.words import decibels
 
 __all__ = ["LayerStudy", "Point", "Sensitivity", "sensitivity"]
 
@@ -179,7 +185,7 @@ def sensitivity(
     errors = _measured(graph, levels, used, int(MOST_WORK // (one * len(used))), progress)
     return Sensitivity(
         model="<memory>" if path is None else str(path),
-        spec=str(registry.spec(studied)),
+        spec=str(spec(studied)),
         feeds=f"{len(used)} of {len(data)} feeds, held out" if len(data) > 1 else "the only feed",
         levels=tuple(label for label, _ in Counter(level.label for level in levels).items()),
         layers=_layers(view, levels, errors),
@@ -198,13 +204,13 @@ def _has_levels(name: str) -> bool:
 
 
 def _data(model: str | os.PathLike[str] | onnx.ModelProto, path: Path | None, calibration: Any, **how: Any) -> Feeds:
-    inputs = feeds.inputs_of(codec.encode(codec.load(model), skeleton=True))
-    source = calibration if calibration is not None or path is None else feeds.beside(path)
+    inputs = inputs_of(encode(load(model), skeleton=True))
+    source = calibration if calibration is not None or path is None else beside(path)
     if source is None:
         raise FeedError(
             "a study of sensitivity runs the model: give calibration= a path or feeds, or 'random' for a first look"
         )
-    return feeds.read(source, inputs, model_path=path, **how)
+    return read_feeds(source, inputs, model_path=path, **how)
 
 
 def _prepared(
@@ -215,7 +221,7 @@ def _prepared(
     if studied.cleans_first and not any(pass_.cleans_first for pass_ in first):
         named = {pass_.name for pass_ in first}
         first += [registry.find(name)() for name in ("clean", "canonical") if name not in named]
-    graph = squeeze(model, first, data, validate="none", seed=seed).graph if first else codec.load(model)
+    graph = squeeze(model, first, data, validate="none", seed=seed).graph if first else load(model)
     return raise_opset(graph, studied.min_opset) if graph.opset < studied.min_opset else graph
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit
 from onnxsqueeze.accumulation import Accumulator
-from onnxsqueeze.calibration import MASK, SAMPLE, Statistics, stride
-from onnxsqueeze.codec import Graph
+from onnxsqueeze.arrays import MASK
+from onnxsqueeze.calibration import SAMPLE, Statistics, stride
 from onnxsqueeze.contract import Mean, Need, Range
-from onnxsqueeze.cost import activations
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.shapes.inferred import activations
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import Session
 
 __all__ = ["collect"]
 

@@ -11,11 +11,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec, feeds
-from onnxsqueeze.calibration import MASK
+from onnxsqueeze.arrays import MASK
 from onnxsqueeze.errors import FeedError
+from onnxsqueeze.feeds.reading import read as read_feeds
+from onnxsqueeze.feeds.types import inputs_of
+from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.report import Deviation
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.validate import Answers, compare
 
 if TYPE_CHECKING:
@@ -75,8 +77,8 @@ def trace(
     Raises FeedError when the feeds do not fit the first model, or the second does not take the same inputs.
     """
     a, b = match.a.graph, match.b.graph
-    data = feeds.read(
-        calibration, feeds.inputs_of(codec.encode(a, skeleton=True)), mean=mean, std=std, scale=scale, seed=seed,
+    data = read_feeds(
+        calibration, inputs_of(encode(a, skeleton=True)), mean=mean, std=std, scale=scale, seed=seed,
         model_path=None if a.file is None else a.file.path,
     )  # fmt: skip
     inputs = _renamed_inputs(match)
@@ -169,7 +171,7 @@ def _renamed_inputs(match: Match) -> dict[str, str]:
 
 def _exposing(graph: gs.Graph, tensors: Sequence[str]) -> Any:
     """Return the model with the tensors as further outputs."""
-    model = codec.encode(graph)
+    model = encode(graph)
     present = {output.name for output in model.graph.output}
     for name in dict.fromkeys(tensors):
         if name not in present:

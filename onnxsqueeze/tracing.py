@@ -11,31 +11,15 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.axes import Indices, Place
 from onnxsqueeze.axis_rules import rule_of
 from onnxsqueeze.channel_removal import Consequence
-from onnxsqueeze.graph import subgraphs
-from onnxsqueeze.operators import operator
-from onnxsqueeze.sizes import Sizes
-from onnxsqueeze.view import key_of
+from onnxsqueeze.graph.constants import source
+from onnxsqueeze.graph.shapes.known import Sizes
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import subgraphs
 
-__all__ = ["Component", "Ref", "source"]
+__all__ = ["Component", "Ref"]
 
 Ref = tuple[int, int]
 """An axis of a tensor: its identity and the position."""
-
-
-def source(tensor: gs.Tensor) -> tuple[gs.Constant, list[int]] | None:
-    """Return the constant behind Identity, Cast and Transpose, and its axis for each axis of the tensor."""
-    steps: list[gs.Node] = []
-    while not isinstance(tensor, gs.Constant):
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or operator(node) not in ("Identity", "Cast", "Transpose") or node in steps:
-            return None
-        steps.append(node)
-        tensor = node.inputs[0]
-    axes = list(range(len(tensor.shape)))
-    for node in reversed(steps):
-        if node.op == "Transpose":
-            axes = [axes[i] for i in node.attrs.get("perm") or list(range(len(axes)))[::-1]]
-    return tensor, axes
 
 
 class Component:

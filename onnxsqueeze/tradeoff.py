@@ -14,16 +14,18 @@ from onnxsqueeze.affine import Affine, Form
 from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.audit import audit
 from onnxsqueeze.bench import Bench
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.contract import Rewrite, Site, Skip
+from onnxsqueeze.contract import Site, Skip
 from onnxsqueeze.effects import effects
 from onnxsqueeze.explanation import explained, ranking
+from onnxsqueeze.graph.edit import Rewrite
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.impact import SAMPLES, Detour, Switchboard, impacts
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.planning import planned
 from onnxsqueeze.quantizable import Layers, weight_slots
 from onnxsqueeze.quantize import Work, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.run_time import RunTime, RunTimeLayer
-from onnxsqueeze.view import View, key_of
 
 __all__ = ["Search", "Settings"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsqueeze.calibration import MASK
-from onnxsqueeze.codec import Graph
+from onnxsqueeze.arrays import MASK
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.report import Deviation
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 
 __all__ = ["Answers", "answer", "compare", "worst"]
 

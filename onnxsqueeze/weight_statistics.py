@@ -10,10 +10,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.signature import constant_of
-from onnxsqueeze.weights import peek
+from onnxsqueeze.graph.constants import stored
+from onnxsqueeze.ir.weights import peek
 
-__all__ = ["WeightStatistics", "effective_rank", "statistics", "stored"]
+__all__ = ["WeightStatistics", "effective_rank", "statistics"]
 
 RANK_LIMIT = 4096
 """The effective rank of a matrix whose smaller side is longer is not computed: it would take minutes."""
@@ -94,18 +94,6 @@ def effective_rank(matrix: NDArray[np.float64]) -> float | None:
         return 0.0
     share = sigma[sigma > 1e-12 * sigma.max()] / total
     return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def stored(tensor: gs.Tensor) -> tuple[gs.Constant | None, gs.Constant | None, gs.Constant | None, int]:
-    """Return the constant behind a tensor, and scale, zero point and axis if it is dequantized on the way."""
-    constant = constant_of(tensor)
-    node = tensor.inputs[0] if constant is None and tensor.inputs else None
-    if node is None or node.op != "DequantizeLinear":
-        return constant, None, None, 0
-    scale = constant_of(node.inputs[1])
-    zero = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
-    known = scale is not None and not node.attrs.get("block_size", 0)
-    return (constant_of(node.inputs[0]) if known else None), scale, zero, int(node.attrs.get("axis", 1))
 
 
 def _dequantized(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxsqueeze.render import db
+from onnxsqueeze.words import db
 
 if TYPE_CHECKING:
     from onnxsqueeze.changes import Change, WeightChange

@@ -10,11 +10,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit, kernel_forms
+from onnxsqueeze import kernel_forms
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
-from onnxsqueeze.view import View, is_standard, key_of
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import is_standard, key_of
+from onnxsqueeze.ir.objects import Graph
 
 __all__ = ["Canonical"]
 

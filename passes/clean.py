@@ -10,14 +10,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import edit
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Pass, Site, Skip
 from onnxsqueeze.folding import fold
-from onnxsqueeze.graph import subgraphs
-from onnxsqueeze.view import View, is_standard, key_of
-from onnxsqueeze.weights import Weight
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import is_standard, key_of
+from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.ir.weights import Weight
 
 __all__ = ["Clean"]
 

@@ -10,11 +10,11 @@ from typing import ClassVar
 from onnxsqueeze import factorize, factors, refit, separable, speed
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Need, Pass, Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.problem import By, Problem, dense
-from onnxsqueeze.view import View
 
 __all__ = ["Depthwise"]
 

@@ -17,16 +17,17 @@ from onnxsqueeze.affine import Form, activation
 from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Level, Mean, Need, Pass, Range, Site, Skip
 from onnxsqueeze.factors import Fitting, relative_error
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear import Linear, covariance, describe, matrix
 from onnxsqueeze.planning import planned
 from onnxsqueeze.quantizable import LAYERS, Layers
 from onnxsqueeze.quantize import Work, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.run_time import RunTime
 from onnxsqueeze.tradeoff import Search, Settings
-from onnxsqueeze.view import View, key_of
 
 __all__ = ["Int8"]
 

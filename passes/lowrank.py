@@ -11,11 +11,11 @@ import numpy as np
 from onnxsqueeze import factorize, factors, refit
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.problem import By, Problem
-from onnxsqueeze.view import View
 
 __all__ = ["LowRank"]
 

@@ -10,19 +10,22 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from onnxsqueeze import edit, pruning, refit, repair
+from onnxsqueeze import pruning, refit, repair
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
-from onnxsqueeze.coupling import Coupling, Group, couple
+from onnxsqueeze.coupling import Coupling, couple
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.groups import Group
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear import Linear, describe
 from onnxsqueeze.problem import By
 from onnxsqueeze.pruning import Problem, Score
 from onnxsqueeze.reading import WIDEST, Indices
 from onnxsqueeze.refit import Kept
 from onnxsqueeze.repair import without
-from onnxsqueeze.view import View, key_of
 
 __all__ = ["Prune"]
 

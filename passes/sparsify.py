@@ -11,18 +11,20 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze import budget, edit, factorize
+from onnxsqueeze import budget, factorize
+from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.budget import Option
 from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
 from onnxsqueeze.factors import Fitting, relative_error
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
 from onnxsqueeze.impact import impacts
-from onnxsqueeze.linear import Linear, Matrix, covariance, matrix, rewrite
-from onnxsqueeze.render import amount
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear import Linear, covariance, matrix, rewrite
 from onnxsqueeze.sparse import Pattern, Sparsifier
-from onnxsqueeze.view import View
+from onnxsqueeze.words import amount
 
 __all__ = ["Sparsify"]
 

@@ -1,4 +1,4 @@
-"""Lets test files import the modules beside them, gives generated tests all the time, and builds one fresh venv."""
+"""Lets test files import the modules in models/, gives generated tests all the time, and builds one fresh venv."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "models"))
 settings.register_profile("project", deadline=None)  # a busy machine is no defect
 settings.load_profile("project")
 

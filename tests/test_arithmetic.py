@@ -15,19 +15,21 @@ from hypothesis import strategies as st
 from linear_models import Array, constant, correlated, model
 from onnx import helper
 
-from onnxsqueeze import codec, squeeze
+from onnxsqueeze import squeeze
 from onnxsqueeze.affine import Form
 from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.calibration import Histogram, Statistics
 from onnxsqueeze.contract import Need, Range
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import Layers
 from onnxsqueeze.quantize import Work
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.sweep import collect
 from onnxsqueeze.validate import compare, worst
-from onnxsqueeze.view import View, key_of
 
 PLAIN = Form()
 SHAPE: list[Any] = [1, 32, 8, 8]
@@ -36,15 +38,15 @@ OPERATORS = ("Conv", "Conv+Relu", "Add", "Mul", "MaxPool", "Sigmoid", "Transpose
 
 
 def arithmetic(proto: onnx.ModelProto, stats: Statistics, form: Form = PLAIN) -> Arithmetic:
-    return Arithmetic(Layers(View(codec.load(proto))), stats, form, Kept())
+    return Arithmetic(Layers(View(load(proto))), stats, form, Kept())
 
 
 def needs(proto: onnx.ModelProto) -> list[Need]:
-    return list(Int8().needs(View(codec.load(proto))))
+    return list(Int8().needs(View(load(proto))))
 
 
 def measured(proto: onnx.ModelProto, feeds: list[dict[str, Array]]) -> Statistics:
-    return collect(codec.load(proto), needs(proto), feeds)
+    return collect(load(proto), needs(proto), feeds)
 
 
 def histogram(values: Array, elements: int = 0) -> Histogram:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from onnxsqueeze import squeeze
 from onnxsqueeze.result import Result
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 
 Floats = NDArray[np.floating]
 SIZE = 9

@@ -274,7 +274,7 @@ def test_an_interrupt_after_the_work_says_what_was_written(engine: Engine, monke
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "write_report", interrupt)
+    monkeypatch.setattr("onnxsqueeze.cli.write_report", interrupt)
 
     assert failure("model.onnx", "-p", "int8", "--report", "r.json") == (
         130,

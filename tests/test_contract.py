@@ -13,13 +13,17 @@ import onnxruntime as ort
 import pytest
 from small_models import MODELS, Feed, feeds
 
-from onnxsqueeze import bench, codec, pipeline, registry, squeeze
+from onnxsqueeze import registry, squeeze
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.contract import Site
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.options import spec
 from onnxsqueeze.result import Result
-from onnxsqueeze.runtime import Latency
+from onnxsqueeze.runtime.timing import Latency
 from onnxsqueeze.sweep import collect
-from onnxsqueeze.view import View, key_of
 
 FLOORS = {"clean": 80.0, "canonical": 80.0, "int8": 25.0, "sparsify": 3.0}
 """SQNR in dB under which no model may fall, with half of random weights gone for sparsify; passes that choose their own
@@ -33,8 +37,8 @@ each_pass = pytest.mark.parametrize("pass_", registry.names())
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decisions that depend on measured time are taken as if nothing changed it."""
-    monkeypatch.setattr(pipeline, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
-    monkeypatch.setattr(bench, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.pipeline.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
 
 
 @cache
@@ -75,14 +79,14 @@ def check_result(result: Result, model: onnx.ModelProto, run_on: list[Feed]) -> 
 @each_pass
 def test_a_plan_changes_nothing_and_names_nodes_that_are_there(pass_: str, name: str) -> None:
     model = given(name, pass_)
-    graph, chosen = codec.load(model), registry.find(pass_)()
+    graph, chosen = load(model), registry.find(pass_)()
     statistics = collect(graph, chosen.needs(View(graph)), feeds_of(name))
 
     for known in (Statistics(), statistics):
         plan = list(chosen.plan(View(graph), known))
 
         sites = [entry.key for entry in plan if isinstance(entry, Site)]
-        assert codec.encode(graph).SerializeToString() == model.SerializeToString()
+        assert encode(graph).SerializeToString() == model.SerializeToString()
         assert len(sites) == len(set(sites)) or View(graph).ambiguous
         assert {entry.key for entry in plan} <= {key_of(node) for node in View(graph).nodes}
 
@@ -115,14 +119,14 @@ def test_a_pass_works_without_feeds(pass_: str, name: str) -> None:
 def test_the_text_of_a_pass_builds_it_again(pass_: str) -> None:
     chosen = registry.find(pass_)()
 
-    assert registry.build(str(registry.spec(chosen))) == (chosen,)
+    assert registry.build(str(spec(chosen))) == (chosen,)
 
 
 @each_pass
 def test_every_pass_finds_something_to_do_somewhere(pass_: str) -> None:
     done = 0
     for name in MODELS:
-        graph = codec.load(given(name, pass_))
+        graph = load(given(name, pass_))
         chosen = registry.find(pass_)()
         statistics = collect(graph, chosen.needs(View(graph)), feeds_of(name))
         done += sum(isinstance(entry, Site) for entry in chosen.plan(View(graph), statistics))
@@ -135,7 +139,7 @@ def test_a_run_gives_the_same_bytes_in_every_process() -> None:
 import hashlib
 from small_models import MODELS, feeds
 from onnxsqueeze import pipeline, bench, squeeze
-from onnxsqueeze.runtime import Latency
+from onnxsqueeze.runtime.timing import Latency
 pipeline.latency = bench.latency = lambda *_: Latency((1.0, 1.0), 1.0, 1.0)
 for name in ("conv_bn_relu", "attention", "branches", "opset_11"):
     model = MODELS[name]()
@@ -147,7 +151,7 @@ for name in ("conv_bn_relu", "attention", "branches", "opset_11"):
     for seed in ("1", "2"):
         environment = os.environ | {
             "PYTHONHASHSEED": seed,
-            "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+            "PYTHONPATH": os.pathsep.join([str(here / "models"), str(here.parent)]),
         }
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True

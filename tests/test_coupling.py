@@ -13,13 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_models import MODELS, Feed, feeds, parse
 
-from onnxsqueeze import codec, edit, squeeze
+from onnxsqueeze import squeeze
 from onnxsqueeze.channel_removal import Consequence, disagreement, masked
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.coupling import Coupling, Group, couple
+from onnxsqueeze.coupling import Coupling, couple
 from onnxsqueeze.errors import PassError
-from onnxsqueeze.runtime import Session
-from onnxsqueeze.view import View
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.groups import Group
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import Session
 
 SHIPPED = Path(__file__).parents[1] / "models"
 TOLERANCE = 1e-4
@@ -32,7 +36,7 @@ Removals = dict[Group, list[int]]
 
 
 def coupled(model: onnx.ModelProto) -> tuple[Graph, Coupling]:
-    graph = codec.load(model)
+    graph = load(model)
     return graph, couple(View(graph))
 
 
@@ -497,25 +501,25 @@ def test_any_units_leave_any_graph_as_if_nothing_read_them(
     }
     smaller = without(graph, coupling, removals)
 
-    onnx.checker.check_model(codec.encode(smaller), full_check=True)
+    onnx.checker.check_model(encode(smaller), full_check=True)
     assert disagreement(graph, coupling.remove, removals, [{"x": IMAGE}]) < TOLERANCE
 
 
 def test_a_masked_graph_has_zero_columns_for_what_is_masked_and_the_original_stays() -> None:
     graph, coupling = coupled(MODELS["conv_bn_relu"]())
     group = coupling.groups[0]
-    before = codec.encode(graph)
+    before = encode(graph)
     weight = View(masked(graph, {group: [1, 3]})).graph.tensors()["w2"].values
 
     assert np.flatnonzero(~weight.any((0, 2, 3))).tolist() == [1, 3]
-    assert codec.encode(graph) == before
+    assert encode(graph) == before
 
 
 def test_groups_leave_one_after_the_other_in_any_order_and_in_several_steps() -> None:
     graph, coupling = coupled(build(["split", "convolution", "concat", "attention", "gate", "concat"], 7, True))
     removals = quarter(coupling)
-    once = codec.encode(without(graph, coupling, removals))
-    backwards = codec.encode(without(graph, coupling, dict(reversed(removals.items()))))
+    once = encode(without(graph, coupling, removals))
+    backwards = encode(without(graph, coupling, dict(reversed(removals.items()))))
     smaller = edit.duplicate(graph)
     for group, units in removals.items():
         for unit in units:
@@ -523,7 +527,7 @@ def test_groups_leave_one_after_the_other_in_any_order_and_in_several_steps() ->
     edit.tidy(smaller)
 
     assert backwards == once
-    assert codec.encode(smaller) == once
+    assert encode(smaller) == once
 
 
 def test_a_shape_that_several_layers_read_is_changed_for_the_one_that_lost_channels() -> None:
@@ -590,7 +594,7 @@ def test_weights_and_biases_that_were_replaced_or_added_meanwhile_follow() -> No
 
 def test_the_last_unit_a_blocked_group_and_units_that_are_not_there_are_refused() -> None:
     graph, coupling = coupled(MODELS["mlp"]())
-    before = codec.encode(graph)
+    before = encode(graph)
 
     with pytest.raises(PassError, match="must keep at least one of its 64 units"):
         coupling.remove(graph, coupling.groups[0], range(64))
@@ -598,7 +602,7 @@ def test_the_last_unit_a_blocked_group_and_units_that_are_not_there_are_refused(
         coupling.remove(graph, coupling.groups[-1], [0])
     with pytest.raises(PassError, match="has 64 units"):
         coupling.remove(graph, coupling.groups[0], [64])
-    assert codec.encode(graph) == before
+    assert encode(graph) == before
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

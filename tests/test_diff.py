@@ -15,10 +15,13 @@ import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
-from onnxsqueeze import cli, codec, squeeze
+from onnxsqueeze import cli, squeeze
 from onnxsqueeze.difference import GraphDiff, diff
 from onnxsqueeze.errors import FeedError, ModelError
-from onnxsqueeze.view import View, key_of
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
 
 MODELS = Path(__file__).parents[1] / "models"
 SHIPPED = ("cnn", "dwcnn", "mlp", "resnet")
@@ -124,7 +127,7 @@ def test_weights_are_compared_by_bytes_not_by_how_they_are_stored() -> None:
 
 def test_a_constant_node_and_an_initializer_of_one_value_mean_the_same_to_their_readers() -> None:
     before = text("(float[2] x) => (float[2] y) { c = Constant<value = float[2] {1, 2}>() y = Add(x, c) }")
-    after = codec.encode(squeeze(before, "clean").graph)
+    after = encode(squeeze(before, "clean").graph)
 
     assert told(diff(before, after)) == [("removed", ["Constant"], [])]
 
@@ -192,7 +195,7 @@ def test_the_diff_of_clean_lists_what_clean_reports(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_diff_of_lowrank_lists_what_lowrank_reports(name: str) -> None:
-    cleaned = codec.encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
+    cleaned = encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
     result = squeeze(cleaned, "lowrank{ratio=0.4}", validate="none")
 
     found = diff(cleaned, result.graph)
@@ -208,7 +211,7 @@ def test_the_diff_of_lowrank_lists_what_lowrank_reports(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_diff_of_prune_lists_what_prune_reports(name: str) -> None:
-    cleaned = codec.encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
+    cleaned = encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
     result = squeeze(cleaned, "prune{ratio=0.6}", validate="none")
 
     found = diff(cleaned, result.graph)
@@ -226,14 +229,14 @@ def test_the_diff_of_prune_lists_what_prune_reports(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_diff_of_int8_lists_what_int8_reports(name: str) -> None:
-    cleaned = codec.encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
+    cleaned = encode(squeeze(MODELS / f"{name}.onnx", "clean,canonical", validate="none").graph)
     result = squeeze(cleaned, "int8", MODELS / f"{name}.calib.npz", validate="none")
 
     found = diff(cleaned, result.graph)
 
     (step,) = (step for step in result.report.steps if step.spec.startswith("int8"))
     layers = {site.key for site in step.done if site.action != "integer"}
-    nodes = {key_of(node): node for node in View(codec.load(cleaned)).nodes}
+    nodes = {key_of(node): node for node in View(load(cleaned)).nodes}
     quantized = {
         node.key
         for change in found.changes

@@ -15,8 +15,8 @@ import pytest
 from small_models import MODELS, feeds
 
 import onnxsqueeze
-from onnxsqueeze import Result, UsageError, bench, squeeze
-from onnxsqueeze.runtime import Latency
+from onnxsqueeze import Result, UsageError, squeeze
+from onnxsqueeze.runtime.timing import Latency
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def conv() -> onnx.ModelProto:
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
 
 
 def bytes_of(result: Result) -> bytes:
@@ -75,8 +75,8 @@ def test_a_model_in_memory_is_squeezed_without_temporary_files(
 
     for name in ("mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile", "TemporaryFile"):
         monkeypatch.setattr(tempfile, name, refuse)
-    monkeypatch.setattr("onnxsqueeze.runtime.TemporaryDirectory", refuse)
-    monkeypatch.setattr("onnxsqueeze.runtime.IN_MEMORY", 0)
+    monkeypatch.setattr("onnxsqueeze.runtime.session.TemporaryDirectory", refuse)
+    monkeypatch.setattr("onnxsqueeze.runtime.session.IN_MEMORY", 0)
     result = squeeze(conv, "lowrank,int8", feeds(conv))
 
     assert result.report.after.bytes < result.report.before.bytes

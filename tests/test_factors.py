@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from linear_models import Array, conv_model
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec, factors, linear, separable
+from onnxsqueeze import factors, linear, separable
 from onnxsqueeze.contract import Gram
 from onnxsqueeze.factors import Candidate, Fitting
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.ir.decode import decode
+from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.linear import Linear, describe, matrix
-from onnxsqueeze.view import View
 
 
 def fitting(outputs: int, channels: int, kernel: tuple[int, ...], rows: int = 0, seed: int = 0) -> Fitting:
@@ -59,21 +61,21 @@ def test_every_form_at_full_rank_answers_as_the_convolution_does(conv: dict[str,
     bias = rng.normal(size=5) if conv["bias"] else None
     proto = conv_model(rng.normal(size=(5, 4, *kernel)), [9] * len(kernel), bias, **attrs)
     feed = {"x": rng.normal(size=(1, 4, *[9] * len(kernel))).astype(np.float32)}
-    graph = codec.decode(proto)
-    expected = run(codec.encode(graph), feed)
+    graph = decode(proto)
+    expected = run(encode(graph), feed)
     layer = describe(View(graph), graph.nodes[0])
     assert isinstance(layer, Linear)
     whole = Fitting(layer, matrix(View(graph), graph.nodes[0]))
     full = max(prod(kernel), 5, layer.columns)
     found = [*factors.candidates(whole, rank=full), *separable.candidates(whole, rank=full)]
     for candidate in found:
-        made = codec.decode(proto)
+        made = decode(proto)
         compose = separable.branches if candidate.form in separable.FORMS else factors.compose
         branches, weight = compose(whole, candidate)
         linear.rewrite(made, ["y"], (), [branches], [np.zeros(5)], "test")
 
         np.testing.assert_allclose(weight, whole.weight, atol=1e-6)
-        answer = run(codec.encode(made), feed)
+        answer = run(encode(made), feed)
         assert np.abs(answer - expected).max() <= 1e-4 * np.abs(expected).max(), candidate
 
 

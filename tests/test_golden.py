@@ -15,7 +15,7 @@ SLACK = 0.5
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("pass_", PASSES)
 def test_no_pass_makes_less_of_a_model_that_ships_than_it_did(model: str, pass_: str) -> None:
-    """``python tests/golden.py`` writes the figures of a change that is meant."""
+    """``python tests/models/golden.py`` writes the figures of a change that is meant."""
     before, now = GOLDEN[model][pass_], figures(model, pass_)
     old, new = (EXACT if each["sqnr_db"] is None else float(each["sqnr_db"]) for each in (before, now))
 

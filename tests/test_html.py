@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from counted_calls import calls
 from onnx import helper, numpy_helper
 
-from onnxsqueeze import cli, codec, diff, inspect_model, squeeze
+from onnxsqueeze import cli, diff, inspect_model, squeeze
 from onnxsqueeze.html import diff_page, inspection_page, report_page
+from onnxsqueeze.ir.files import load
 from onnxsqueeze.picture import BOXES, Picture, pictures
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -28,13 +29,13 @@ BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 @pytest.fixture(scope="module")
 def page() -> str:
     result = squeeze(MODEL, "int8", few())
-    original = codec.load(MODEL)
+    original = load(MODEL)
     return report_page(result.report, original, result.graph, "onnxsqueeze -p int8")
 
 
 @pytest.fixture(scope="module")
 def differing() -> str:
-    a, b = codec.load(MODEL), squeeze(MODEL, "int8", few(), validate="none").graph
+    a, b = load(MODEL), squeeze(MODEL, "int8", few(), validate="none").graph
     return diff_page(diff(a, b, few()), a, b, "onnxsqueeze diff")
 
 
@@ -66,7 +67,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
         node.input[:] = [evil + name if name.endswith("output_0") else name for name in node.input]
         node.output[:] = [evil + name if name.endswith("output_0") else name for name in node.output]
     del model.graph.value_info[:]
-    a, b = codec.load(model), squeeze(model, "int8", validate="none").graph
+    a, b = load(model), squeeze(model, "int8", validate="none").graph
 
     text = diff_page(diff(a, b), a, b, evil)
 
@@ -85,7 +86,7 @@ def test_the_data_of_the_picture_names_every_node_and_every_change(page: str) ->
 
 def test_unchanged_nodes_share_boxes_and_no_cycle_arises() -> None:
     for one, two in (("resnet", "int8"), ("dwcnn", "clean"), ("dwcnn", "int8")):
-        a = codec.load(MODELS / f"{one}.onnx")
+        a = load(MODELS / f"{one}.onnx")
         b = squeeze(MODELS / f"{one}.onnx", two, validate="none").graph
 
         for picture in pictures(a, b, diff(a, b)):
@@ -99,7 +100,7 @@ def test_a_graph_of_5000_nodes_becomes_a_picture_of_few_boxes() -> None:
     for i in range(0, 1250, 3):
         tensor = after.graph.initializer[i]
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 2, tensor.name))
-    a, b = codec.load(before), codec.load(after)
+    a, b = load(before), load(after)
 
     found: list[Picture] = []
     made = calls(lambda: found.extend(pictures(a, b, diff(a, b))))
@@ -113,7 +114,7 @@ def test_a_graph_of_5000_nodes_becomes_a_picture_of_few_boxes() -> None:
 def test_a_run_without_a_result_has_a_page_without_a_picture() -> None:
     result = squeeze(MODELS / "mlp.onnx", "int8", validate="none")
 
-    text = report_page(result.report, codec.load(MODELS / "mlp.onnx"), None, "")
+    text = report_page(result.report, load(MODELS / "mlp.onnx"), None, "")
 
     assert "What changed" not in text
     assert "file size" in text
@@ -121,7 +122,7 @@ def test_a_run_without_a_result_has_a_page_without_a_picture() -> None:
 
 def test_histograms_and_curves_are_drawn_where_sites_carry_them() -> None:
     result = squeeze(MODELS / "mlp.onnx", "int8", validate="none")
-    original = codec.load(MODELS / "mlp.onnx")
+    original = load(MODELS / "mlp.onnx")
     step = result.report.steps[-1]
     detail: dict[str, object] = {
         "histogram": {"low": -1.0, "high": 3.0, "counts": [1, 5, 2, 0]},
@@ -144,7 +145,7 @@ def test_the_error_over_what_a_pass_may_take_is_drawn_with_its_choice(pipeline: 
     result = squeeze(MODEL, pipeline, validate="none")
     sites = result.report.steps[-1].done
 
-    found = Elements(report_page(result.report, codec.load(MODEL), result.graph, ""))
+    found = Elements(report_page(result.report, load(MODEL), result.graph, ""))
 
     assert found.classes.count("curve") == found.classes.count("mark") == len(sites) > 1
     for site in sites:
@@ -160,7 +161,7 @@ def test_two_passes_at_one_layer_both_stand_in_the_report() -> None:
     result = squeeze(MODEL, "prune{ratio=0.6},int8", few(), validate="none")
     pruned = {site.key: site for step in result.report.steps if "prune" in step.spec for site in step.done}
 
-    text = report_page(result.report, codec.load(MODEL), result.graph, "")
+    text = report_page(result.report, load(MODEL), result.graph, "")
 
     sides = json.loads(re.search(r'id="graphs">(.*?)</script>', text, re.S).group(1))["sides"]  # type: ignore[union-attr]
     told = {

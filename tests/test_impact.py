@@ -10,11 +10,14 @@ import pytest
 from linear_models import constant, correlated, model
 from onnx import TensorProto, helper
 
-from onnxsqueeze import codec, edit, qdq
+from onnxsqueeze import qdq
 from onnxsqueeze.affine import Affine
-from onnxsqueeze.codec import Graph
+from onnxsqueeze.graph import edit
 from onnxsqueeze.impact import Detour, Switchboard, _total_error, impacts, measure, worst_error
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.validate import Answers, answer, compare, worst
 
 Rewrite = Callable[[Graph, str], None]
@@ -48,7 +51,7 @@ REWRITES: dict[str, list[Rewrite]] = {"a": [coarser(0.1), coarser(0.02)], "c": [
 
 
 def test_one_session_measures_what_variants_measure_one_by_one() -> None:
-    graph = codec.load(net())
+    graph = load(net())
     feeds = correlated(3, (6, 8, 8))
     found = impacts(graph, feeds, REWRITES)
     expected = answer(graph, None, feeds)
@@ -64,15 +67,15 @@ def test_one_session_measures_what_variants_measure_one_by_one() -> None:
 
 
 def test_the_graph_is_left_as_it_was() -> None:
-    graph = codec.load(net())
-    before = codec.encode(graph).SerializeToString()
+    graph = load(net())
+    before = encode(graph).SerializeToString()
     impacts(graph, correlated(1, (6, 8, 8)), REWRITES)
 
-    assert codec.encode(graph).SerializeToString() == before
+    assert encode(graph).SerializeToString() == before
 
 
 def test_a_big_batch_is_measured_on_its_first_two_samples() -> None:
-    graph = codec.load(net())
+    graph = load(net())
     batch = [{"x": np.concatenate([f["x"] for f in correlated(6, (6, 8, 8))])}]
     first = [{"x": batch[0]["x"][:2]}]
 
@@ -84,14 +87,14 @@ def test_a_rewrite_that_yields_nan_counts_as_infinite_error() -> None:
         node, _ = edit.find(graph, key)
         node.inputs[1] = edit.constant(graph, "broken", np.full_like(node.inputs[1].values, np.nan))
 
-    found = impacts(codec.load(net()), correlated(1, (6, 8, 8)), {"c": [broken], "a": [coarser(0.1)]})
+    found = impacts(load(net()), correlated(1, (6, 8, 8)), {"c": [broken], "a": [coarser(0.1)]})
 
     assert found["c"] == [float("inf")]
 
 
 def test_progress_counts_the_layers() -> None:
     seen: list[tuple[str, int, int]] = []
-    impacts(codec.load(net()), correlated(1, (6, 8, 8)), REWRITES, lambda *step: seen.append(step))
+    impacts(load(net()), correlated(1, (6, 8, 8)), REWRITES, lambda *step: seen.append(step))
 
     assert [step[1:] for step in seen] == [(0, 3), (1, 3), (2, 3)]
 
@@ -145,7 +148,7 @@ def same(one: Answers, two: Answers) -> bool:
 def test_a_detour_that_is_switched_on_does_what_applying_it_does(tensor: str, kind: str) -> None:
     """``x`` is an input, ``b`` has several readers, ``c`` is read and an output; before opset 9 there is no Where."""
     proto = with_a_branch() if kind == "branch" else net()
-    graph = codec.load(proto)
+    graph = load(proto)
     detour = ROUND
     if kind == "old":  # nor is there QuantizeLinear
         graph.opset = 8
@@ -160,7 +163,7 @@ def test_a_detour_that_is_switched_on_does_what_applying_it_does(tensor: str, ki
 
 
 def test_detours_and_rewrites_are_switched_together_and_one_by_one() -> None:
-    graph = codec.load(with_a_branch())
+    graph = load(with_a_branch())
     variants: list[dict[str, Rewrite | Detour]] = [
         {"x": ROUND},
         {"a": coarser(0.0937), "b": ROUND},
@@ -189,7 +192,7 @@ def test_several_detours_of_one_tensor_can_be_compared() -> None:
         return Detour(through)
 
     detours = [{"b": times(factor)} for factor in (1.2, 1.1, 1.05)]
-    graph = codec.load(net())
+    graph = load(net())
     board = Switchboard(graph, detours, FEEDS)
     found = [worst_error(board.expected, board.answers((i,))) for i in range(3)]
 
@@ -202,7 +205,7 @@ def test_several_detours_of_one_tensor_can_be_compared() -> None:
 def test_an_input_that_is_an_output_as_well_is_changed_for_its_readers_only() -> None:
     proto = net()
     proto.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6, 8, 8]))
-    graph = codec.load(proto)
+    graph = load(proto)
     board = Switchboard(graph, [{"x": ROUND}], FEEDS)
     found = board.answers((0,))
 
@@ -212,16 +215,16 @@ def test_an_input_that_is_an_output_as_well_is_changed_for_its_readers_only() ->
 
 
 def test_a_switchboard_leaves_the_graph_as_it_was() -> None:
-    graph = codec.load(with_a_branch())
-    before = codec.encode(graph).SerializeToString()
+    graph = load(with_a_branch())
+    before = encode(graph).SerializeToString()
     Switchboard(graph, [{"b": ROUND}, {"c": ROUND}], FEEDS).answers((0, 1))
 
-    assert codec.encode(graph).SerializeToString() == before
+    assert encode(graph).SerializeToString() == before
 
 
 def test_a_switchboard_answers_on_the_first_samples_only_if_it_is_told_so() -> None:
     batch = [{"x": np.concatenate([f["x"] for f in correlated(4, (6, 8, 8))])}]
-    graph = codec.load(net())
+    graph = load(net())
     whole, cut = (Switchboard(graph, [{"b": ROUND}], batch, samples) for samples in (None, 2))
 
     assert [len(np.asarray(b.answers((0,))[0]["y"])) for b in (whole, cut)] == [4, 2]
@@ -233,13 +236,13 @@ def test_a_node_with_a_body_is_not_copied() -> None:
     )
     nodes = [helper.make_node("If", ["c"], ["v"], then_branch=body, else_branch=body),
              helper.make_node("Mul", ["x", "v"], ["y"])]  # fmt: skip
-    graph = codec.load(model(nodes, [constant("w", np.ones(3))], {"x": [2, 3]}, {"y": [2, 3]}))
+    graph = load(model(nodes, [constant("w", np.ones(3))], {"x": [2, 3]}, {"y": [2, 3]}))
     condition = onnx.helper.make_tensor_value_info("c", TensorProto.BOOL, [])
-    proto = codec.encode(graph)
+    proto = encode(graph)
     proto.graph.input.append(condition)
     feed = {"x": np.ones((2, 3), np.float32), "c": np.array(True)}
 
-    assert measure(codec.load(proto), [{"v": lambda graph, key: None}], [feed], worst_error) == [None]
+    assert measure(load(proto), [{"v": lambda graph, key: None}], [feed], worst_error) == [None]
 
 
 def test_a_rewrite_that_makes_nan_or_infinity_is_the_worst_there_is() -> None:
@@ -253,5 +256,5 @@ def test_a_rewrite_that_makes_nan_or_infinity_is_the_worst_there_is() -> None:
 
     for value in (float("nan"), float("inf")):
         rewrite = {"h": partial(broken, value)}
-        assert measure(codec.load(proto), [rewrite], [feed], _total_error) == [float("inf")]
-        assert measure(codec.load(proto), [rewrite], [feed], worst_error) == [float("inf")]
+        assert measure(load(proto), [rewrite], [feed], _total_error) == [float("inf")]
+        assert measure(load(proto), [rewrite], [feed], worst_error) == [float("inf")]

@@ -10,11 +10,12 @@ import pytest
 from linear_models import Array, constant, conv_model, correlated, model
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsqueeze import codec, squeeze
+from onnxsqueeze import squeeze
 from onnxsqueeze.errors import UsageError
+from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.result import Result
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.validate import compare, worst
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -447,7 +448,7 @@ def test_the_report_names_every_layer_once() -> None:
     assert len(keys) == len(set(keys))
     assert {"c1", "c2", "y"} <= set(keys)
     assert not math.isnan(result.report.sqnr_db or 0.0)
-    assert codec.encode(result.graph).graph.node
+    assert encode(result.graph).graph.node
 
 
 def test_weights_that_are_only_stored_get_16_bits_where_8_harm_most() -> None:

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from onnxsqueeze import squeeze
 from onnxsqueeze.errors import UsageError
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.validate import compare, worst
 
 Feeds = list[dict[str, Array]]

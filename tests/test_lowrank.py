@@ -14,7 +14,7 @@ from onnxsqueeze import squeeze
 from onnxsqueeze.contract import Site
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.passes.lowrank import LowRank
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 
 
 def two_convs(seed: int = 0, channels: int = 48, size: int = 12) -> onnx.ModelProto:

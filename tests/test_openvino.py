@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.validate import compare, worst
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: .ci/openvino runs these tests with it")

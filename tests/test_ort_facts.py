@@ -13,10 +13,13 @@ from linear_models import constant
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsqueeze import codec, edit, qdq
+from onnxsqueeze import qdq
 from onnxsqueeze.affine import Affine, fixed
 from onnxsqueeze.errors import ModelError
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.runtime.session import Session
 
 Floats = NDArray[np.floating]
 RUNTIME = tuple(map(int, ort.__version__.split(".")[:2]))
@@ -527,11 +530,11 @@ def test_a_gate_of_two_scales_survives_with_its_numbers(alpha: float, beta: floa
     gate = net.add("HardSigmoid", x, alpha=alpha, beta=beta)
     y = net.qdq(net.add("Mul", x, gate), 0.03, 20)
     model = net.proto(y)
-    graph = codec.load(model)
+    graph = load(model)
     node = next(n for n in graph.nodes if n.op == "HardSigmoid")
     qdq.gate(graph, node, Affine(0.04, 128))
     edit.tidy(graph)
-    ops = optimized(codec.encode(graph), tmp_path)
+    ops = optimized(encode(graph), tmp_path)
     feed = {"x": net.x() * 4}
     exact = np.asarray(Session(model, optimize="none").run(feed)[y])
     one, two = (np.asarray(Session(graph, optimize=level).run(feed)[y]) for level in ("all", "none"))
@@ -651,11 +654,11 @@ def test_run_time_quantization_becomes_one_node(with_bias: bool, shape: list[int
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants,
     )  # fmt: skip
-    graph = codec.load(helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    graph = load(helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     qdq.dynamic(graph, graph, graph.nodes[0], None)
     edit.tidy(graph)
 
-    assert optimized(codec.encode(graph), tmp_path) == {"DynamicQuantizeMatMul": 1}
+    assert optimized(encode(graph), tmp_path) == {"DynamicQuantizeMatMul": 1}
 
 
 @pytest.mark.parametrize(("op", "fused"), [("Add", 1), ("Sum", 0)])

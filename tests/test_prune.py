@@ -9,13 +9,16 @@ from linear_models import Array, constant, correlated, model
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxsqueeze import codec, coupling, squeeze
+from onnxsqueeze import coupling, squeeze
 from onnxsqueeze.errors import UsageError
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.groups import Group
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.prune import Prune
 from onnxsqueeze.result import Result
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.sweep import collect
-from onnxsqueeze.view import View
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -125,7 +128,7 @@ def test_without_feeds_the_norm_decides_and_the_model_still_runs() -> None:
 
 
 def test_levels_mask_what_pruning_removes() -> None:
-    graph = codec.load(bottleneck(spare=0))
+    graph = load(bottleneck(spare=0))
     feeds, pass_ = correlated(8, (8, 10, 10)), Prune(round_to=1)
     stats = collect(graph, pass_.needs(View(graph)), feeds)
 
@@ -136,7 +139,7 @@ def test_levels_mask_what_pruning_removes() -> None:
     assert errors == sorted(errors, key=lambda error: error or 0)
     copy = graph.copy()
     levels[1].rewrites["y"](copy, "y")
-    masked, whole = (np.asarray(Session(codec.encode(g)).run(feeds[0])["y"], np.float64) for g in (copy, graph))
+    masked, whole = (np.asarray(Session(encode(g)).run(feeds[0])["y"], np.float64) for g in (copy, graph))
     assert errors[1] is not None
     variance = whole.var(axis=(0, 2, 3)).sum()
     assert 0.3 * errors[1] < ((masked - whole) ** 2).mean(axis=(0, 2, 3)).sum() / variance < 3 * errors[1]
@@ -207,7 +210,7 @@ def test_a_removal_that_is_not_the_same_as_masking_is_left_out_and_called_a_defe
 ) -> None:
     right = coupling.Coupling.remove
 
-    def wrong(self: coupling.Coupling, graph: object, group: coupling.Group, units: list[int]) -> None:
+    def wrong(self: coupling.Coupling, graph: object, group: Group, units: list[int]) -> None:
         right(self, graph, group, [(unit + 1) % group.size for unit in units])  # type: ignore[arg-type]
 
     monkeypatch.setattr(coupling.Coupling, "remove", wrong)

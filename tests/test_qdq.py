@@ -11,10 +11,13 @@ from linear_models import constant, model
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxsqueeze import codec, edit, qdq
+from onnxsqueeze import qdq
 from onnxsqueeze.affine import Affine
-from onnxsqueeze.codec import Graph
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.smooth import Smoothing
 
 Floats = NDArray[np.floating]
@@ -31,7 +34,7 @@ def one(op: str, weight: Floats, shape: list[int], **attrs: object) -> Graph:
     del proto.graph.output[0].type.tensor_type.shape.dim[:]
     for i in range(rank if op != "Add" else len(weight.shape)):
         proto.graph.output[0].type.tensor_type.shape.dim.add().dim_param = f"d{i}"
-    return codec.load(proto)
+    return load(proto)
 
 
 def gather(table: Floats, readers: int = 1) -> Graph:
@@ -39,7 +42,7 @@ def gather(table: Floats, readers: int = 1) -> Graph:
     inputs = [helper.make_tensor_value_info("x", TensorProto.INT64, [3])]
     outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, None) for i in range(readers)]
     graph = helper.make_graph(nodes, "g", inputs, outputs, [constant("w", table)])
-    return codec.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 def store(graph: Graph, slot: int) -> Graph:
@@ -49,7 +52,7 @@ def store(graph: Graph, slot: int) -> Graph:
 
 
 def size(graph: Graph) -> int:
-    return len(codec.encode(graph).SerializeToString())
+    return len(encode(graph).SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_a_gemm_that_quantizes_at_run_time_keeps_a_bias_of_any_shape(bias: tuple
     rng = np.random.default_rng(0)
     weight, c = rng.normal(size=(32, 64)), rng.normal(size=bias)
     node = helper.make_node("Gemm", ["x", "w", "c"], ["y"], transB=1)
-    graph = codec.load(model([node], [constant("w", weight), constant("c", c)], {"x": [5, 64]}, {"y": [5, 32]}))
+    graph = load(model([node], [constant("w", weight), constant("c", c)], {"x": [5, 64]}, {"y": [5, 32]}))
     qdq.dynamic(graph, graph, graph.nodes[0], None)
     edit.tidy(graph)
     x = rng.normal(size=(5, 64)).astype(np.float32)
@@ -134,7 +137,7 @@ def test_layers_on_one_input_share_its_quantization_at_run_time() -> None:
         nodes, [constant(f"w{i}", rng.normal(size=(64, 32))) for i in range(3)],
         {"x": [5, 64]}, {f"y{i}": [5, 32] for i in range(3)},
     )  # fmt: skip
-    graph = codec.load(proto)
+    graph = load(proto)
     scale = np.linspace(0.5, 2, 64).astype(np.float32)
     for node in list(graph.nodes):
         qdq.dynamic(graph, graph, node, Smoothing(scale))
@@ -161,7 +164,7 @@ def test_rows_over_their_peaks_and_channels_in_float_save_inputs_of_unlike_size(
     inits = [constant(f"w{i}", w) for i, w in enumerate(weights)]
     proto = model(nodes, inits, {"x": [2, 50, 64]}, {f"y{i}": [2, 50, 32] for i in range(2)})
     proto.opset_import[0].version = opset
-    graph = codec.load(proto)
+    graph = load(proto)
     for node in list(graph.nodes):
         qdq.dynamic(graph, graph, node, Smoothing(outliers=channels, rows=True, low=low))
     edit.tidy(graph)
@@ -178,7 +181,7 @@ def test_rows_over_their_peaks_and_channels_in_float_save_inputs_of_unlike_size(
 
 
 def test_a_pair_that_is_there_is_shared_and_a_model_output_keeps_its_name() -> None:
-    graph = codec.load(model([helper.make_node("Relu", ["x"], ["y"])], [], {"x": [4, 4]}, {"y": [4, 4]}))
+    graph = load(model([helper.make_node("Relu", ["x"], ["y"])], [], {"x": [4, 4]}, {"y": [4, 4]}))
     node = graph.nodes[0]
     affine = Affine(0.05, 100)
     first = qdq.dequantized(graph, node.inputs[0], affine)
@@ -198,8 +201,8 @@ def test_a_big_weight_is_quantized_when_it_is_written(monkeypatch: pytest.Monkey
     weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     written = []
     for held in (1 << 23, 100):
-        monkeypatch.setattr(qdq, "HELD", held)
-        written.append(codec.encode(store(one("MatMul", weight, [2, 64]), 1)).SerializeToString())
+        monkeypatch.setattr("onnxsqueeze.qdq.HELD", held)
+        written.append(encode(store(one("MatMul", weight, [2, 64]), 1)).SerializeToString())
 
     assert written[0] == written[1]
 
@@ -208,7 +211,7 @@ def test_a_big_weight_is_quantized_when_it_is_written(monkeypatch: pytest.Monkey
 def test_a_gate_is_a_hardsigmoid_to_half_a_step(alpha: float, beta: float) -> None:
     x = np.linspace(-8, 8, 4001, dtype=np.float32)
     node = helper.make_node("HardSigmoid", ["x"], ["y"], alpha=alpha, beta=beta)
-    graph = codec.load(model([node], [], {"x": [4001]}, {"y": [4001]}))
+    graph = load(model([node], [], {"x": [4001]}, {"y": [4001]}))
     qdq.gate(graph, graph.nodes[0], None)
     edit.tidy(graph)
     found = np.asarray(Session(graph, optimize="none").run({"x": x})["y"])
@@ -234,7 +237,7 @@ def test_the_int32_bias_is_in_the_scale_of_the_product() -> None:
 def test_the_checker_accepts_a_stored_weight() -> None:
     graph = store(one("MatMul", np.random.default_rng(0).normal(size=(64, 64)), [2, 64]), 1)
 
-    onnx.checker.check_model(codec.encode(graph), full_check=True)
+    onnx.checker.check_model(encode(graph), full_check=True)
 
 
 def test_a_weight_in_16_bits_is_restored_all_but_exactly() -> None:

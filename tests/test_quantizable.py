@@ -7,10 +7,11 @@ import pytest
 from linear_models import constant, model
 from onnx import TensorProto, helper
 
-from onnxsqueeze import codec
 from onnxsqueeze.affine import fixed
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.files import load
 from onnxsqueeze.quantizable import Layers, weight_slots
-from onnxsqueeze.view import View, key_of
 
 
 def keys(nodes: list[gs.Node]) -> list[str]:
@@ -18,7 +19,7 @@ def keys(nodes: list[gs.Node]) -> list[str]:
 
 
 def layers(proto: onnx.ModelProto) -> Layers:
-    return Layers(View(codec.load(proto)))
+    return Layers(View(load(proto)))
 
 
 def gemm(bias: tuple[int, ...] | None = None, rows: int = 40, **attrs: object) -> Layers:
@@ -183,8 +184,8 @@ def test_the_weights_of_recurrent_layers_tables_and_transposed_convs_are_known()
         {"y": [64, 64]},
     )
 
-    assert weight_slots(codec.load(proto).nodes[0]) == (1, 2)
-    assert weight_slots(codec.load(odd).nodes[0]) == (1,)
+    assert weight_slots(load(proto).nodes[0]) == (1, 2)
+    assert weight_slots(load(odd).nodes[0]) == (1,)
 
 
 @pytest.mark.parametrize(("op", "expected"), [("Sigmoid", 2 / (1 + np.exp(-2))), ("HardSigmoid", 2 * 0.9)])

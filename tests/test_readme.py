@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import onnxsqueeze
-from onnxsqueeze import Recipe, bench, cli, pipeline, registry
-from onnxsqueeze.runtime import Latency
+from onnxsqueeze import Recipe, cli, registry
+from onnxsqueeze.runtime.timing import Latency
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -101,8 +101,8 @@ def test_every_command_and_every_program_of_a_guide_works(
     guide: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs them in this process and without the clock, which takes a third of the time."""
-    monkeypatch.setattr(pipeline, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
-    monkeypatch.setattr(bench, "latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.pipeline.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.chdir(project)
     onnxsqueeze.squeeze("models/mlp.onnx", "int8", output="models/mlp.squeezed.onnx")
     program = ""

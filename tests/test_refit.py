@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from linear_models import constant, correlated, model
 from onnx import ModelProto, helper
 
-from onnxsqueeze import codec, edit
 from onnxsqueeze.bench import Bench
-from onnxsqueeze.codec import Graph
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.decode import decode
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.joint import Cross
 from onnxsqueeze.refit import fit, places, refit
 
@@ -66,7 +67,7 @@ def residual_model() -> ModelProto:
 
 def disturbed() -> tuple[Graph, Bench]:
     """The residual model with one factor of noise on its first 3x3 weight, and a bench of the true one."""
-    original = codec.decode(residual_model())
+    original = decode(residual_model())
     graph = edit.duplicate(original)
     node, _ = edit.find(graph, "a")
     values = np.asarray(node.inputs[1].values)
@@ -98,6 +99,6 @@ def test_refitting_brings_the_answers_nearer_on_feeds_it_has_not_seen() -> None:
 
 
 def test_an_unchanged_graph_has_nothing_to_refit() -> None:
-    original = codec.decode(residual_model())
+    original = decode(residual_model())
 
     assert places(edit.duplicate(original), original) == []

@@ -12,6 +12,7 @@ import onnxsqueeze.passes
 from onnxsqueeze import registry
 from onnxsqueeze.contract import Pass
 from onnxsqueeze.errors import PassError, SpecError, UnknownPassError, UsageError
+from onnxsqueeze.options import spec
 
 SOURCE = '''
 from __future__ import annotations
@@ -153,7 +154,7 @@ def test_an_entry_point_is_a_pass(plug_in: PlugIn) -> None:
     plug_in("demo", "sample", sample("sample"))
 
     (found,) = registry.build("sample{strength=3}")
-    assert registry.spec(found).options == {"strength": 3}
+    assert spec(found).options == {"strength": 3}
     assert registry.origin("sample") == "demo"
     assert "sample" in registry.names()
 

@@ -13,6 +13,7 @@ from onnxsqueeze import registry, render
 from onnxsqueeze.contract import Site, Skip
 from onnxsqueeze.options import Option
 from onnxsqueeze.report import Cost, Deviation, Report, StepReport
+from onnxsqueeze.words import amount
 
 CLEAN = StepReport(
     spec="clean",
@@ -213,7 +214,7 @@ def test_reasons_that_differ_in_names_or_figures_are_one_kind() -> None:
 def test_figures_have_three_digits_and_a_prefix() -> None:
     values = [0, 7, 999, 999.6, 1234, 25_560_000, 999_600_000, 2.7e9, 3e15]
 
-    found = [render.amount(each, "B") for each in values]
+    found = [amount(each, "B") for each in values]
     assert found == ["0 B", "7 B", "999 B", "1.00 kB", "1.23 kB", "25.6 MB", "1.00 GB", "2.70 GB", "3.00e+03 TB"]
 
 

@@ -12,9 +12,12 @@ from linear_models import Array, constant, model
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxsqueeze import codec, squeeze
+from onnxsqueeze import squeeze
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.costmodel import run_time_times
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import Layers
@@ -22,7 +25,6 @@ from onnxsqueeze.quantize import Work
 from onnxsqueeze.run_time import ROWS, RunTime, RunTimeLayer
 from onnxsqueeze.smooth import Smoothing
 from onnxsqueeze.sweep import collect
-from onnxsqueeze.view import View, key_of
 
 
 def tokens(rows: Any, inputs: int, outputs: int, layers: int = 1) -> onnx.ModelProto:
@@ -43,7 +45,7 @@ def feeds(rows: int, inputs: int, outliers: float = 1.0, count: int = 3) -> list
 def found(
     proto: onnx.ModelProto, data: list[dict[str, Array]] | None = None, known: dict[str, Smoothing | None] | None = None
 ) -> dict[str, RunTimeLayer]:
-    graph = codec.load(proto)
+    graph = load(proto)
     stats = collect(graph, Int8().needs(View(graph)), data) if data else Statistics()
     layers = RunTime(Layers(View(graph)), stats, Kept(), known).found
     return {key_of(each.node): each for each in layers}

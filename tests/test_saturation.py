@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsqueeze import cli, codec, inspect_model, squeeze
+from onnxsqueeze import cli, inspect_model, squeeze
 from onnxsqueeze.difference import diff
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.saturation import saturating, warning
 from onnxsqueeze.validate import compare, worst
 
@@ -87,7 +88,7 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], bool]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_is_named_if_its_sums_can_saturate(name: str) -> None:
     build, wrong = CASES[name]
-    found = saturating(codec.load(build()))
+    found = saturating(load(build()))
 
     assert bool(found) == wrong
     assert bool(warning(found)) == wrong
@@ -119,13 +120,13 @@ def test_opposite_signs_and_single_weights_cannot_saturate() -> None:
     weight = full(65, 8)
     weight[1::2] *= np.int8(-1)
 
-    assert saturating(codec.load(integer("MatMulInteger", weight, [2, 65]))) == ()
+    assert saturating(load(integer("MatMulInteger", weight, [2, 65]))) == ()
 
 
 def test_the_worst_pair_is_told() -> None:
     weight = full(64, 8, value=10)
     weight[4:6, 3] = 100, 90
-    (found,) = saturating(codec.load(integer("MatMulInteger", weight, [2, 64])))
+    (found,) = saturating(load(integer("MatMulInteger", weight, [2, 64])))
 
     assert (found.key, found.op, found.pairs, found.largest) == ("y", "MatMulInteger", 1, 190)
     assert "1 layer" in warning((found,)) and "add up to 190" in warning((found,))

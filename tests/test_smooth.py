@@ -6,10 +6,12 @@ from linear_models import constant, model
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxsqueeze import codec, edit, qdq
+from onnxsqueeze import qdq
 from onnxsqueeze.calibration import Moments
 from onnxsqueeze.contract import Channels
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.smooth import ALPHAS, Smoothing, smoothing
 from onnxsqueeze.sweep import collect
 
@@ -19,7 +21,7 @@ Floats = NDArray[np.floating]
 def channel_moments(x: Floats) -> Moments:
     proto = model([helper.make_node("Identity", ["x"], ["y"])], [], {"x": list(x.shape)}, {"y": list(x.shape)})
     needs = [Channels("x", -1)]
-    graph = codec.load(proto)
+    graph = load(proto)
     found = collect(graph, needs, [{"x": x.astype(np.float32)}], seed=0, progress=lambda *_: None).of(needs[0])
     assert found is not None
     return found
@@ -115,7 +117,7 @@ def test_the_scales_cancel_out_in_the_rewritten_layer() -> None:
     scale = smoothing(channel_moments(x), [w]).scale
     assert scale is not None
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    graph = codec.load(model(nodes, [constant("w", w)], {"x": [200, 64]}, {"y": [200, 96]}))
+    graph = load(model(nodes, [constant("w", w)], {"x": [200, 64]}, {"y": [200, 96]}))
     qdq.dynamic(graph, graph, graph.nodes[0], Smoothing(scale))
     edit.tidy(graph)
     constants = {t.name: np.asarray(t.values) for n in graph.nodes for t in n.inputs if hasattr(t, "values")}

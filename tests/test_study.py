@@ -13,20 +13,23 @@ from click.testing import CliRunner
 from linear_models import constant, conv_model, correlated, model
 from onnx import helper
 
-from onnxsqueeze import Sensitivity, cli, codec, edit, sensitivity
+from onnxsqueeze import Sensitivity, cli, sensitivity
 from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.contract import Level
 from onnxsqueeze.errors import FeedError, UsageError
 from onnxsqueeze.figures import heat
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.view import View
 from onnxsqueeze.html import sensitivity_page
 from onnxsqueeze.impact import measure, worst_error
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.passes.sparsify import Sparsify
 from onnxsqueeze.study import LayerStudy, Point
 from onnxsqueeze.sweep import collect
 from onnxsqueeze.validate import answer, compare, worst
-from onnxsqueeze.view import View
 
 
 def net() -> onnx.ModelProto:
@@ -84,7 +87,7 @@ def test_a_layer_that_does_not_matter_comes_last_although_its_own_error_is_as_la
 def test_a_level_measured_by_a_switch_is_what_a_graph_with_that_layer_rewritten_gives(
     pass_: LowRank | Int8 | Sparsify,
 ) -> None:
-    graph = codec.load(net())
+    graph = load(net())
     stats = collect(graph, list(pass_.needs(View(graph))), feeds()[:16])
     levels = list(pass_.levels(View(graph), stats))
     found = measure(graph, [level.rewrites for level in levels], feeds()[20:22], worst_error)
@@ -112,9 +115,9 @@ def test_the_closed_form_predicts_the_error_of_a_last_layer(pass_: LowRank | Int
 
 
 def test_several_nodes_of_one_level_are_switched_together() -> None:
-    graph = codec.load(net())
+    graph = load(net())
 
-    def silent(graph: codec.Graph, key: str) -> None:
+    def silent(graph: Graph, key: str) -> None:
         node, _ = edit.find(graph, key)
         node.inputs[1] = edit.constant(graph, "silent", np.zeros(node.inputs[1].shape, np.float32))
 
@@ -191,7 +194,7 @@ def test_a_layer_without_effect_does_not_take_the_colour_from_the_others() -> No
 def test_a_plug_in_brings_its_own_levels() -> None:
     class Halved(LowRank):
         def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
-            def rewrite(graph: codec.Graph, key: str) -> None:
+            def rewrite(graph: Graph, key: str) -> None:
                 node, _ = edit.find(graph, key)
                 node.inputs[1] = edit.constant(graph, "half", np.asarray(node.inputs[1].values) / 2)
 

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxsqueeze import codec, sweep
 from onnxsqueeze.calibration import BINS, Histogram, Statistics, load_statistics, save_statistics, stride
-from onnxsqueeze.codec import Graph
 from onnxsqueeze.contract import Channels, Mean, Need, Range
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.ir.decode import decode
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.sweep import collect
 
 Array = npt.NDArray[Any]
@@ -32,7 +33,7 @@ def chain(rank: int = 4, opset: int = 17) -> Graph:
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name in ("x", "z")]
     nodes = [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Relu", ["y"], ["z"])]
     graph = helper.make_graph(nodes, "chain", value[:1], value[1:])
-    return codec.decode(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+    return decode(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
 
 
 def feeds_of(shapes: Sequence[Sequence[int]], seed: int = 0) -> Feeds:
@@ -43,9 +44,9 @@ def feeds_of(shapes: Sequence[Sequence[int]], seed: int = 0) -> Feeds:
 def both_ways(graph: Graph, needs: Sequence[Need], feeds: Feeds) -> tuple[Statistics, Statistics]:
     """Return what is found where ONNX Runtime reduces, and where it hands over."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "SMALL", 0)
+        patch.setattr("onnxsqueeze.sweep.SMALL", 0)
         reduced = collect(graph, needs, feeds)
-        patch.setattr(sweep, "SMALL", 1 << 62)
+        patch.setattr("onnxsqueeze.sweep.SMALL", 1 << 62)
         return reduced, collect(graph, needs, feeds)
 
 
@@ -140,10 +141,10 @@ def test_each_tensor_is_reduced_before_the_next_is_made(monkeypatch: pytest.Monk
     real = Session
 
     def session(graph: Graph) -> Any:
-        opened.append(codec.encode(graph))
+        opened.append(encode(graph))
         return real(graph)
 
-    monkeypatch.setattr(sweep, "Session", session)
+    monkeypatch.setattr("onnxsqueeze.sweep.Session", session)
     collect(chain(3), NEEDS, feeds_of([(1, 9, 1000)]))
 
     reads = [node.input[0] for node in opened[0].graph.node if node.op_type == "ReduceMin"]

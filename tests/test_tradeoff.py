@@ -11,15 +11,16 @@ from linear_models import Array, constant, correlated, model
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxsqueeze import codec, squeeze
+from onnxsqueeze import squeeze
 from onnxsqueeze.bench import Bench
 from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.int8 import Int8
-from onnxsqueeze.runtime import Session
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.sweep import collect
 from onnxsqueeze.tradeoff import INACCURATE, NEAR_STORED, NOT_FASTER, Search, Settings
 from onnxsqueeze.validate import compare, worst
-from onnxsqueeze.view import View
 
 Feeds = list[dict[str, Array]]
 CHANNELS = 48
@@ -30,7 +31,7 @@ class Planned:
 
     def __init__(self, proto: onnx.ModelProto, feeds: Feeds, pass_: Int8 | None = None, ratio: float = 0.5) -> None:
         self.pass_ = pass_ or Int8()
-        graph = codec.load(proto)
+        graph = load(proto)
         self.bench = Bench(graph, feeds, 0, lambda *step: None, known=[ratio] * 3)
         self.bench.stats = collect(graph, self.pass_.needs(View(graph)), feeds)
         first = list(self.pass_.plan(View(graph), self.bench.stats))

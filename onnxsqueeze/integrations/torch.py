@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onnxsqueeze import codec
 from onnxsqueeze.errors import FeedError
-from onnxsqueeze.feeds import Input, inputs_of
+from onnxsqueeze.feeds.types import Input, inputs_of
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
 
 if TYPE_CHECKING:
-    from onnxsqueeze.codec import AnyModel
+    from onnxsqueeze.ir.files import AnyModel
 
 __all__ = ["batches"]
 
@@ -29,7 +30,7 @@ def batches(loader: Iterable[Any], model: AnyModel, count: int | None = None) ->
     inputs in order; what comes behind them (labels) is left out. A batch is cut where the model has a fixed batch size.
     Raises FeedError for a batch that has fewer tensors than the model has inputs.
     """
-    inputs = inputs_of(codec.encode(codec.load(model), skeleton=True))
+    inputs = inputs_of(encode(load(model), skeleton=True))
     for batch in islice(loader, count):
         yield from _cut({name: _array(value) for name, value in _named(batch, inputs)}, inputs)
 

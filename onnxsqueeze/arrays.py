@@ -1,0 +1,21 @@
+"""Names of kinds of arrays, and which of their values are ordinary ones."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MASK", "Array", "Matrix", "ordinary"]
+
+MASK = 1e30
+"""Values at least this large are masks or infinities, not signal: they enter no statistic."""
+Array = NDArray[np.generic]
+Matrix = NDArray[np.float64]
+
+
+def ordinary(values: Array) -> NDArray[np.bool_] | None:
+    """Return where the values are no NaN, infinity or mask; None if all of them are, which is quickly seen."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if values.size == 0 or (float(values.min()) > -MASK and float(values.max()) < MASK):
+            return None
+        return np.asarray(np.abs(values.astype(np.float32)) < MASK)

@@ -1,0 +1,1 @@
+"""Sizes as numbers and symbols, where ONNX's inference gives up."""

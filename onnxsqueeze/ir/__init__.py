@@ -1,0 +1,1 @@
+"""The model as objects; files to objects and back, byte for byte."""

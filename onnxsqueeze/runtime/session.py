@@ -1,0 +1,133 @@
+"""The only door to ONNX Runtime: opening sessions, running feeds, timing, and words for what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxsqueeze.errors import FeedError, ModelError
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import save
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.runtime.messages import explain
+
+__all__ = ["Session", "first_samples"]
+
+_LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_PROTO_LIMIT = 2**31 - 1
+IN_MEMORY = 1 << 26
+"""Bytes; a larger graph from a file is written to a temporary folder, from which ONNX Runtime maps its weights."""
+
+
+class Session:
+    """An ONNX Runtime session on the CPU provider.
+
+    ``folder`` is where external weights lie; a graph and a path know that themselves. ``optimize`` is ``all`` (as users
+    run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores. ``optimized`` names
+    a file that receives the graph as ONNX Runtime has rewritten it, ``profile`` the beginning of the name of the file
+    that ``end_profile`` writes. ``exact_sums`` keeps integer sums from saturating on every processor, at a price in
+    speed. Raises ModelError with ONNX Runtime's reason in one sentence.
+    """
+
+    def __init__(
+        self,
+        model: Graph | onnx.ModelProto | bytes | Path,
+        folder: Path | None = None,
+        *,
+        optimize: str = "all",
+        threads: int = 0,
+        optimized: Path | None = None,
+        profile: Path | None = None,
+        exact_sums: bool = False,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = _LEVELS[optimize]
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        # threads that wait by spinning take from others, and from this process's own algebra, what they do not use
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if exact_sums:
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        if isinstance(model, Graph):
+            folder = model.folder
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        with ExitStack() as stack:
+            source = _source(model, stack)
+            try:
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                raise ModelError(f"ONNX Runtime {ort.__version__} does not load the model: {explain(error)}") from error
+        self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
+        self.inputs: tuple[str, ...] = tuple(value.name for value in self._session.get_inputs())
+
+    def run(self, feed: Mapping[str, NDArray[np.generic]], outputs: Sequence[str] | None = None) -> dict[str, object]:
+        """Return the named outputs (all if None) for one feed; values are arrays, or lists for sequences."""
+        names = list(self.outputs if outputs is None else outputs)
+        if not names:  # ONNX Runtime takes no names for all names
+            return {}
+        try:
+            values = self._session.run(names, dict(feed))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
+            raise FeedError(f"the model does not run on the feed ({shapes}): {explain(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def end_profile(self) -> str:
+        """Stop measuring and return the path of the file with the times, as JSON."""
+        return str(self._session.end_profiling())
+
+
+def _source(model: Graph | onnx.ModelProto | bytes | Path, stack: ExitStack) -> bytes | str:
+    """Return the model as ONNX Runtime takes it: bytes, or the path of a file that lives as long as ``stack``."""
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, Path):
+        return str(model)
+    if isinstance(model, Graph):
+        if file_size(model) > (IN_MEMORY if model.file is not None else _PROTO_LIMIT):
+            folder = stack.enter_context(TemporaryDirectory(prefix="onnxsqueeze-", ignore_cleanup_errors=True))
+            save(model, Path(folder, "model.onnx"))
+            return str(Path(folder, "model.onnx"))
+        model = encode(model)
+    if model.ByteSize() > _PROTO_LIMIT:
+        raise ModelError("a model over 2 GB cannot be run from a ModelProto: save it and give its path")
+    return bytes(model.SerializeToString())
+
+
+def first_samples(
+    session: Session,
+    feed: Mapping[str, NDArray[np.generic]],
+    count: int,
+    further: Mapping[str, NDArray[np.generic]] | None = None,
+) -> dict[str, NDArray[np.generic]]:
+    """Return the first ``count`` samples of a feed if its arrays share a first axis and the model runs on them.
+
+    ``further`` are inputs that the model needs besides; they are not cut and not returned.
+    """
+    lengths = {value.shape[0] for value in feed.values() if value.ndim}
+    if len(lengths) != 1 or next(iter(lengths)) <= count:
+        return dict(feed)
+    cut = {name: value[:count] if value.ndim else value for name, value in feed.items()}
+    try:
+        session.run({**cut, **(further or {})})
+    except FeedError:
+        return dict(feed)
+    return cut
