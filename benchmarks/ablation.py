@@ -32,13 +32,13 @@ import numpy as np
 from onnxsqueeze import squeeze, tradeoff
 from onnxsqueeze.affine import activation, weight_scales
 from onnxsqueeze.arithmetic import Arithmetic
-from onnxsqueeze.calibration import Moments
-from onnxsqueeze.contract import Site
+from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.answers import Answers, compare, worst
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.smooth import Smoothing, smoothing
+from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.tradeoff import Search
-from onnxsqueeze.validate import Answers, compare, worst
 
 MODELS = Path(__file__).parents[1] / "models"
 SHIPPED = ("mlp", "cnn", "dwcnn", "resnet")
@@ -147,7 +147,7 @@ def named(triples: Sequence[str]) -> Iterator[Subject]:
 def patched(parts: Mapping[str, object]) -> Iterator[None]:
     """Put these parts in the place of those of onnxsqueeze, and a clock that another process does not disturb."""
     with ExitStack() as stack:
-        clock = {"bench.Bench.latency": lambda bench, graph: timed(bench.original, graph, bench.feeds, 0.5)}
+        clock = {"contract.bench.Bench.latency": lambda bench, graph: timed(bench.original, graph, bench.feeds, 0.5)}
         for name, part in {**clock, **parts}.items():
             stack.enter_context(patch(f"onnxsqueeze.{name}", part))
         yield

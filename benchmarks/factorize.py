@@ -18,20 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from onnxsqueeze import budget, cost, factorize, factors, squeeze
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Site
+from onnxsqueeze import factorize, factors, squeeze
+from onnxsqueeze.budget.spend import spend, uniform
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.graph.edit import duplicate
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure import cost
 from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.problem import Problem, Unit
 from onnxsqueeze.refit import refit
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import latency
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.sweep import collect
 
 Feeds = Sequence[dict[str, Any]]
 Score = Callable[[list[list[Any]], list[list[Any]]], float]
@@ -92,7 +94,7 @@ def rows(model: Path, calib: Feeds, evals: Feeds, ratios: Sequence[float], by: s
         for name, each in (("plain", blind), ("data", alike), ("global", whole)):
             options = [each.unit_options(unit) for unit in each.units]
             limit = ratio * sum(o[0].cost for o in options)
-            chosen = budget.uniform(options, limit) if each is not whole else budget.spend(options, cost=limit)
+            chosen = uniform(options, limit) if each is not whole else spend(options, cost=limit)
             if chosen is None:
                 print(json.dumps({"model": model.stem, "ratio": ratio, "method": name, "sqnr": None}), flush=True)
                 continue

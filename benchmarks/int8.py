@@ -33,9 +33,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxsqueeze import squeeze
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import inputs_of
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import latency
-from onnxsqueeze.validate import compare, worst
 
 MODELS = Path(__file__).parents[1] / "models"
 SHIPPED = ("mlp", "cnn", "dwcnn", "resnet")

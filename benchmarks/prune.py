@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from onnxsqueeze import squeeze
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import latency
-from onnxsqueeze.validate import compare, worst
 
 Feeds = Sequence[dict[str, Any]]
 METHODS = {"magnitude": "score=l2 repair=false", "magnitude, repair": "score=l2", "surgeon, repair": "score=obs"}

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from onnxsqueeze.lazy import hand_on
 
 if TYPE_CHECKING:
-    from onnxsqueeze.contract import Pass as Pass
-    from onnxsqueeze.contract import Site as Site
-    from onnxsqueeze.contract import Skip as Skip
+    from onnxsqueeze.contract.base import Pass as Pass
+    from onnxsqueeze.contract.plan import Site as Site
+    from onnxsqueeze.contract.plan import Skip as Skip
     from onnxsqueeze.difference import GraphDiff as GraphDiff
     from onnxsqueeze.difference import diff as diff
     from onnxsqueeze.errors import ContractError as ContractError
@@ -61,15 +61,15 @@ _HOMES = {
     "Int8": "onnxsqueeze.passes.int8",
     "LowRank": "onnxsqueeze.passes.lowrank",
     "ModelError": "onnxsqueeze.errors",
-    "Pass": "onnxsqueeze.contract",
+    "Pass": "onnxsqueeze.contract.base",
     "PassError": "onnxsqueeze.errors",
     "Prune": "onnxsqueeze.passes.prune",
     "Recipe": "onnxsqueeze.recipe",
     "Report": "onnxsqueeze.report",
     "Result": "onnxsqueeze.result",
     "Sensitivity": "onnxsqueeze.study",
-    "Site": "onnxsqueeze.contract",
-    "Skip": "onnxsqueeze.contract",
+    "Site": "onnxsqueeze.contract.plan",
+    "Skip": "onnxsqueeze.contract.plan",
     "Sparsify": "onnxsqueeze.passes.sparsify",
     "SpecError": "onnxsqueeze.errors",
     "SqueezeError": "onnxsqueeze.errors",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.calibration import BINS, Histogram
+from onnxsqueeze.statistics.histogram import BINS, Histogram
 
 __all__ = ["Affine", "Form", "Gate", "activation", "fixed", "usable", "weight_scales"]
 

@@ -10,14 +10,15 @@ from math import inf, prod
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.affine import Affine, Form, activation, usable
-from onnxsqueeze.calibration import Histogram, Statistics
-from onnxsqueeze.contract import Mean
-from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
+from onnxsqueeze.budget.mincut import Choice, cut
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import LAYERS, Layers
 from onnxsqueeze.quantize import Work
-from onnxsqueeze.regions import Choice, cut
+from onnxsqueeze.statistics.histogram import Histogram
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Mean
+from onnxsqueeze.targets.kernels import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
 
 __all__ = ["Arithmetic"]
 

@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 import onnx
 
 from onnxsqueeze.graph import edit
-from onnxsqueeze.impact import Feeds
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.measure.answers import compare, worst
+from onnxsqueeze.measure.saturation import Saturation, saturating, warning
+from onnxsqueeze.measure.switchboard import Feeds
 from onnxsqueeze.runtime.session import Session, first_samples
-from onnxsqueeze.saturation import Saturation, saturating, warning
-from onnxsqueeze.validate import compare, worst
 
 __all__ = ["Audit", "audit"]
 

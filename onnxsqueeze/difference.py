@@ -14,8 +14,8 @@ from onnxsqueeze.comparison import Comparison
 from onnxsqueeze.interface import FieldChange, Totals, interface, totals
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.plain import plain
-from onnxsqueeze.saturation import saturating, warning
 from onnxsqueeze.trace import Trace, trace
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from math import log10
 
 import numpy as np
 
-from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.quantizable import LAYERS, Layers
 from onnxsqueeze.quantize import Work

@@ -10,17 +10,22 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import cost, factors, impact, speed
+from onnxsqueeze import factors
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Level, Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear import Linear, covariance, describe, matrix, rewrite
+from onnxsqueeze.measure import cost
+from onnxsqueeze.measure.switchboard import Probe, gains
 from onnxsqueeze.problem import Compose, Outline, Problem, Unit, Work, dense
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.targets import work as predicted
 
 __all__ = ["apply", "layers", "levels", "measure", "needs", "pose", "reconsider"]
 
@@ -125,7 +130,7 @@ def levels(
         costs = (
             []
             if isinstance(answer, str)
-            else [(speed.macs(outline(layer, c.form, c.ranks)) / speed.macs(dense(layer)), c) for c in answer]
+            else [(predicted.macs(outline(layer, c.form, c.ranks)) / predicted.macs(dense(layer)), c) for c in answer]
         )
         for limit in LEVELS:
             within = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]
@@ -157,7 +162,7 @@ def measure(problem: Problem, bench: Bench) -> None:
     }
     view = View(bench.original)
     nodes = {key_of(node): node for node in view.nodes}
-    probes: dict[str, impact.Probe] = {}
+    probes: dict[str, Probe] = {}
     axes: dict[str, int] = {}
     for fitting in fittings:
         node = nodes.get(fitting.layer.key)
@@ -168,7 +173,7 @@ def measure(problem: Problem, bench: Bench) -> None:
     if not probes:
         return
     feeds = bench.affordable(sum(counted.values()), len(probes))
-    problem.gains = impact.gains(bench.original, probes, feeds, axes, bench.progress)
+    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress)
 
 
 def bias(view: View, node: gs.Node) -> Matrix | float:
@@ -179,7 +184,7 @@ def bias(view: View, node: gs.Node) -> Matrix | float:
     return value
 
 
-def probe(fitting: Fitting, offset: Matrix | float) -> impact.Probe:
+def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
     """Return the perturbation that truncates the layer's output to the rank that leaves an error of about 2 %."""
     basis, values = factors.channel(fitting)
     total = max(float(values.sum()), 1e-30)

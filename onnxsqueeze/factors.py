@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.linear import Chain, Linear
-from onnxsqueeze.speed import Shape
+from onnxsqueeze.targets.work import Shape
 
 __all__ = [
     "Candidate",

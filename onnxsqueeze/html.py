@@ -18,10 +18,11 @@ from onnxsqueeze.difference import GraphDiff, diff
 from onnxsqueeze.figures import FIGURES, bars, curves, figures, heat, profile, scatter, span
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.cost import Cost
+from onnxsqueeze.measure.saturation import warning
 from onnxsqueeze.picture import attributes_of, pictures
 from onnxsqueeze.plain import plain
-from onnxsqueeze.report import Cost, Report
-from onnxsqueeze.saturation import warning
+from onnxsqueeze.report import Report
 from onnxsqueeze.wording import born, title, words
 from onnxsqueeze.words import amount, change, db, decibels, milliseconds
 

@@ -59,8 +59,8 @@ def command(
 
 def show(found: Inspection, console: Console) -> None:
     """Print the model's facts and its layers, the costliest first."""
+    from onnxsqueeze.measure.saturation import warning
     from onnxsqueeze.render import line
-    from onnxsqueeze.saturation import warning
     from onnxsqueeze.words import amount, milliseconds
 
     cost = found.cost

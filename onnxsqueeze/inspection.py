@@ -15,7 +15,6 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.cost import cost, macs
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.reading import sample
 from onnxsqueeze.feeds.types import inputs_of
@@ -27,10 +26,10 @@ from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.measure.cost import Cost, cost, macs
+from onnxsqueeze.measure.saturation import Saturation, saturating
 from onnxsqueeze.plain import plain
-from onnxsqueeze.report import Cost
 from onnxsqueeze.runtime import timing
-from onnxsqueeze.saturation import Saturation, saturating
 from onnxsqueeze.weight_statistics import WeightStatistics, statistics
 
 if TYPE_CHECKING:

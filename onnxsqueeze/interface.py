@@ -9,13 +9,12 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.cost import cost, macs
 from onnxsqueeze.feeds.reading import sample
 from onnxsqueeze.graph.walk import key_of, walk
 from onnxsqueeze.graph.words import described
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
-from onnxsqueeze.report import Cost
+from onnxsqueeze.measure.cost import Cost, cost, macs
 
 __all__ = ["FieldChange", "OpTotal", "Totals", "interface", "totals"]
 

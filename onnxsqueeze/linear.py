@@ -11,12 +11,12 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.calibration import Statistics, as_gram
-from onnxsqueeze.contract import Gram
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.statistics.measured import Statistics, as_gram
+from onnxsqueeze.statistics.needs import Gram
 
 __all__ = [
     "Chain",

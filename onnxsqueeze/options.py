@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
 
-from onnxsqueeze.contract import Pass
+from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.errors import PassError, SpecError, UsageError
 from onnxsqueeze.spec import Step, format_value
 

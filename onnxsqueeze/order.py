@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxsqueeze import registry
-from onnxsqueeze.contract import Pass
+from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.options import spec
 

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxsqueeze import registry
-from onnxsqueeze.calibration import load_statistics, save_statistics
-from onnxsqueeze.contract import Pass
-from onnxsqueeze.cost import cost
+from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.errors import FeedError, ModelError, ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -24,6 +22,9 @@ from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load, save
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.measure.answers import answer, compare
+from onnxsqueeze.measure.cost import cost
+from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.order import IMPLIED, refuse_order
 from onnxsqueeze.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.report import Report, StepReport
@@ -31,9 +32,8 @@ from onnxsqueeze.result import Result
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.runtime.timing import Latency, latency
-from onnxsqueeze.saturation import saturating, warning
+from onnxsqueeze.statistics.store import load_statistics, save_statistics
 from onnxsqueeze.step import Run, quantized, refuse_quantized, run_pass
-from onnxsqueeze.validate import answer, compare
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.contract import Mean, Site, Skip
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.quantizable import weight_slots
 from onnxsqueeze.quantize import Work
 from onnxsqueeze.run_time import RunTime
+from onnxsqueeze.statistics.needs import Mean
 
 __all__ = ["planned"]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Channels, Gram, Level, Mean, Need, Pass, Range, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Level, Site, Skip
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.objects import Graph, Node, subgraphs
 from onnxsqueeze.ir.weights import Derived, Weight
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Need, Range
 
 __all__ = [
     "Bench",

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
 
 import numpy as np
 
-from onnxsqueeze import budget, factors, speed
+from onnxsqueeze import factors
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.budget import Option
-from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.budget.spend import By, Option, combined, frontier, settled, spend
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.linear import Chain, Linear
-from onnxsqueeze.speed import Shape
+from onnxsqueeze.targets import work as predicted
+from onnxsqueeze.targets.work import Shape
 
-__all__ = ["Built", "By", "Compose", "Joint", "Outline", "Problem", "Unit", "Work", "dense"]
+__all__ = ["Built", "Compose", "Joint", "Outline", "Problem", "Unit", "Work", "dense"]
 
-By = Literal["macs", "params", "latency"]
 POINTS = 32
 """Points of the curve that a site carries, at most."""
 FASTER = 0.9
@@ -72,17 +71,17 @@ class Problem:
     def cost(self, layer: Linear, shapes: Sequence[Shape]) -> float:
         """The cost of operators in the place of a layer, by parameters, multiply-accumulates or predicted time."""
         if self.by == "params":
-            return speed.parameters(shapes)
+            return predicted.parameters(shapes)
         positions = self.positions.get(layer.key)
         if self.by == "latency":
-            return speed.work(shapes, positions)
-        return speed.macs(shapes) * (positions or 1)
+            return predicted.work(shapes, positions)
+        return predicted.macs(shapes) * (positions or 1)
 
     def faster(self, layer: Linear, before: Sequence[Shape], after: Sequence[Shape]) -> bool:
         """Whether the operators are predicted to be faster than the layer, and smaller."""
         positions = self.positions.get(layer.key)
         limit = 1.0 if self.by == "params" else FASTER
-        quick = speed.work(after, positions) <= limit * speed.work(before, positions)
+        quick = predicted.work(after, positions) <= limit * predicted.work(before, positions)
         return quick and self.cost(layer, after) <= FASTER * self.cost(layer, before)
 
     def options(self, fitting: Fitting, found: Iterable[Candidate]) -> list[Option]:
@@ -101,7 +100,7 @@ class Problem:
         single = [self.options(f, c) for f, c in zip(unit.fittings, unit.found, strict=True)]
         if len(single) == 1:
             return [replace(option, choice=(option.choice,)) for option in single[0]]
-        options = budget.combined(single)
+        options = combined(single)
         if not self.shares:
             return options
         values = factors.channel(self.stacked(unit))[1]
@@ -129,8 +128,8 @@ class Problem:
         options = [self.unit_options(unit) for unit in self.units]
         if self.ratio is not None:
             whole = sum(self.cost(f.layer, dense(f.layer)) for unit in self.units for f in unit.fittings)
-            return budget.spend(options, cost=self.ratio * whole)
-        return budget.spend(options, error=self.max_error if max_error is None else max_error)
+            return spend(options, cost=self.ratio * whole)
+        return spend(options, error=self.max_error if max_error is None else max_error)
 
     def each(self, energy: float) -> Iterator[Site | Skip]:
         """Decide layer by layer: the cheapest that keeps ``energy`` of the variance; the closest if that is 0."""
@@ -139,12 +138,12 @@ class Problem:
                 pairs = [(o.cost, o.choice) for o in self.options(fitting, found)]
                 close = [
                     (cost, choice) for cost, choice in pairs
-                    if isinstance(choice, Candidate) and budget.settled(choice.error) <= budget.settled(1 - energy)
+                    if isinstance(choice, Candidate) and settled(choice.error) <= settled(1 - energy)
                 ]  # fmt: skip
                 if not close:
                     yield Skip(fitting.layer.key, "no factors with so little error are faster")
                     continue
-                best = min(close, key=lambda pair: (0.0 if energy else budget.settled(pair[1].error), pair[0]))
+                best = min(close, key=lambda pair: (0.0 if energy else settled(pair[1].error), pair[0]))
                 yield self.site(fitting, best[1], found)
 
     def entries(self, chosen: Sequence[Option]) -> Iterator[Site | Skip]:
@@ -170,7 +169,7 @@ class Problem:
         }  # fmt: skip
         if layer.key in self.gains:
             detail["gain"] = float(f"{self.gains[layer.key]:.3g}")
-        points = [p for p in budget.frontier(Option(self._share(layer, c), c.error) for c in found) if p.cost < 1][::-1]
+        points = [p for p in frontier(Option(self._share(layer, c), c.error) for c in found) if p.cost < 1][::-1]
         if len(points) > 2:
             picked = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, POINTS).round().astype(int))]
             detail["curve"] = {
@@ -185,7 +184,7 @@ class Problem:
 
     def _share(self, layer: Linear, candidate: Candidate) -> float:
         """Return what is left of the layer's multiply-accumulates."""
-        return speed.macs(self.outline(layer, candidate.form, candidate.ranks)) / speed.macs(dense(layer))
+        return predicted.macs(self.outline(layer, candidate.form, candidate.ranks)) / predicted.macs(dense(layer))
 
     def _joint_site(self, unit: Unit, joint: Joint, error: float) -> Site:
         names = [f.layer.key for f in unit.fittings]

@@ -9,14 +9,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze import registry
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Channels, Gram, Mean, Need, Pass, Range, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.errors import ContractError, PassError, SqueezeError
 from onnxsqueeze.graph.edit import tidy
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of, walk
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import Weight
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Need, Range
 
 __all__ = ["apply", "checked", "interface", "needs", "plan", "tidied"]
 

@@ -15,17 +15,17 @@ from zlib import crc32
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import speed
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.calibration import Statistics
+from onnxsqueeze.budget.spend import By
 from onnxsqueeze.coupling import Coupling
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.groups import Group, Slot
 from onnxsqueeze.obs import Part, Sweep, sweep
-from onnxsqueeze.problem import By
 from onnxsqueeze.reading import Indices, Reader, read, rows_of
-from onnxsqueeze.speed import Shape
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.targets import work as predicted
+from onnxsqueeze.targets.work import Shape
 
 __all__ = ["Candidate", "Layer", "Problem", "Score", "pose"]
 
@@ -113,7 +113,7 @@ class Problem:
             return float(prod(dims) * positions)
         outputs, inputs = dims[layer.outputs], dims[layer.inputs]
         taps = prod(dims) // max(outputs * inputs, 1)
-        return speed.work([Shape(outputs, inputs, taps, depthwise=layer.depthwise)], positions)
+        return predicted.work([Shape(outputs, inputs, taps, depthwise=layer.depthwise)], positions)
 
     def solve(self, ratio: float | None, max_error: float) -> list[int]:
         """Return how many units of each candidate go: the least loss at ``ratio`` of the cost, or the least cost.

@@ -18,9 +18,9 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.constants import constant_value
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import Derived
-from onnxsqueeze.pairs import limited_scales, rounded, rows_of, weight_of
 from onnxsqueeze.rounding import LARGEST, compensated, feedback
 from onnxsqueeze.smooth import Smoothing
+from onnxsqueeze.targets.pairs import limited_scales, rounded, rows_of, weight_of
 
 __all__ = [
     "Kept", "bias", "carry", "dequantized", "dynamic", "gate", "multiplied", "product_scales", "reader", "requantize",
@@ -127,7 +127,7 @@ def product_scales(values: FloatArray, op: str, transposed: bool = False, per_te
     """Return the scales of a weight that is multiplied in integers, one per output channel or the largest of them.
 
     They are in a shape that broadcasts over the weight, and such that few neighbours have to be cut (see
-    ``onnxsqueeze.pairs``).
+    ``onnxsqueeze.targets.pairs``).
     """
     rows = rows_of(values, op, transposed)
     scales = limited_scales(rows, weight_scales(rows))

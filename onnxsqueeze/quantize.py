@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from onnxsqueeze import qdq
 from onnxsqueeze.affine import Affine
-from onnxsqueeze.calibration import Moments
-from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.quantizable import weight_slots
 from onnxsqueeze.smooth import Smoothing
+from onnxsqueeze.statistics.moments import Moments
 
 __all__ = ["Work", "as_stored", "quantize", "quantize_alone", "quantize_site"]
 

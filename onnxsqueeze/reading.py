@@ -11,12 +11,12 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.calibration import Statistics
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.groups import Slot
 from onnxsqueeze.linear import Linear, covariance, describe, matrix
 from onnxsqueeze.obs import compensate
+from onnxsqueeze.statistics.measured import Statistics
 
 __all__ = ["WIDEST", "Indices", "Reader", "bias_of", "read", "rows_of", "unseen_error"]
 

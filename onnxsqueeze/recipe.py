@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from onnxsqueeze import registry
-from onnxsqueeze.contract import Pass
+from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.errors import SpecError, UsageError
 from onnxsqueeze.files import whole
 from onnxsqueeze.options import make, spec

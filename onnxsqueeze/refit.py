@@ -14,14 +14,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import cost
-from onnxsqueeze.bench import Bench
+from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.joint import Cross, Pair, accumulate, targets
 from onnxsqueeze.linear import Linear, describe, matrix, set_matrix
+from onnxsqueeze.measure import cost
+from onnxsqueeze.statistics.paired import Cross, Pair, accumulate, targets
 
 __all__ = ["Kept", "Place", "fit", "places", "refit"]
 

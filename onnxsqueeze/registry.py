@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module, metadata, util
 from pkgutil import iter_modules
 
-from onnxsqueeze.contract import Pass
+from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.errors import PassError, SqueezeError, UnknownPassError, UsageError
 from onnxsqueeze.options import Option, make, options, spec
 from onnxsqueeze.spec import parse

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from onnxsqueeze.measure.answers import Deviation
     from onnxsqueeze.registry import Listing
-    from onnxsqueeze.report import Deviation, Report, StepReport
+    from onnxsqueeze.report import Report, StepReport
 
 __all__ = ["grid", "line", "progress", "show", "show_passes"]
 

@@ -8,19 +8,19 @@ from functools import partial
 
 import numpy as np
 
-from onnxsqueeze import cost
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.bench import Bench
 from onnxsqueeze.channel_removal import disagreement
+from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.coupling import Coupling
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.edit import Rewrite
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.groups import Group, Slot
-from onnxsqueeze.impact import impacts
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.linear import add_to_output, laid_out, matrix, set_matrix
+from onnxsqueeze.measure import cost
+from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.obs import compensate
 from onnxsqueeze.pruning import Candidate, Problem
 from onnxsqueeze.reading import Indices, Reader, bias_of, unseen_error

@@ -6,37 +6,12 @@ import json
 import math
 from dataclasses import dataclass
 
-from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.contract.plan import Site, Skip
+from onnxsqueeze.measure.answers import Deviation
+from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.plain import fields_of, plain
 
-__all__ = ["Cost", "Deviation", "Report", "StepReport"]
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """How far one output is from the original's, on feeds that no pass has seen.
-
-    ``sqnr_db`` is ``10 log10(‖y‖² / ‖Δy‖²)``, infinite where nothing differs; ``top1`` is the share of equal argmaxes
-    in [0, 1], None where the output does not look like scores.
-    """
-
-    output: str
-    sqnr_db: float
-    cosine: float
-    max_abs: float
-    top1: float | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model weighs: ``bytes`` of its file(s), stored parameters, multiply-accumulates, nodes."""
-
-    bytes: int
-    parameters: int
-    macs: int | None
-    nodes: int
-    opset: int
+__all__ = ["Report", "StepReport"]
 
 
 @dataclass(frozen=True)

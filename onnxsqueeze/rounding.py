@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.pairs import LIMIT
+from onnxsqueeze.targets.pairs import LIMIT
 
 __all__ = ["compensated", "feedback"]
 
@@ -28,7 +28,7 @@ def compensated(weight: Floats, scales: Floats, back: NDArray[np.float32], *, pa
     ``S = U D Uᵀ``, U being unit upper triangular, ``q_k = round((w_k + Σ_{j<k} U_jk·(w_j − s·q_j)) / s)``. The errors
     times U are then plain rounding errors. After GPTQ (Frantar et al. 2023), in the form of QuIP (Chee et al. 2023),
     which inverts nothing. With ``pairs`` no two neighbours of one sign, rows 2j and 2j + 1, are over ``LIMIT``
-    together (see ``onnxsqueeze.pairs``); what is cut off one of them is made up for like all that is lost.
+    together (see ``onnxsqueeze.targets.pairs``); what is cut off one of them is made up for like all that is lost.
     """
     order, upper = back[-1].astype(np.int64), back[:-1]
     scale = np.broadcast_to(scales, weight.shape)[order].astype(np.float32)

@@ -10,13 +10,13 @@ from math import inf
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Channels
-from onnxsqueeze.costmodel import run_time_times
 from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import Layers
 from onnxsqueeze.quantize import Work
 from onnxsqueeze.smooth import Smoothing, smoothing
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Channels
+from onnxsqueeze.targets.kernels import run_time_times
 
 __all__ = ["RunTime", "RunTimeLayer"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.factors import Candidate, Fitting, relative_error
 from onnxsqueeze.linear import Chain, Linear
-from onnxsqueeze.speed import Shape
+from onnxsqueeze.targets.work import Shape
 
 __all__ = ["branches", "candidates", "depthwise", "outline", "pointwise", "recomposed"]
 

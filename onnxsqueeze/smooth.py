@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.calibration import Moments
+from onnxsqueeze.statistics.moments import Moments
 
 __all__ = ["Smoothing", "smoothing"]
 

@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsqueeze import promises
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Pass, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, SqueezeError, UsageError
 from onnxsqueeze.graph.edit import distinguish
 from onnxsqueeze.graph.opset import raise_opset
@@ -22,11 +22,12 @@ from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size, tensors
+from onnxsqueeze.measure.answers import Answers, answer, compare, worst
 from onnxsqueeze.options import spec
 from onnxsqueeze.report import StepReport
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.sweep import collect
-from onnxsqueeze.validate import Answers, answer, compare, worst
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.sweep import collect
 
 __all__ = ["Run", "quantized", "refuse_quantized", "run_pass"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 
 from onnxsqueeze import registry
-from onnxsqueeze.contract import Level, Pass
-from onnxsqueeze.cost import macs
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.plan import Level
 from onnxsqueeze.errors import FeedError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -23,15 +23,16 @@ from onnxsqueeze.feeds.types import Feeds, inputs_of
 from onnxsqueeze.graph.opset import raise_opset
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.impact import SAMPLES, measure, worst_error
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.cost import macs
+from onnxsqueeze.measure.switchboard import SAMPLES, measure, worst_error
 from onnxsqueeze.options import spec
 from onnxsqueeze.pipeline import squeeze
 from onnxsqueeze.plain import plain
 from onnxsqueeze.runtime.threads import one_blas_thread
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.sweep import collect
 from onnxsqueeze.words import decibels
 
 __all__ = ["LayerStudy", "Point", "Sensitivity", "sensitivity"]

@@ -16,9 +16,8 @@ from onnxsqueeze.errors import FeedError
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import inputs_of
 from onnxsqueeze.ir.encode import encode
-from onnxsqueeze.report import Deviation
+from onnxsqueeze.measure.answers import Answers, Deviation, compare
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.validate import Answers, compare
 
 if TYPE_CHECKING:
     from onnxsqueeze.matching import Match

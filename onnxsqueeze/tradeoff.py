@@ -9,19 +9,20 @@ from math import inf, log10, prod
 
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze import cost, qdq
+from onnxsqueeze import qdq
 from onnxsqueeze.affine import Affine, Form
 from onnxsqueeze.arithmetic import Arithmetic
 from onnxsqueeze.audit import audit
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.contract import Site, Skip
-from onnxsqueeze.effects import effects
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.explanation import explained, ranking
 from onnxsqueeze.graph.edit import Rewrite
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.impact import SAMPLES, Detour, Switchboard, impacts
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure import cost
+from onnxsqueeze.measure.attribution import effects
+from onnxsqueeze.measure.switchboard import SAMPLES, Detour, Switchboard, impacts
 from onnxsqueeze.planning import planned
 from onnxsqueeze.quantizable import Layers, weight_slots
 from onnxsqueeze.quantize import Work, as_stored, quantize_alone, quantize_site

@@ -11,12 +11,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze import kernel_forms
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Pass, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.statistics.measured import Statistics
 
 __all__ = ["Canonical"]
 

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from onnxsqueeze import factorize, factors, refit, separable, speed
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Need, Pass, Site, Skip
+from onnxsqueeze import factorize, factors, refit, separable
+from onnxsqueeze.budget.spend import By
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.problem import By, Problem, dense
+from onnxsqueeze.problem import Problem, dense
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.targets import work as predicted
 
 __all__ = ["Depthwise"]
 
@@ -85,17 +89,18 @@ class Depthwise(Pass):
         found = list(separable.candidates(fitting, rank=self.rank))
         if self.rank is not None or not found:
             return found
-        itself = speed.work(dense(layer), None)
-        found = [c for c in found if speed.work(separable.outline(layer, c.form, c.ranks), None) <= 0.9 * itself]
+        itself = predicted.work(dense(layer), None)
+        found = [c for c in found if predicted.work(separable.outline(layer, c.form, c.ranks), None) <= 0.9 * itself]
         if not found:
             return "no sum of separable convolutions is faster"
         rivals = [
-            (speed.work(factors.outline(layer, c.form, c.ranks), None), c.error) for c in factors.candidates(fitting)
+            (predicted.work(factors.outline(layer, c.form, c.ranks), None), c.error)
+            for c in factors.candidates(fitting)
         ]
         fastest = min((time for time, _ in rivals), default=0.0)
         kept = []
         for candidate in found:
-            time = max(speed.work(separable.outline(layer, candidate.form, candidate.ranks), None), fastest)
+            time = max(predicted.work(separable.outline(layer, candidate.form, candidate.ranks), None), fastest)
             if candidate.error < min((error for t, error in rivals if t <= time), default=1.0):
                 kept.append(candidate)
         return kept or "low-rank factors have less error at the same time"

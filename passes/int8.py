@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnxsqueeze import factorize, qdq
 from onnxsqueeze.affine import Form, activation
 from onnxsqueeze.arithmetic import Arithmetic
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Channels, Level, Mean, Need, Pass, Range, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Level, Site, Skip
 from onnxsqueeze.factors import Fitting, relative_error
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
@@ -27,6 +27,8 @@ from onnxsqueeze.planning import planned
 from onnxsqueeze.quantizable import LAYERS, Layers
 from onnxsqueeze.quantize import Work, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.run_time import RunTime
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Channels, Mean, Need, Range
 from onnxsqueeze.tradeoff import Search, Settings
 
 __all__ = ["Int8"]

@@ -9,13 +9,16 @@ from typing import ClassVar
 import numpy as np
 
 from onnxsqueeze import factorize, factors, refit
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
+from onnxsqueeze.budget.spend import By
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Level, Site, Skip
 from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.problem import By, Problem
+from onnxsqueeze.problem import Problem
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Need
 
 __all__ = ["LowRank"]
 

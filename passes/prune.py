@@ -11,9 +11,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from onnxsqueeze import pruning, refit, repair
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
+from onnxsqueeze.budget.spend import By
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Level, Site, Skip
 from onnxsqueeze.coupling import Coupling, couple
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
@@ -21,11 +22,12 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.groups import Group
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear import Linear, describe
-from onnxsqueeze.problem import By
 from onnxsqueeze.pruning import Problem, Score
 from onnxsqueeze.reading import WIDEST, Indices
 from onnxsqueeze.refit import Kept
 from onnxsqueeze.repair import without
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Need
 
 __all__ = ["Prune"]
 

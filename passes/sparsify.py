@@ -11,19 +11,21 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze import budget, factorize
+from onnxsqueeze import factorize
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.budget import Option
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Level, Need, Pass, Site, Skip
+from onnxsqueeze.budget.spend import Option, spend
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Level, Site, Skip
 from onnxsqueeze.factors import Fitting, relative_error
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
-from onnxsqueeze.impact import impacts
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear import Linear, covariance, matrix, rewrite
+from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.sparse import Pattern, Sparsifier
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Need
 from onnxsqueeze.words import amount
 
 __all__ = ["Sparsify"]
@@ -155,7 +157,7 @@ class Sparsify(Pass):
         else:
             ratio = 0.5 if self.ratio is None else self.ratio
             options = [layer.options(gains.get(layer.key, 1.0)) for layer in layers]
-            chosen = budget.spend(options, cost=ratio * sum(layer.size for layer in layers))
+            chosen = spend(options, cost=ratio * sum(layer.size for layer in layers))
             shares = [share for option in chosen if isinstance(share := option.choice, float)]
         for layer, share in zip(layers, shares, strict=True):
             if share >= 1:

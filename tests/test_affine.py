@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxsqueeze.affine import Affine, activation, fixed, usable, weight_scales
-from onnxsqueeze.calibration import Histogram
+from onnxsqueeze.statistics.histogram import Histogram
 
 Floats = NDArray[np.floating]
 

@@ -18,18 +18,19 @@ from onnx import helper
 from onnxsqueeze import squeeze
 from onnxsqueeze.affine import Form
 from onnxsqueeze.arithmetic import Arithmetic
-from onnxsqueeze.calibration import Histogram, Statistics
-from onnxsqueeze.contract import Need, Range
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.files import load
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.qdq import Kept
 from onnxsqueeze.quantizable import Layers
 from onnxsqueeze.quantize import Work
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.sweep import collect
-from onnxsqueeze.validate import compare, worst
+from onnxsqueeze.statistics.histogram import Histogram
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Need, Range
+from onnxsqueeze.statistics.sweep import collect
 
 PLAIN = Form()
 SHAPE: list[Any] = [1, 32, 8, 8]
@@ -352,7 +353,7 @@ def test_average_pooling_works_in_every_form_even_where_it_would_be_quantized(
 ) -> None:
     if "dilations" in attrs and opset < 19:
         pytest.skip("dilations came with opset 19")
-    monkeypatch.setitem(__import__("onnxsqueeze.costmodel", fromlist=["x"])._CARRY, "AveragePool", (1.0, 0.1))
+    monkeypatch.setitem(__import__("onnxsqueeze.targets.kernels", fromlist=["x"])._CARRY, "AveragePool", (1.0, 0.1))
     pool = helper.make_node("AveragePool", ["c"], ["m"], kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2], **attrs)
     proto = net([pool], 64)
     proto.opset_import[0].version = opset

@@ -27,7 +27,8 @@ from onnxsqueeze.errors import (
     UnknownPassError,
     UsageError,
 )
-from onnxsqueeze.report import Cost, Report
+from onnxsqueeze.measure.cost import Cost
+from onnxsqueeze.report import Report
 
 REPORT = Report(
     model="model.onnx",

@@ -14,8 +14,7 @@ import pytest
 from small_models import MODELS, Feed, feeds
 
 from onnxsqueeze import registry, squeeze
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Site
+from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.encode import encode
@@ -23,7 +22,8 @@ from onnxsqueeze.ir.files import load
 from onnxsqueeze.options import spec
 from onnxsqueeze.result import Result
 from onnxsqueeze.runtime.timing import Latency
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.sweep import collect
 
 FLOORS = {"clean": 80.0, "canonical": 80.0, "int8": 25.0, "sparsify": 3.0}
 """SQNR in dB under which no model may fall, with half of random weights gone for sparsify; passes that choose their own
@@ -38,7 +38,7 @@ each_pass = pytest.mark.parametrize("pass_", registry.names())
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decisions that depend on measured time are taken as if nothing changed it."""
     monkeypatch.setattr("onnxsqueeze.pipeline.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
-    monkeypatch.setattr("onnxsqueeze.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
 
 
 @cache
@@ -138,7 +138,8 @@ def test_a_run_gives_the_same_bytes_in_every_process() -> None:
     program = """
 import hashlib
 from small_models import MODELS, feeds
-from onnxsqueeze import pipeline, bench, squeeze
+from onnxsqueeze import pipeline, squeeze
+from onnxsqueeze.contract import bench
 from onnxsqueeze.runtime.timing import Latency
 pipeline.latency = bench.latency = lambda *_: Latency((1.0, 1.0), 1.0, 1.0)
 for name in ("conv_bn_relu", "attention", "branches", "opset_11"):

@@ -14,12 +14,12 @@ from linear_models import Array, conv_model
 from numpy.typing import NDArray
 
 from onnxsqueeze import factors, linear, separable
-from onnxsqueeze.contract import Gram
 from onnxsqueeze.factors import Candidate, Fitting
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.linear import Linear, describe, matrix
+from onnxsqueeze.statistics.needs import Gram
 
 
 def fitting(outputs: int, channels: int, kernel: tuple[int, ...], rows: int = 0, seed: int = 0) -> Fitting:

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxsqueeze import squeeze
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.result import Result
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.validate import compare, worst
 
 MODELS = Path(__file__).parent.parent / "models"
 SHIPPED = ("mlp", "cnn", "dwcnn", "resnet")

@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 
 from onnxsqueeze import squeeze
 from onnxsqueeze.errors import UsageError
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.validate import compare, worst
 
 Feeds = list[dict[str, Array]]
 FORMS = [

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxsqueeze import squeeze
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.validate import compare, worst
 
 MODELS = Path(__file__).parents[1] / "models"
 Feeds = list[dict[str, NDArray[np.generic]]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.contract import Site
+from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.runtime.session import Session

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxsqueeze import squeeze
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.validate import compare, worst
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed: .ci/openvino runs these tests with it")
 pytestmark = pytest.mark.openvino

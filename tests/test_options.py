@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxsqueeze.contract import Pass, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.errors import PassError, UsageError
 from onnxsqueeze.options import Option, make, options, spec
 from onnxsqueeze.spec import parse

@@ -10,12 +10,13 @@ import pytest
 from small_models import MODELS
 
 from onnxsqueeze import Clean, ContractError, Int8, LowRank, UsageError, squeeze
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Pass, Site, Skip
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.order import refuse_order
+from onnxsqueeze.statistics.measured import Statistics
 
 WHO = f"the pass 'trial' of the module {__name__}"
 

@@ -18,7 +18,7 @@ from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.prune import Prune
 from onnxsqueeze.result import Result
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.sweep import collect
 
 MODELS = Path(__file__).parent.parent / "models"
 

@@ -102,7 +102,7 @@ def test_every_command_and_every_program_of_a_guide_works(
 ) -> None:
     """Runs them in this process and without the clock, which takes a third of the time."""
     monkeypatch.setattr("onnxsqueeze.pipeline.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
-    monkeypatch.setattr("onnxsqueeze.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.chdir(project)
     onnxsqueeze.squeeze("models/mlp.onnx", "int8", output="models/mlp.squeezed.onnx")
     program = ""

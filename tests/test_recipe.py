@@ -36,13 +36,13 @@ def test_a_saved_recipe_gives_the_same_bytes_again(tmp_path: Path, monkeypatch: 
     with np.load(ROOT / "models/cnn.calib.npz") as calibration:
         np.savez(tmp_path / "calib.npz", input=calibration["input"][:24])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("onnxsqueeze.bench.latency", lambda *_: Latency((1.0, 0.7), 0.7, 0.7))
+    monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 0.7), 0.7, 0.7))
     first = squeeze(model, "int8", "calib.npz", seed=3)
     (tmp_path / "kept").mkdir()
     first.recipe.save("kept/recipe.toml")
     monkeypatch.chdir("/")
     monkeypatch.setattr(
-        "onnxsqueeze.bench.latency", lambda *_: Latency((1.0, 9.9), 9.9, 9.9)
+        "onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 9.9), 9.9, 9.9)
     )  # a machine where integers do not pay
     again = squeeze(model, Recipe.load(tmp_path / "kept/recipe.toml"))
     otherwise = squeeze(model, "int8", tmp_path / "calib.npz", seed=3)

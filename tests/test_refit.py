@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from linear_models import constant, correlated, model
 from onnx import ModelProto, helper
 
-from onnxsqueeze.bench import Bench
+from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.joint import Cross
 from onnxsqueeze.refit import fit, places, refit
+from onnxsqueeze.statistics.paired import Cross
 
 
 @given(st.integers(0, 1000), st.sampled_from([1e-4, 1e-2, 1.0, 10.0]))

@@ -10,7 +10,7 @@ import pytest
 
 import onnxsqueeze.passes
 from onnxsqueeze import registry
-from onnxsqueeze.contract import Pass
+from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.errors import PassError, SpecError, UnknownPassError, UsageError
 from onnxsqueeze.options import spec
 

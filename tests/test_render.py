@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from onnxsqueeze import registry, render
-from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.contract.plan import Site, Skip
+from onnxsqueeze.measure.answers import Deviation
+from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.options import Option
-from onnxsqueeze.report import Cost, Deviation, Report, StepReport
+from onnxsqueeze.report import Report, StepReport
 from onnxsqueeze.words import amount
 
 CLEAN = StepReport(

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxsqueeze.contract import Site, Skip
-from onnxsqueeze.report import Cost, Deviation, Report, StepReport
+from onnxsqueeze.contract.plan import Site, Skip
+from onnxsqueeze.measure.answers import Deviation
+from onnxsqueeze.measure.cost import Cost
+from onnxsqueeze.report import Report, StepReport
 
 REPORT = Report(
     model="model.onnx",

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.costmodel import run_time_times
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.files import load
@@ -24,7 +22,9 @@ from onnxsqueeze.quantizable import Layers
 from onnxsqueeze.quantize import Work
 from onnxsqueeze.run_time import ROWS, RunTime, RunTimeLayer
 from onnxsqueeze.smooth import Smoothing
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.targets.kernels import run_time_times
 
 
 def tokens(rows: Any, inputs: int, outputs: int, layers: int = 1) -> onnx.ModelProto:

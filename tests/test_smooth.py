@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxsqueeze import qdq
-from onnxsqueeze.calibration import Moments
-from onnxsqueeze.contract import Channels
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.smooth import ALPHAS, Smoothing, smoothing
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.moments import Moments
+from onnxsqueeze.statistics.needs import Channels
+from onnxsqueeze.statistics.sweep import collect
 
 Floats = NDArray[np.floating]
 

@@ -14,22 +14,22 @@ from linear_models import constant, conv_model, correlated, model
 from onnx import helper
 
 from onnxsqueeze import Sensitivity, cli, sensitivity
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Level
+from onnxsqueeze.contract.plan import Level
 from onnxsqueeze.errors import FeedError, UsageError
 from onnxsqueeze.figures import heat
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.html import sensitivity_page
-from onnxsqueeze.impact import measure, worst_error
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.answers import answer, compare, worst
+from onnxsqueeze.measure.switchboard import measure, worst_error
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.passes.sparsify import Sparsify
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.sweep import collect
 from onnxsqueeze.study import LayerStudy, Point
-from onnxsqueeze.sweep import collect
-from onnxsqueeze.validate import answer, compare, worst
 
 
 def net() -> onnx.ModelProto:
@@ -132,7 +132,7 @@ def test_several_nodes_of_one_level_are_switched_together() -> None:
 
 def test_a_study_of_more_levels_than_a_session_holds_keeps_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sensitivity(net(), "sparsify", feeds())
-    monkeypatch.setattr("onnxsqueeze.impact.TOGETHER", 2)
+    monkeypatch.setattr("onnxsqueeze.measure.switchboard.TOGETHER", 2)
     parts = sensitivity(net(), "sparsify", feeds())
 
     for a, b in zip(whole.layers, parts.layers, strict=True):

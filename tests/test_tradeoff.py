@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.bench import Bench
-from onnxsqueeze.contract import Site, Skip
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.files import load
+from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.sweep import collect
 from onnxsqueeze.tradeoff import INACCURATE, NEAR_STORED, NOT_FASTER, Search, Settings
-from onnxsqueeze.validate import compare, worst
 
 Feeds = list[dict[str, Array]]
 CHANNELS = 48

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxsqueeze.contract import Pass
+from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.pipeline import squeeze
 from onnxsqueeze.recipe import Recipe
 from onnxsqueeze.result import Result

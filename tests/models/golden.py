@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.bench import Bench
+from onnxsqueeze.contract.bench import Bench
 
 __all__ = ["FILE", "MODELS", "PASSES", "Figures", "figures"]
 

@@ -13,12 +13,12 @@ from onnx import TensorProto, helper
 from onnxsqueeze import qdq
 from onnxsqueeze.affine import Affine
 from onnxsqueeze.graph import edit
-from onnxsqueeze.impact import Detour, Switchboard, _total_error, impacts, measure, worst_error
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.answers import Answers, answer, compare, worst
+from onnxsqueeze.measure.switchboard import Detour, Switchboard, _total_error, impacts, measure, worst_error
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.validate import Answers, answer, compare, worst
 
 Rewrite = Callable[[Graph, str], None]
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import Literal
 
-__all__ = ["Option", "combined", "frontier", "hull", "settled", "spend", "uniform"]
+__all__ = ["By", "Option", "combined", "frontier", "hull", "settled", "spend", "uniform"]
+
+By = Literal["macs", "params", "latency"]
+
 
 FLOOR = 1e-9
 """Relative squared errors under this, 90 dB, are rounding noise of the algebra and count as none."""

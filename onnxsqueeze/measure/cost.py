@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -13,9 +14,19 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph.shapes.inferred import Shape, infer_shapes, shape_of
 from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.report import Cost
 
-__all__ = ["cost", "macs"]
+__all__ = ["Cost", "cost", "macs"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model weighs: ``bytes`` of its file(s), stored parameters, multiply-accumulates, nodes."""
+
+    bytes: int
+    parameters: int
+    macs: int | None
+    nodes: int
+    opset: int
 
 
 def cost(graph: Graph, size: int, feed: Mapping[str, NDArray[np.generic]] | None) -> Cost:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxsqueeze.budget import Option, combined, hull, spend, uniform
+from onnxsqueeze.budget.spend import Option, combined, hull, spend, uniform
 
 costs = st.integers(1, 100).map(float)
 errors = st.integers(0, 1000).map(lambda n: n / 100)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxsqueeze.regions import Choice, cut
+from onnxsqueeze.budget.mincut import Choice, cut
 
 Border = dict[int, float]
 Case = tuple[list[Choice], Border, Border]

@@ -9,14 +9,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.accumulation import Accumulator
 from onnxsqueeze.arrays import MASK
-from onnxsqueeze.calibration import SAMPLE, Statistics, stride
-from onnxsqueeze.contract import Mean, Need, Range
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.shapes.inferred import activations
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.statistics.accumulate import Accumulator
+from onnxsqueeze.statistics.histogram import SAMPLE, stride
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Mean, Need, Range
 
 __all__ = ["collect"]
 

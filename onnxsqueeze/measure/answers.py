@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,26 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import MASK
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.report import Deviation
 from onnxsqueeze.runtime.session import Session
 
-__all__ = ["Answers", "answer", "compare", "worst"]
+__all__ = ["Answers", "Deviation", "answer", "compare", "worst"]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one output is from the original's, on feeds that no pass has seen.
+
+    ``sqnr_db`` is ``10 log10(‖y‖² / ‖Δy‖²)``, infinite where nothing differs; ``top1`` is the share of equal argmaxes
+    in [0, 1], None where the output does not look like scores.
+    """
+
+    output: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    top1: float | None
+    note: str = ""
+
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float64]

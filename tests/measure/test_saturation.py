@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxsqueeze import cli, inspect_model, squeeze
 from onnxsqueeze.difference import diff
 from onnxsqueeze.ir.files import load
+from onnxsqueeze.measure.answers import compare, worst
+from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.saturation import saturating, warning
-from onnxsqueeze.validate import compare, worst
 
-MODELS = Path(__file__).parents[1] / "models"
+MODELS = Path(__file__).parents[2] / "models"
 Weight = NDArray[Any]
 
 

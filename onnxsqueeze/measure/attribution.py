@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from math import inf
 
-from onnxsqueeze.impact import Switchboard, worst_error
+from onnxsqueeze.measure.switchboard import Switchboard, worst_error
 
 __all__ = ["effects"]
 

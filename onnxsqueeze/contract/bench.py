@@ -8,15 +8,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.calibration import Statistics
-from onnxsqueeze.contract import Need, Site
+from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.graph.edit import duplicate, tidy
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.report import Deviation
+from onnxsqueeze.measure.answers import Answers, Deviation, answer, compare, worst
 from onnxsqueeze.runtime.session import Session, first_samples
 from onnxsqueeze.runtime.timing import latency
-from onnxsqueeze.sweep import collect
-from onnxsqueeze.validate import Answers, answer, compare, worst
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.statistics.sweep import collect
 
 __all__ = ["Bench"]
 

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from onnxsqueeze.affine import weight_scales
-from onnxsqueeze.pairs import LIMIT, excess, limited_scales, rounded, rows_of, weight_of
+from onnxsqueeze.targets.pairs import LIMIT, excess, limited_scales, rounded, rows_of, weight_of
 
 Floats = NDArray[np.float32]
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 9))

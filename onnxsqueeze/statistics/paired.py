@@ -9,13 +9,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.accumulation import input_rows
 from onnxsqueeze.arrays import MASK
-from onnxsqueeze.contract import Gram
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.statistics.accumulate import input_rows
+from onnxsqueeze.statistics.needs import Gram
 
 __all__ = ["Cross", "Pair", "Targets", "accumulate", "targets", "truncated"]
 

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import ordinary
-from onnxsqueeze.calibration import Histogram, Moments, Statistics
-from onnxsqueeze.contract import Channels, Gram, Mean, Need, Range
+from onnxsqueeze.statistics.histogram import Histogram
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.moments import Moments
+from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Need, Range
 
 __all__ = ["Accumulator", "input_rows", "patches"]
 

@@ -13,7 +13,7 @@ from onnxsqueeze.graph.constants import constant_value
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.pairs import LIMIT, excess, rows_of
+from onnxsqueeze.targets.pairs import LIMIT, excess, rows_of
 
 __all__ = ["Saturation", "saturating", "warning"]
 

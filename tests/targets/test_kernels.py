@@ -3,7 +3,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 import pytest
 
-from onnxsqueeze.costmodel import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
+from onnxsqueeze.targets.kernels import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
 
 
 def ratio(op: str, weight: tuple[int, ...], **attrs: object) -> float:

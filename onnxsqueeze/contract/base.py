@@ -3,106 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from onnxsqueeze.graph.edit import Rewrite
+from onnxsqueeze.contract.plan import Level, Site, Skip
+from onnxsqueeze.statistics.needs import Need
 
 if TYPE_CHECKING:
-    from onnxsqueeze.bench import Bench
-    from onnxsqueeze.calibration import Statistics
+    from onnxsqueeze.contract.bench import Bench
     from onnxsqueeze.graph.view import View
     from onnxsqueeze.ir.objects import Graph
+    from onnxsqueeze.statistics.measured import Statistics
 
-__all__ = ["Channels", "Gram", "Level", "Mean", "Need", "Pass", "Range", "Site", "Skip"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Asks for the power-of-two histogram, minimum and maximum of the float tensor ``tensor``."""
-
-    tensor: str
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Asks for the mean of ``tensor`` per index of ``axis`` (its channels)."""
-
-    tensor: str
-    axis: int
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Asks for minimum, maximum, mean and mean square of ``tensor`` per index of ``axis``; ``gram``: and products."""
-
-    tensor: str
-    axis: int
-    gram: bool = False
-
-
-@dataclass(frozen=True)
-class Gram:
-    """Asks for ``n``, ``Σx`` and ``Σxxᵀ`` over the input rows ``x`` that a linear operator reads from ``tensor``.
-
-    ``axis`` is the contracted axis of a Gemm or MatMul (-1: the last). With ``kernel`` set the rows are the
-    im2col patches of a Conv of one group, ordered channel-major like its weight: ``x[(c·kh + i)·kw + j]``; ``pads``
-    are all the beginnings, then all the ends, unless ``auto_pad`` is SAME_UPPER or SAME_LOWER.
-    """
-
-    tensor: str
-    axis: int = -1
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    auto_pad: str = ""
-
-
-Need = Range | Mean | Channels | Gram
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place that a pass will rewrite.
-
-    ``key`` is the name of the first output of the node concerned, with the channels in brackets if it is about a part
-    of them (``y[16:32]``), ``action`` says in words what happens, ``detail`` holds the figures for the report (JSON
-    values), ``error`` the predicted relative output error ``‖Δy‖² / ‖y‖²`` and ``work`` whatever ``apply`` needs and
-    ``plan`` already has.
-    """
-
-    key: str
-    action: str
-    detail: dict[str, object] = field(default_factory=dict)
-    error: float | None = None
-    work: object = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Skip:
-    """One place that a pass looked at and left alone, and why, in words for the user."""
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Level:
-    """One way to treat one layer, among several from mild to harsh, for a study of what that does to the answers.
-
-    ``key`` names the layer as in Site, ``label`` the level, the same for all layers where that makes sense; ``share``
-    of the layer's cost is left, and ``error`` is the predicted relative error of its output ``‖Δy‖² / ‖y‖²``.
-    ``rewrites`` says which nodes become what, by the name of their first output; each gets a copy of its node, whose
-    output has another name, and must keep the shape of that output.
-    """
-
-    key: str
-    label: str
-    share: float
-    error: float | None
-    rewrites: Mapping[str, Rewrite] = field(compare=False, repr=False)
+__all__ = ["Pass"]
 
 
 @dataclass(frozen=True)

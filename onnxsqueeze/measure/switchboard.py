@@ -22,10 +22,10 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.edit import Rewrite
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.measure.answers import Answers, compare, worst
 from onnxsqueeze.runtime.session import Session, first_samples
-from onnxsqueeze.validate import Answers, compare, worst
 
-__all__ = ["Detour", "Probe", "Switchboard", "gains", "impacts", "measure", "worst_error"]
+__all__ = ["SAMPLES", "Detour", "Feeds", "Probe", "Switchboard", "gains", "impacts", "measure", "worst_error"]
 
 Array = NDArray[np.generic]
 Matrix = NDArray[np.float64]

@@ -14,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxsqueeze.calibration import BINS, Histogram, Statistics, load_statistics, save_statistics, stride
-from onnxsqueeze.contract import Channels, Mean, Need, Range
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.sweep import collect
+from onnxsqueeze.statistics.histogram import BINS, Histogram, stride
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.needs import Channels, Mean, Need, Range
+from onnxsqueeze.statistics.store import load_statistics, save_statistics
+from onnxsqueeze.statistics.sweep import collect
 
 Array = npt.NDArray[Any]
 Feeds = list[dict[str, Array]]
@@ -44,9 +46,9 @@ def feeds_of(shapes: Sequence[Sequence[int]], seed: int = 0) -> Feeds:
 def both_ways(graph: Graph, needs: Sequence[Need], feeds: Feeds) -> tuple[Statistics, Statistics]:
     """Return what is found where ONNX Runtime reduces, and where it hands over."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnxsqueeze.sweep.SMALL", 0)
+        patch.setattr("onnxsqueeze.statistics.sweep.SMALL", 0)
         reduced = collect(graph, needs, feeds)
-        patch.setattr("onnxsqueeze.sweep.SMALL", 1 << 62)
+        patch.setattr("onnxsqueeze.statistics.sweep.SMALL", 1 << 62)
         return reduced, collect(graph, needs, feeds)
 
 
@@ -144,7 +146,7 @@ def test_each_tensor_is_reduced_before_the_next_is_made(monkeypatch: pytest.Monk
         opened.append(encode(graph))
         return real(graph)
 
-    monkeypatch.setattr("onnxsqueeze.sweep.Session", session)
+    monkeypatch.setattr("onnxsqueeze.statistics.sweep.Session", session)
     collect(chain(3), NEEDS, feeds_of([(1, 9, 1000)]))
 
     reads = [node.input[0] for node in opened[0].graph.node if node.op_type == "ReduceMin"]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxsqueeze.effects import effects
-from onnxsqueeze.impact import Switchboard
-from onnxsqueeze.validate import Answers
+from onnxsqueeze.measure.answers import Answers
+from onnxsqueeze.measure.attribution import effects
+from onnxsqueeze.measure.switchboard import Switchboard
 
 
 class Board:

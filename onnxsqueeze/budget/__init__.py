@@ -1,0 +1,1 @@
+"""Choices for all layers at once, under a budget."""

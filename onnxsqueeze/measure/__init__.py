@@ -1,0 +1,1 @@
+"""What a graph answers, and what it costs."""

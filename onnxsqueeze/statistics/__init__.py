@@ -1,0 +1,1 @@
+"""What feeds do inside a model."""

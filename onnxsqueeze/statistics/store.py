@@ -1,0 +1,84 @@
+"""Statistics in files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxsqueeze.arrays import Array
+from onnxsqueeze.errors import UsageError
+from onnxsqueeze.files import whole
+from onnxsqueeze.statistics.histogram import BINS, Histogram
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.moments import PARTS, Moments
+from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Range
+
+__all__ = ["load_statistics", "save_statistics"]
+
+
+def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistics]) -> None:
+    """Write statistics by stage (the pipeline text that ran before the sweep) to an ``.npz`` file, all or nothing.
+
+    Raises UsageError if the file cannot be written.
+    """
+    arrays: dict[str, Array] = {}
+    index: list[dict[str, object]] = []
+    for stage, statistics in stages.items():
+        for need in (*statistics.ranges, *statistics.moments):
+            key = f"s{len(index)}"
+            index.append({"stage": stage, "kind": type(need).__name__, "need": asdict(need), "key": key})
+            if isinstance(need, Range):
+                h = statistics.ranges[need]
+                rest = [h.exponent, h.zeros, h.low, h.high, h.samples, h.low_sum, h.high_sum, h.elements, h.masked]
+                arrays[f"{key}.counts"], arrays[f"{key}.rest"] = h.counts, np.array(rest, np.float64)
+            else:
+                m = statistics.moments[need]
+                arrays[f"{key}.n"], arrays[f"{key}.total"] = np.array([m.n, m.runs]), m.total
+                for part in PARTS:
+                    if (array := getattr(m, part)) is not None:
+                        arrays[f"{key}.{part}"] = array
+    arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    with whole(Path(path), f"the statistics file '{path}'") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statistics]:
+    """Read files that ``save_statistics`` wrote and merge them. Raises UsageError if one is something else."""
+    stages: dict[str, Statistics] = {}
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for entry in json.loads(arrays["index"].tobytes()):
+                    one, stage = _read(entry, arrays), str(entry["stage"])
+                    stages[stage] = stages[stage].merge(one) if stage in stages else one
+        except Exception as error:
+            raise UsageError(f"'{path}' is not a file of statistics that this project wrote ({error})") from error
+    return stages
+
+
+def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
+    key, kind = entry["key"], entry["kind"]
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["need"].items()}
+    if kind == "Range":
+        exponent, zeros, low, high, samples, low_sum, high_sum, elements, masked = arrays[f"{key}.rest"].tolist()
+        counts = arrays[f"{key}.counts"].astype(np.int64)
+        if counts.shape != (BINS,):
+            raise ValueError(f"{counts.size} bins instead of {BINS}")
+        histogram = Histogram(
+            int(exponent), counts, int(zeros), low, high, int(samples), low_sum, high_sum, int(elements), int(masked)
+        )
+        return Statistics({Range(**fields): histogram}, {})
+    kinds: dict[str, type[Mean | Channels | Gram]] = {"Mean": Mean, "Channels": Channels, "Gram": Gram}
+    need = kinds[kind](**fields)
+    total = arrays[f"{key}.total"].astype(np.float64)
+    parts = {part: arrays[f"{key}.{part}"].astype(np.float64) for part in PARTS if f"{key}.{part}" in arrays}
+    if "gram" in parts and parts["gram"].shape != (total.size, total.size):
+        raise ValueError(f"a Gram matrix of shape {list(parts['gram'].shape)} for {total.size} sums")
+    n, runs = arrays[f"{key}.n"].tolist()
+    return Statistics({}, {need: Moments(int(n), total, **parts, runs=int(runs))})
