@@ -29,16 +29,16 @@ from unittest.mock import patch
 
 import numpy as np
 
-from onnxsqueeze import squeeze, tradeoff
-from onnxsqueeze.affine import activation, weight_scales
-from onnxsqueeze.arithmetic import Arithmetic
+from onnxsqueeze import squeeze
 from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, compare, worst
 from onnxsqueeze.runtime.session import Session
-from onnxsqueeze.smooth import Smoothing, smoothing
 from onnxsqueeze.statistics.moments import Moments
-from onnxsqueeze.tradeoff import Search
+from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
+from onnxsqueeze.techniques.quantization.grids import activation, weight_scales
+from onnxsqueeze.techniques.quantization.outliers import Smoothing, smoothing
+from onnxsqueeze.techniques.quantization.search import Search, _loss
 
 MODELS = Path(__file__).parents[1] / "models"
 SHIPPED = ("mlp", "cnn", "dwcnn", "resnet")
@@ -62,23 +62,36 @@ def without_peaks(moments: Moments, weights: Sequence[Any]) -> Smoothing:
 
 INGREDIENTS: dict[str, dict[str, object]] = {
     "everything on": {},
-    "choice of candidate (the first)": {"tradeoff.Search._candidates": lambda search: candidates_of(search)[:1]},
-    "price of accuracy (the fastest that keeps max-drop)": {"tradeoff.RATE": 0.0},
-    "measured effects (errors of tensors)": {"tradeoff.effects": lambda board, names, own, *_: dict(own)},
-    "minimum cut (integers wherever possible)": {"arithmetic.Arithmetic.choose": everything},
-    "ranges of least error (min and max)": {"arithmetic.activation": partial(activation, grid=1)},
-    "ranges of gates (the same as of others)": {"quantizable.Layers.gate": lambda layers, tensor: None},
-    "weight scales of least error (max/127)": {"qdq.weight_scales": partial(weight_scales, steps=1)},
-    "bias correction": {"quantize._mean_error": lambda *_: np.zeros(())},
-    "smoothing scales": {"smooth.ALPHAS": (0.0,)},
-    "outlier channels in float": {"smooth.OUTLIERS": (0,)},
-    "row peaks": {"run_time.smoothing": without_peaks},
-    "compensated rounding (to nearest)": {"quantize.Work.second": None, "smooth.ROUNDED": 1.0},
-    "16-bit weights": {"tradeoff.MORE": 0.0},
+    "choice of candidate (the first)": {
+        "techniques.quantization.search.Search._candidates": lambda search: candidates_of(search)[:1]
+    },
+    "price of accuracy (the fastest that keeps max-drop)": {"techniques.quantization.search.RATE": 0.0},
+    "measured effects (errors of tensors)": {
+        "techniques.quantization.search.effects": lambda board, names, own, *_: dict(own)
+    },
+    "minimum cut (integers wherever possible)": {"techniques.quantization.arithmetic.Arithmetic.choose": everything},
+    "ranges of least error (min and max)": {
+        "techniques.quantization.arithmetic.activation": partial(activation, grid=1)
+    },
+    "ranges of gates (the same as of others)": {
+        "techniques.quantization.layers.Layers.gate": lambda layers, tensor: None
+    },
+    "weight scales of least error (max/127)": {
+        "techniques.quantization.emit.weights.weight_scales": partial(weight_scales, steps=1)
+    },
+    "bias correction": {"techniques.quantization.apply._mean_error": lambda *_: np.zeros(())},
+    "smoothing scales": {"techniques.quantization.outliers.ALPHAS": (0.0,)},
+    "outlier channels in float": {"techniques.quantization.outliers.OUTLIERS": (0,)},
+    "row peaks": {"techniques.quantization.dynamic.smoothing": without_peaks},
+    "compensated rounding (to nearest)": {
+        "techniques.quantization.apply.Work.second": None,
+        "techniques.quantization.outliers.ROUNDED": 1.0,
+    },
+    "16-bit weights": {"techniques.quantization.search.MORE": 0.0},
     "canonical forms": {"pipeline.IMPLIED": ("clean",)},
     "kernel forms": {"passes.canonical._FORMS": {}},
-    "small weights left in float": {"quantizable.SPARED": 0.0},
-    "guard by latency": {"tradeoff.SLOWER": inf},
+    "small weights left in float": {"techniques.quantization.layers.SPARED": 0.0},
+    "guard by latency": {"techniques.quantization.search.SLOWER": inf},
 }
 """By ingredient, the parts of onnxsqueeze that switching it off replaces."""
 
@@ -183,7 +196,7 @@ def timed(one: Path | Graph, other: Path | Graph, feeds: Sequence[Feed], seconds
 
 def loss(ratio: float, sqnr: float) -> float:
     """Return what int8 minimizes, in run times of the float model."""
-    return tradeoff._loss(ratio, 10 ** (-sqnr / 10))
+    return _loss(ratio, 10 ** (-sqnr / 10))
 
 
 def table(subjects: Sequence[Subject], seconds: float, only: tuple[str, ...]) -> None:
@@ -222,7 +235,7 @@ def curve(each: Subject, seconds: float) -> None:
             row(candidate.time, self.base + candidate.error, self._variant(plan), actions)
         return search_of(self, candidates)
 
-    with tempfile.TemporaryDirectory() as folder, patched({"tradeoff.Search._search": search}):
+    with tempfile.TemporaryDirectory() as folder, patched({"techniques.quantization.search.Search._search": search}):
         output = Path(folder, "int8.onnx")
         report = squeeze(each.path, "int8", each.calib, output=output).report
         row(inf, inf, output, Counter(site.action for site in report.steps[-1].done))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxsqueeze import factorize, factors, squeeze
+from onnxsqueeze import squeeze
 from onnxsqueeze.budget.spend import spend, uniform
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Site
@@ -26,14 +26,16 @@ from onnxsqueeze.graph.edit import duplicate
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.refit import refit
 from onnxsqueeze.measure import cost
 from onnxsqueeze.passes.lowrank import LowRank
-from onnxsqueeze.problem import Problem, Unit
-from onnxsqueeze.refit import refit
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.techniques.lowrank import forms
+from onnxsqueeze.techniques.lowrank import plan as factorize
+from onnxsqueeze.techniques.lowrank.choice import Problem, Unit
 
 Feeds = Sequence[dict[str, Any]]
 Score = Callable[[list[list[Any]], list[list[Any]]], float]
@@ -52,10 +54,10 @@ def sqnr(found: list[list[Any]], expected: list[list[Any]]) -> float:
 
 def problem(graph: Graph, stats: Statistics, by: str, alike: bool) -> Problem:
     """Return the problem of all layers; when they are to be treated alike, none shares a factor with another."""
-    units, _, positions = factorize.pose(View(graph), stats, (), (), factors.candidates)
+    units, _, positions = factorize.pose(View(graph), stats, (), (), forms.candidates)
     if alike:
         units = [Unit([f], [c]) for u in units for f, c in zip(u.fittings, u.found, strict=True)]
-    made = Problem(units, factors.outline, factors.compose, by, None, 1.0)  # type: ignore[arg-type]
+    made = Problem(units, forms.outline, forms.compose, by, None, 1.0)  # type: ignore[arg-type]
     made.positions = positions
     return made
 

@@ -10,14 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import kernel_forms
-from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.plan import Site, Skip
-from onnxsqueeze.graph import edit
-from onnxsqueeze.graph.view import View
-from onnxsqueeze.graph.walk import is_standard, key_of
-from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, is_standard, key_of
+from onnxsqueeze.techniques.canonical import kernel_forms
 
 __all__ = ["Canonical"]
 

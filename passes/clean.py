@@ -10,15 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.plan import Site, Skip
-from onnxsqueeze.folding import fold
-from onnxsqueeze.graph import edit
-from onnxsqueeze.graph.view import View
-from onnxsqueeze.graph.walk import is_standard, key_of
-from onnxsqueeze.ir.objects import Graph, subgraphs
-from onnxsqueeze.ir.weights import Weight
-from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, Weight, edit, is_standard, key_of, subgraphs
+from onnxsqueeze.techniques.canonical.folding import fold
 
 __all__ = ["Clean"]
 

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from onnxsqueeze import factorize, factors, refit, separable
 from onnxsqueeze.budget.spend import By
-from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.bench import Bench
-from onnxsqueeze.contract.plan import Site, Skip
-from onnxsqueeze.factors import Candidate, Fitting
-from onnxsqueeze.graph.view import View
-from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.problem import Problem, dense
-from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.linear import refit, select
+from onnxsqueeze.linear.fitting import Fitting
+from onnxsqueeze.plugin import Bench, Graph, Need, Pass, Site, Skip, Statistics, View
 from onnxsqueeze.targets import work as predicted
+from onnxsqueeze.techniques.lowrank import forms, separable
+from onnxsqueeze.techniques.lowrank import plan as factorize
+from onnxsqueeze.techniques.lowrank.choice import Problem, dense
+from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["Depthwise"]
 
@@ -67,7 +64,7 @@ class Depthwise(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a convolution with a kernel."""
-        for entry in factorize.layers(view, self.only, self.exclude):
+        for entry in select.layers(view, self.only, self.exclude):
             if not isinstance(entry, Skip) and not view.in_body(entry[0]) and prod(entry[1].kernel) >= 4:
                 yield entry[1].gram
 
@@ -94,8 +91,7 @@ class Depthwise(Pass):
         if not found:
             return "no sum of separable convolutions is faster"
         rivals = [
-            (predicted.work(factors.outline(layer, c.form, c.ranks), None), c.error)
-            for c in factors.candidates(fitting)
+            (predicted.work(forms.outline(layer, c.form, c.ranks), None), c.error) for c in forms.candidates(fitting)
         ]
         fastest = min((time for time, _ in rivals), default=0.0)
         kept = []

@@ -12,24 +12,32 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze import factorize, qdq
-from onnxsqueeze.affine import Form, activation
-from onnxsqueeze.arithmetic import Arithmetic
-from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.bench import Bench
-from onnxsqueeze.contract.plan import Level, Site, Skip
-from onnxsqueeze.factors import Fitting, relative_error
-from onnxsqueeze.graph.view import View
-from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.linear import Linear, covariance, describe, matrix
-from onnxsqueeze.planning import planned
-from onnxsqueeze.quantizable import LAYERS, Layers
-from onnxsqueeze.quantize import Work, as_stored, quantize_alone, quantize_site
-from onnxsqueeze.run_time import RunTime
-from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.statistics.needs import Channels, Mean, Need, Range
-from onnxsqueeze.tradeoff import Search, Settings
+from onnxsqueeze.linear import select
+from onnxsqueeze.linear.fitting import Fitting, relative_error
+from onnxsqueeze.linear.layers import Linear, covariance, describe, matrix
+from onnxsqueeze.plugin import (
+    Bench,
+    Channels,
+    Graph,
+    Level,
+    Mean,
+    Need,
+    Pass,
+    Range,
+    Site,
+    Skip,
+    Statistics,
+    View,
+    key_of,
+)
+from onnxsqueeze.techniques.quantization.apply import Work, as_stored, quantize_alone, quantize_site
+from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
+from onnxsqueeze.techniques.quantization.dynamic import RunTime
+from onnxsqueeze.techniques.quantization.emit.weights import Kept, product_scales, scales_of, values_of
+from onnxsqueeze.techniques.quantization.grids import Form, activation
+from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
+from onnxsqueeze.techniques.quantization.plan import planned
+from onnxsqueeze.techniques.quantization.search import Search, Settings
 
 __all__ = ["Int8"]
 
@@ -95,7 +103,7 @@ class Int8(Pass):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
-        layers, kept = Layers(view, self.wanted), qdq.Kept()
+        layers, kept = Layers(view, self.wanted), Kept()
         arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
@@ -108,7 +116,7 @@ class Int8(Pass):
     def level_needs(self, view: View) -> Iterable[Need]:
         """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""
         yield from self.needs(view)
-        yield from factorize.needs(view, self.only, self.exclude)
+        yield from select.needs(view, self.only, self.exclude)
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer with its weights in int8 alone, and in int8 arithmetic where that pays."""
@@ -151,7 +159,7 @@ def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tu
     assert isinstance(work, Work)
     if node.op not in LAYERS:
         return None, None
-    values = qdq.values_of(node.inputs[1])
+    values = values_of(node.inputs[1])
     side = node.op == "Conv" or bool(node.attrs.get("transB", 0))
     size = float(np.sum(values.astype(np.float64) ** 2))
     layer = describe(view, node)
@@ -169,11 +177,11 @@ def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tu
             return float(np.sum(change**2)) / max(size, 1e-30)
         return relative_error(fitting, fitting.weight - (change if side else change.T).reshape(fitting.weight.shape))
 
-    weights = rounding(qdq.scales_of(values, (0 if side else values.ndim - 1,)))
+    weights = rounding(scales_of(values, (0 if side else values.ndim - 1,)))
     measured = stats.range(node.inputs[0].name)
     if work.form == "dynamic" and work.smoothing is not None and np.isfinite(work.smoothing.error):
         return weights, work.smoothing.error
     if work.form != "static" or measured is None:
         return weights, None
-    multiplied = rounding(qdq.product_scales(values, node.op, bool(node.attrs.get("transB", 0))))
+    multiplied = rounding(product_scales(values, node.op, bool(node.attrs.get("transB", 0))))
     return weights, multiplied + activation(measured)[1] * noise

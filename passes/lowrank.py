@@ -8,17 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxsqueeze import factorize, factors, refit
 from onnxsqueeze.budget.spend import By
-from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.bench import Bench
-from onnxsqueeze.contract.plan import Level, Site, Skip
-from onnxsqueeze.factors import Candidate, Fitting
-from onnxsqueeze.graph.view import View
-from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.problem import Problem
-from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.linear import refit, select
+from onnxsqueeze.linear.fitting import Fitting
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View
+from onnxsqueeze.techniques.lowrank import forms
+from onnxsqueeze.techniques.lowrank import plan as factorize
+from onnxsqueeze.techniques.lowrank.choice import Problem
+from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["LowRank"]
 
@@ -76,14 +73,14 @@ class LowRank(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a layer that could be factored."""
-        return factorize.needs(view, self.only, self.exclude)
+        return select.needs(view, self.only, self.exclude)
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield a site for every layer, or layers on one input, that the budget rewrites."""
         units, skips, positions = factorize.pose(
-            view, stats, self.only, self.exclude, lambda fitting: factors.candidates(fitting, rank=self.rank)
+            view, stats, self.only, self.exclude, lambda fitting: forms.candidates(fitting, rank=self.rank)
         )
-        problem = Problem(units, factors.outline, factors.compose, self.by, self.ratio, self.max_error or 0.01)
+        problem = Problem(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or 0.01)
         problem.positions = positions
         yield from skips
         if self.rank is None and self.energy is None:
@@ -102,12 +99,12 @@ class LowRank(Pass):
         """
 
         def find(fitting: Fitting) -> Iterator[Candidate]:
-            values = factors.channel(fitting)[1]
+            values = forms.channel(fitting)[1]
             left = np.append(np.cumsum(values[::-1])[::-1], 0.0)
             for rank in range(1, len(left) if left[0] > 0 else 0):
                 yield Candidate("channel", (rank,), float(left[rank] / left[0]))
 
-        return factorize.levels(view, stats, self.only, self.exclude, find, factors.outline, factors.compose)
+        return factorize.levels(view, stats, self.only, self.exclude, find, forms.outline, forms.compose)
 
     def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
         """Fit the layers behind factored ones to the original's outputs."""

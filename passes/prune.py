@@ -10,24 +10,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from onnxsqueeze import pruning, refit, repair
 from onnxsqueeze.budget.spend import By
-from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.bench import Bench
-from onnxsqueeze.contract.plan import Level, Site, Skip
-from onnxsqueeze.coupling import Coupling, couple
-from onnxsqueeze.graph import edit
-from onnxsqueeze.graph.view import View
-from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.groups import Group
-from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.linear import Linear, describe
-from onnxsqueeze.pruning import Problem, Score
-from onnxsqueeze.reading import WIDEST, Indices
-from onnxsqueeze.refit import Kept
-from onnxsqueeze.repair import without
-from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.linear import refit
+from onnxsqueeze.linear.layers import Linear, describe
+from onnxsqueeze.linear.refit import Kept
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.techniques.pruning import repair
+from onnxsqueeze.techniques.pruning.choice import Problem, Score, pose
+from onnxsqueeze.techniques.pruning.coupling import Coupling, couple
+from onnxsqueeze.techniques.pruning.readers import WIDEST, Indices
+from onnxsqueeze.techniques.pruning.repair import without
+from onnxsqueeze.techniques.pruning.units import Group
 
 __all__ = ["Prune"]
 
@@ -203,7 +196,7 @@ class Prune(Pass):
         chosen = [entry for entry in self._groups(view, coupling) if isinstance(entry, Group)]
         if not chosen:
             return None
-        return pruning.pose(view, stats, coupling, chosen, score=self.score, by=self.by, round_to=self.round_to)
+        return pose(view, stats, coupling, chosen, score=self.score, by=self.by, round_to=self.round_to)
 
     def _groups(self, view: View, coupling: Coupling) -> Iterator[Group | Skip]:
         """Yield the groups that may be pruned, and why the others may not."""

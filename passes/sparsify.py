@@ -11,21 +11,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze import factorize
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.budget.spend import Option, spend
-from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.bench import Bench
-from onnxsqueeze.contract.plan import Level, Site, Skip
-from onnxsqueeze.factors import Fitting, relative_error
-from onnxsqueeze.graph import edit
-from onnxsqueeze.graph.view import View
-from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.linear import Linear, covariance, matrix, rewrite
+from onnxsqueeze.linear import select
+from onnxsqueeze.linear.chains import rewrite
+from onnxsqueeze.linear.fitting import Fitting, relative_error
+from onnxsqueeze.linear.layers import Linear, covariance, matrix
 from onnxsqueeze.measure.switchboard import impacts
-from onnxsqueeze.sparse import Pattern, Sparsifier
-from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View, edit
+from onnxsqueeze.techniques.sparsity.sparsifier import Pattern, Sparsifier
 from onnxsqueeze.words import amount
 
 __all__ = ["Sparsify"]
@@ -74,7 +68,7 @@ class Sparsify(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a layer that could become sparse."""
-        return factorize.needs(view, self.only, self.exclude)
+        return select.needs(view, self.only, self.exclude)
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield a site for every layer that gets zeros."""
@@ -135,7 +129,7 @@ class Sparsify(Pass):
 
     def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
         pattern = None if self.pattern is None else _pattern(self.pattern)
-        for entry in factorize.layers(view, self.only, self.exclude):
+        for entry in select.layers(view, self.only, self.exclude):
             if isinstance(entry, Skip):
                 yield entry
                 continue

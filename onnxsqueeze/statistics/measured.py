@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-
-import onnx_graphsurgeon as gs
 
 from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Need, Range
 
-__all__ = ["Statistics", "as_gram"]
+__all__ = ["Statistics"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,17 +46,3 @@ class Statistics:
         for need, moments in other.moments.items():
             merged.moments[need] = merged.moments[need].merge(moments) if need in merged.moments else moments
         return merged
-
-
-def as_gram(node: gs.Node, weight_shape: Sequence[int]) -> Gram:
-    """Return the Gram need of a Conv node of one group."""
-    attrs = node.attrs
-    auto_pad = str(attrs.get("auto_pad") or "NOTSET")
-    return Gram(
-        node.inputs[0].name,
-        kernel=tuple(int(k) for k in weight_shape[2:]),
-        strides=tuple(attrs.get("strides") or ()),
-        dilations=tuple(attrs.get("dilations") or ()),
-        pads=tuple(attrs.get("pads") or ()) if auto_pad == "NOTSET" else (),
-        auto_pad=auto_pad if auto_pad.startswith("SAME") else "",
-    )

@@ -15,9 +15,7 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.smooth import Smoothing
-
-__all__ = ["CALL", "DEQUANTIZE", "QUANTIZE", "carry_times", "layer_times", "run_time_times"]
+__all__ = ["CALL", "DEQUANTIZE", "QUANTIZE", "carry_times", "layer_times"]
 
 CALL = 3000.0
 """What a further node costs whatever its size."""
@@ -61,20 +59,3 @@ def carry_times(op: str, outputs: float) -> tuple[float, float]:
     """Return the time of an elementwise, pooling or shape operator that makes ``outputs`` values: float, int8."""
     one, other = _CARRY.get(op, (0.0, 0.0))
     return outputs * one, outputs * other
-
-
-def run_time_times(weight: tuple[int, ...], rows: float, smoothing: Smoothing, readers: int) -> tuple[float, float]:
-    """Return the time of a MatMul (K, N) on so many rows: in float, and with its input quantized at run time.
-
-    What happens to the input is shared by all its ``readers``.
-    """
-    inputs, outputs = weight
-    product = rows * inputs * outputs
-    passes = 0.35 + 0.15 * (smoothing.scale is not None) + 0.3 * smoothing.rows
-    nodes = 1 + (smoothing.scale is not None) + 4 * smoothing.rows
-    shared = (rows * inputs * passes + CALL * nodes) / readers
-    beside = rows * outputs * (0.2 + 0.15 * smoothing.rows) + CALL * (1 + smoothing.rows)
-    kept = len(smoothing.outliers)
-    if kept:
-        beside += rows * (kept * (0.5 + 0.0226 * outputs) + 0.15 * outputs) + 3 * CALL
-    return 0.0226 * product + CALL, 0.006 * product + shared + beside

@@ -10,8 +10,6 @@ import pytest
 from linear_models import constant, correlated, model
 from onnx import TensorProto, helper
 
-from onnxsqueeze import qdq
-from onnxsqueeze.affine import Affine
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
@@ -19,6 +17,8 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, answer, compare, worst
 from onnxsqueeze.measure.switchboard import Detour, Switchboard, _total_error, impacts, measure, worst_error
 from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.techniques.quantization.emit import static as qdq
+from onnxsqueeze.techniques.quantization.grids import Affine
 
 Rewrite = Callable[[Graph, str], None]
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from onnxsqueeze.affine import weight_scales
 from onnxsqueeze.targets.pairs import LIMIT, excess, limited_scales, rounded, rows_of, weight_of
+from onnxsqueeze.techniques.quantization.grids import weight_scales
 
 Floats = NDArray[np.float32]
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 9))

@@ -1,0 +1,1 @@
+"""Conv, Gemm and MatMul seen alike: the algebra that techniques share."""

@@ -1,0 +1,48 @@
+"""Which layers of a graph are seen as linear ones, and why others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+import onnx_graphsurgeon as gs
+
+from onnxsqueeze.contract.plan import Skip
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.linear.layers import Linear, describe
+from onnxsqueeze.statistics.needs import Need
+
+__all__ = ["layers", "needs"]
+
+LARGEST = 4096
+"""Wider layers are not measured: the Gram matrix would take over 128 MB."""
+SMALLEST = 16
+
+
+def layers(view: View, only: Sequence[str], exclude: Sequence[str]) -> Iterator[tuple[gs.Node, Linear] | Skip]:
+    """Yield the layers that could be factored, and why the others could not."""
+    for node in view.of("Conv", "Gemm", "MatMul"):
+        layer = describe(view, node)
+        if layer is None:
+            continue
+        names = (key_of(node), str(node.name))
+        if only and not any(fnmatchcase(name, pattern) for name in names for pattern in only):
+            continue
+        if any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
+            yield Skip(key_of(node), "it is excluded")
+        elif isinstance(layer, str):
+            yield Skip(key_of(node), layer)
+        elif layer.outputs < SMALLEST or layer.columns < SMALLEST or layer.parameters < 1024:
+            yield Skip(layer.key, f"its weight is only {layer.outputs}x{layer.columns}")
+        elif layer.columns > LARGEST:
+            yield Skip(layer.key, f"its {layer.columns} columns are over {LARGEST}: too many to measure")
+        else:
+            yield node, layer
+
+
+def needs(view: View, only: Sequence[str], exclude: Sequence[str]) -> Iterator[Need]:
+    """Yield a Gram matrix per input of a layer that could be factored."""
+    for entry in layers(view, only, exclude):
+        if not isinstance(entry, Skip) and not view.in_body(entry[0]):
+            yield entry[1].gram

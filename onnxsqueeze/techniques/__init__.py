@@ -1,0 +1,1 @@
+"""The mathematics of each technique; none knows another."""

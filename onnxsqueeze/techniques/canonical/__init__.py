@@ -1,0 +1,1 @@
+"""The same computation in a form that is faster or smaller."""

@@ -1,0 +1,181 @@
+"""Factoring many layers under one budget: what each could become, which of it to take, and how it enters the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxsqueeze.arrays import Matrix
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Level, Site, Skip
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.chains import rewrite
+from onnxsqueeze.linear.fitting import Fitting
+from onnxsqueeze.linear.layers import Linear, bias, covariance, matrix
+from onnxsqueeze.linear.select import layers
+from onnxsqueeze.measure import cost
+from onnxsqueeze.measure.switchboard import Probe, gains
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.targets import work as predicted
+from onnxsqueeze.techniques.lowrank import forms
+from onnxsqueeze.techniques.lowrank.choice import Compose, Outline, Problem, Unit, Work, dense
+from onnxsqueeze.techniques.lowrank.forms import Candidate
+
+__all__ = ["apply", "levels", "measure", "pose", "reconsider"]
+
+PROBE = 0.02
+"""The relative error of a layer's output that measures its gain."""
+LEVELS = (0.75, 0.5, 0.25)
+"""Shares of a layer's multiply-accumulates at which ``levels`` treats it."""
+
+Find = Callable[[Fitting], Iterable[Candidate] | str]
+"""The candidates of a layer, or why it has none."""
+
+
+def apply(site: Site, graph: Graph, label: str) -> None:
+    """Rewrite the layer or layers of a site."""
+    assert isinstance(site.work, Work)
+    problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
+    shared, branches, shifts = problem.build(fittings, choice)
+    rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
+
+
+def pose(
+    view: View, stats: Statistics, only: Sequence[str], exclude: Sequence[str], find: Find
+) -> tuple[list[Unit], list[Skip], dict[str, int]]:
+    """Return the layers with their candidates, by the input they share, why others stay, and the output positions."""
+    units: list[Unit] = []
+    skips: list[Skip] = []
+    positions: dict[str, int] = {}
+    groups: dict[tuple[int, object], Unit] = {}
+    for entry in layers(view, only, exclude):
+        if isinstance(entry, Skip):
+            skips.append(entry)
+            continue
+        node, layer = entry
+        spread, mean = covariance(stats, layer)
+        fitting = Fitting(layer, matrix(view, node), spread, mean)
+        answer = find(fitting)
+        found = [] if isinstance(answer, str) else list(answer)
+        if not found:
+            reason = answer if isinstance(answer, str) else "it answers nothing on the calibration feeds"
+            skips.append(Skip(layer.key, reason))
+            continue
+        count = _positions(view, node, layer)
+        if count is not None:
+            positions[layer.key] = count
+        same = (id(view.scope(node)), (layer.gram, layer.op))
+        if same in groups:
+            groups[same].fittings.append(fitting)
+            groups[same].found.append(found)
+        else:
+            groups[same] = Unit([fitting], [found])
+            units.append(groups[same])
+    return units, skips, positions
+
+
+def levels(
+    view: View,
+    stats: Statistics,
+    only: Sequence[str],
+    exclude: Sequence[str],
+    find: Find,
+    outline: Outline,
+    compose: Compose,
+) -> Iterator[Level]:
+    """Yield each layer at each of LEVELS, in the form with the least error that is no dearer."""
+    for entry in layers(view, only, exclude):
+        if isinstance(entry, Skip):
+            continue
+        node, layer = entry
+        fitting = Fitting(layer, matrix(view, node), *covariance(stats, layer))
+        answer = find(fitting)
+        costs = (
+            []
+            if isinstance(answer, str)
+            else [(predicted.macs(outline(layer, c.form, c.ranks)) / predicted.macs(dense(layer)), c) for c in answer]
+        )
+        for limit in LEVELS:
+            within = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]
+            if within:
+                share, candidate = costs[min(within)[1]]
+                put = partial(_put, fitting=fitting, candidate=candidate, compose=compose)
+                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, {layer.key: put})
+
+
+def _put(graph: Graph, key: str, fitting: Fitting, candidate: Candidate, compose: Compose) -> None:
+    """Put the candidate in the place of the layer that makes ``key``."""
+    branches, weight = compose(fitting, candidate)
+    rewrite(graph, [key], (), [branches], [fitting.shift(weight)], "level")
+
+
+def _positions(view: View, node: gs.Node, layer: Linear) -> int | None:
+    shape = view.shape(node.outputs[0])
+    if shape is None or not all(isinstance(d, int) for d in shape):
+        return None
+    return prod(int(d) for d in shape if isinstance(d, int)) // layer.outputs
+
+
+def measure(problem: Problem, bench: Bench) -> None:
+    """Measure the gain of every layer of the problem, and take the positions from a real feed."""
+    counted = cost.macs(bench.original, bench.feeds[0])
+    fittings = [f for unit in problem.units for f in unit.fittings]
+    problem.positions = {
+        f.layer.key: counted[f.layer.key] // f.layer.parameters for f in fittings if f.layer.key in counted
+    }
+    view = View(bench.original)
+    nodes = {key_of(node): node for node in view.nodes}
+    probes: dict[str, Probe] = {}
+    axes: dict[str, int] = {}
+    for fitting in fittings:
+        node = nodes.get(fitting.layer.key)
+        if node is None or view.in_body(node) or fitting.mean is None or np.dtype(node.inputs[1].dtype) != np.float32:
+            continue
+        probes[fitting.layer.key] = probe(fitting, bias(view, node))
+        axes[fitting.layer.key] = 1 if fitting.layer.op == "Conv" else -1
+    if not probes:
+        return
+    feeds = bench.affordable(sum(counted.values()), len(probes))
+    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress)
+
+
+def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
+    """Return the perturbation that truncates the layer's output to the rank that leaves an error of about 2 %."""
+    basis, values = forms.channel(fitting)
+    total = max(float(values.sum()), 1e-30)
+    left = 1 - np.cumsum(values) / total
+    rank = int(np.argmax(left <= PROBE)) if left[-1] <= PROBE else len(values) - 1
+    rank = min(rank, len(values) - 1)
+    lost = basis[:, rank:]
+    if len(values) < fitting.layer.outputs and rank == 0:
+        lost = basis
+    change = -lost @ lost.T
+    mean = np.zeros(fitting.layer.outputs) if fitting.mean is None else fitting.weight @ fitting.mean + offset
+    error = float(values[rank:].sum()) / total
+    return change, -change @ mean, error
+
+
+def reconsider(pass_: Pass, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    """Solve the plan's problem again with measured gains, until the measured error keeps a budget of error too."""
+    work = next(e.work for e in plan if isinstance(e, Site))
+    assert isinstance(work, Work)
+    problem = work.problem
+    measure(problem, bench)
+    kept: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
+    found = list(problem.entries(problem.solve()))
+    limit, budget = problem.max_error, problem.max_error
+    for _ in range(0 if problem.ratio is not None else 5):
+        sites = [entry for entry in found if isinstance(entry, Site)]
+        error = 10 ** (-bench.sqnr(bench.variant(pass_.apply, sites)) / 10) if sites else 0.0
+        if error <= budget:
+            return kept + found
+        limit *= 0.8 * budget / error if np.isfinite(error) else 0.1
+        found = list(problem.entries(problem.solve(limit)))
+    return kept + (found if problem.ratio is not None else list(problem.entries(problem.solve(0.0))))

@@ -1,0 +1,1 @@
+"""Channels that leave together, and what the others take over."""

@@ -1,0 +1,1 @@
+"""What each operator does to the indices along an axis."""

@@ -1,0 +1,175 @@
+"""Channels leave and the layers that read them take over: removal with least squares, its gain and its proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from onnxsqueeze.arrays import Matrix
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.edit import Rewrite
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.weights import peek
+from onnxsqueeze.linear.chains import add_to_output
+from onnxsqueeze.linear.layers import laid_out, matrix, set_matrix
+from onnxsqueeze.measure import cost
+from onnxsqueeze.measure.switchboard import impacts
+from onnxsqueeze.techniques.pruning.choice import Candidate, Problem
+from onnxsqueeze.techniques.pruning.coupling import Coupling
+from onnxsqueeze.techniques.pruning.proof import disagreement
+from onnxsqueeze.techniques.pruning.readers import Indices, Reader, bias_of, unseen_error
+from onnxsqueeze.techniques.pruning.surgeon import compensate
+from onnxsqueeze.techniques.pruning.units import Group, Slot
+
+__all__ = ["measure", "proven", "put", "take_out", "without"]
+
+PROBE = 0.25
+"""The share of units without which a layer's gain is measured."""
+FEW = 16
+"""Rows per column of a layer, under which its fit is held against rows that it has not seen."""
+WRONG = 1e-4
+"""Relative deviation from the graph with the same channels masked, from which on a removal is wrong."""
+
+
+def take_out(graph: Graph, problem: Problem, candidate: Candidate, units: Sequence[int], *, repair: bool) -> None:
+    """Remove units of a group, and give the layers that read it the weights that make up for it best.
+
+    What other groups have taken from the same layer before is respected: removing one after the other and repairing
+    each time gives the same weights as removing all at once.
+    """
+    coupling = problem.coupling
+    repairs: list[_Repair] = []
+    for reader, slot in candidate.readers if repair else ():
+        if reader.spread is not None:
+            weight = matrix(View(graph), edit.find(graph, reader.key)[0])
+            inputs, outputs = (coupling.survivors(graph, slot.constant, axis) for axis in (slot.axis, 1 - slot.axis))
+            repairs.append(_Repair(reader, slot, weight, inputs, outputs))
+    coupling.remove(graph, candidate.group, units)
+    for each in repairs:
+        reader, slot = each.reader, each.slot
+        assert reader.spread is not None
+        assert reader.mean is not None
+        inputs, outputs = (coupling.survivors(graph, slot.constant, axis) for axis in (slot.axis, 1 - slot.axis))
+        weight = each.weight[np.isin(each.outputs, outputs)]
+        before, after = reader.columns_of(each.inputs), reader.columns_of(inputs)
+        new = compensate(weight, reader.spread[np.ix_(before, before)], np.flatnonzero(np.isin(before, after)))
+        _write(graph, reader.key, new, weight @ reader.mean[before] - new @ reader.mean[after])
+
+
+@dataclass(frozen=True)
+class _Repair:
+    """A layer before the removal: its present weight, and which of the original inputs and outputs that covers."""
+
+    reader: Reader
+    slot: Slot
+    weight: Matrix
+    inputs: Indices
+    outputs: Indices
+
+
+def _write(graph: Graph, key: str, weight: Matrix, shift: Matrix) -> None:
+    """Give a layer another weight of its present shape and add to its bias, both under the names that they have."""
+    node, _ = edit.find(graph, key)
+    bias = bias_of(View(graph), node)
+    node.inputs[1].values = laid_out(node, weight)
+    if bias is not None:
+        bias.values = (np.asarray(peek(bias), np.float64) + shift).astype(np.dtype(bias.dtype))
+
+
+def measure(problem: Problem, bench: Bench) -> None:
+    """Count at how many positions each layer is applied, and measure what its errors do to the answers.
+
+    Each layer loses, alone, the first quarter of the units of each of its groups and is repaired: the gain is the
+    relative error of the answers over that of the layer's output. The units are ranked anew with it.
+    """
+    counted = cost.macs(bench.original, bench.feeds[0])
+    for layer in problem.layers:
+        if layer.key in counted:
+            problem.positions[layer.key] = max(counted[layer.key] // int(np.prod(layer.dims)), 1)
+    if problem.score != "obs":
+        return
+    rewrites: dict[str, list[Rewrite]] = {}
+    local: dict[str, float] = {}
+    lost: dict[str, Indices] = {}
+    for constant, reader in problem.readers.items():
+        gone = [
+            reader.columns(slot)[c.curve.order[: max(int(PROBE * c.group.size), 1)]].reshape(-1)
+            for c in problem.candidates
+            for r, slot in c.readers
+            if r is reader and len(c.curve.order)
+        ]
+        if reader.linear is None or reader.mean is None or not gone:
+            continue
+        lost[constant] = np.unique(np.concatenate(gone))
+        rewrite, error = without(reader, lost[constant])
+        if error > 0:
+            local[constant] = error
+            rewrites[reader.key] = [rewrite]
+    if not rewrites:
+        return
+    feeds = bench.affordable(sum(counted.values()), len(rewrites))
+    found = impacts(bench.original, feeds, rewrites, bench.progress)
+    for constant, error in local.items():
+        reader = problem.readers[constant]
+        if found.get(reader.key) and np.isfinite(found[reader.key][0]):
+            reader.gain = max(found[reader.key][0] / error, 1e-6)
+    _cross(problem, bench, {constant: (lost[constant], error) for constant, error in local.items()})
+    problem.rank()
+
+
+def _cross(problem: Problem, bench: Bench, probes: Mapping[str, tuple[Indices, float]]) -> None:
+    """Let layers that have seen few rows count by the error that each half of the feeds has with a fit to the other."""
+    view = View(bench.original)
+    few = {c: r for c, r in problem.readers.items() if c in probes and r.rows < FEW * r.weight.shape[1]}
+    if not few or len(bench.calib) < 2:
+        return
+    needs = [reader.linear.gram for reader in few.values() if reader.linear is not None]
+    halves = [bench.collect(bench.original, needs, slice(i, None, 2)) for i in (0, 1)]
+    for constant, reader in few.items():
+        gone, error = probes[constant]
+        unseen = unseen_error(view, edit.find(bench.original, reader.key)[0], reader, gone, halves)
+        reader.unseen = 1.0 if unseen is None else max(unseen / error, 1.0)
+        reader.gain *= reader.unseen
+
+
+def without(reader: Reader, gone: Indices) -> tuple[Rewrite, float]:
+    """Return what makes a layer do without some of its columns, which stay as zeros, and its relative error."""
+    weight, error = reader.without(gone)
+    shift = np.zeros(len(weight)) if reader.mean is None else (reader.weight - weight) @ reader.mean
+    return partial(put, weight=weight, shift=shift), error
+
+
+def put(graph: Graph, key: str, weight: Matrix, shift: Matrix) -> None:
+    """Give a layer that shares its weight and bias with another one of its own."""
+    node, scope = edit.find(graph, key)
+    dtype = np.dtype(node.inputs[1].dtype)
+    set_matrix(graph, node, weight, "probe")
+    if node.op == "MatMul":
+        add_to_output(graph, scope, node, shift.astype(dtype))
+    elif shift.any():  # there is a bias, or the mean would be 0
+        old = np.asarray(View(graph).value(node.inputs[2]), np.float64).reshape(-1)
+        node.inputs[2] = edit.constant(graph, f"{node.inputs[2].name}_probe", (old + shift).astype(dtype))
+
+
+def proven(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: Bench) -> dict[Group, float]:
+    """Return the groups whose removal is not the same as masking them, and by how much: defects of ours."""
+    if _differs(removals, coupling, bench) <= WRONG:
+        return {}
+    good: dict[Group, Sequence[int]] = {}
+    bad: dict[Group, float] = {}
+    for group, units in removals.items():
+        off = _differs({**good, group: units}, coupling, bench)
+        if off > WRONG:
+            bad[group] = off
+        else:
+            good[group] = units
+    return bad
+
+
+def _differs(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: Bench) -> float:
+    return disagreement(bench.original, coupling.remove, removals, bench.feeds[:1]) if removals else 0.0

@@ -1,0 +1,1 @@
+"""Quantized layers in the forms that ONNX Runtime fuses."""

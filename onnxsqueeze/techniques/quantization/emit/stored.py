@@ -1,0 +1,116 @@
+"""Weights that are only stored as integers, in blocks with a scale each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.techniques.quantization.emit.weights import (
+    HELD,
+    ROW,
+    FloatArray,
+    Kept,
+    integers,
+    reader,
+    scales_of,
+    values_of,
+)
+from onnxsqueeze.techniques.quantization.grids import TINY
+from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
+
+__all__ = ["stored"]
+
+
+def stored(
+    graph: Graph,
+    scope: Graph,
+    node: gs.Node,
+    slot: int,
+    wide: bool = False,
+    second: FloatArray | None = None,
+    source: str = "",
+    kept: Kept | None = None,
+) -> FloatArray | None:
+    """Keep a weight as int8 in blocks with a scale each, restored by Cast, Mul and Reshape when the model is loaded.
+
+    ``wide``: as int16, which restores it all but exactly. ``second`` is ``E[xxᵀ]`` of the input of a MatMul, which the
+    rounding looks at, and ``source`` the input's name.
+
+    The table of a Gather stays int8 in memory too: only the rows that are read are restored. Returns the restored
+    values of a weight that is small enough to be held.
+    """
+    kept = kept or Kept()
+    tensor = node.inputs[slot]
+    if not isinstance(tensor, gs.Constant) or np.dtype(tensor.dtype) != np.float32:
+        return None  # another node that shares the weight has stored it already
+    if getattr(tensor, "overridable", False):
+        return None  # another weight of the node is the one to store
+    values = values_of(tensor)
+    if not np.isfinite(values).all():
+        return None
+    by_rows = len(values) * ROW <= values.size if values.ndim else False
+    if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and len(tensor.outputs) == 1 and by_rows:
+        _gathered(graph, scope, node, tensor, values, kept)
+        return None
+    blocks = (-1, _block(values.shape))
+    flat = values.reshape(blocks)
+    if wide and values.size <= HELD:
+        scales = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / np.float32(32767), np.float32(TINY))
+        q = edit.constant(graph, f"{tensor.name}_int16", np.rint(flat / scales).astype(np.int16))
+    else:
+        scales = kept.get(lambda: scales_of(flat, (0,)), flat, "blocks")
+        if second is not None and node.op == "MatMul" and values.size <= HELD and len(values) <= LARGEST:
+            every = np.repeat(scales.reshape(-1), blocks[1]).reshape(values.shape)
+
+            def fitted() -> NDArray[np.int8]:
+                return compensated(values, every, kept.last(lambda: feedback(second), source, "plain"))
+
+            found = kept.get(fitted, values, "rounded blocks")
+            q = edit.constant(graph, f"{tensor.name}_int8", np.ascontiguousarray(found.reshape(flat.shape)))
+        else:
+            q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
+    scale = edit.constant(graph, f"{tensor.name}_scale", scales)
+    inside = {id(n) for n in scope.nodes}
+    home = scope if all(id(n) in inside for n in tensor.outputs) else graph
+    first = home.nodes[0]
+    cast = edit.insert(graph, home, "Cast", [q], f"{tensor.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=first)
+    restored = edit.insert(graph, home, "Mul", [cast, scale], f"{tensor.name}_blocks", before=first)
+    if flat.shape != values.shape:
+        shape = edit.constant(graph, f"{tensor.name}_shape", np.array(values.shape, np.int64))
+        restored = edit.insert(graph, home, "Reshape", [restored, shape], f"{tensor.name}_restored", before=first)
+    edit.redirect(tensor, restored)
+    if values.size > HELD:
+        return None
+    return np.asarray((np.asarray(q.values, np.float32) * scales).reshape(values.shape))
+
+
+def _block(shape: Sequence[int]) -> int:
+    """Return how many neighbouring weights share a scale: a divisor of the row from 32 to 64 if it has one.
+
+    Rows of under 8 weights share a scale with their neighbours: on their own, scales would outweigh them.
+    """
+    total, row = prod(shape), prod(shape[1:]) if len(shape) > 1 else shape[0]
+    if row < ROW:
+        return next((d for d in range(64, ROW - 1, -1) if total % d == 0), total)
+    if row <= 64:
+        return row
+    return next((d for d in range(64, 31, -1) if row % d == 0), row)
+
+
+def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, values: FloatArray, kept: Kept) -> None:
+    """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
+    output, indices = node.outputs[0], node.inputs[1]
+    scales = kept.get(lambda: scales_of(values, (0,)), values, "rows")
+    q = integers(graph, tensor.name, values, scales, reader(tensor))
+    rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
+    scale = edit.constant(graph, f"{tensor.name}_scale", scales)
+    row_scales = edit.insert(graph, scope, "Gather", [scale, indices], f"{output.name}_scale", {"axis": 0}, before=node)
+    cast = edit.insert(graph, scope, "Cast", [rows], f"{output.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
+    edit.replace(graph, scope, node, "Mul", [cast, row_scales])

@@ -1,0 +1,141 @@
+"""Weights as integers and scales, computed once for all plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxsqueeze.errors import PassError
+from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.constants import constant_value
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.weights import Derived
+from onnxsqueeze.targets.pairs import limited_scales, rounded, rows_of, weight_of
+from onnxsqueeze.techniques.quantization.grids import weight_scales
+
+__all__ = [
+    "HELD",
+    "ROW",
+    "FloatArray",
+    "Kept",
+    "integers",
+    "multiplied",
+    "product_scales",
+    "reader",
+    "scales_of",
+    "values_of",
+]
+
+FloatArray = NDArray[np.floating]
+ROW = 8
+"""Weights that must share a scale at least, so that scales do not outweigh what int8 saves."""
+HELD = 1 << 23
+"""Quantized weights larger than this, in bytes, are computed while the file is written instead of held."""
+
+
+class Kept:
+    """Scales and integers of weights that were computed for one plan, for the next."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, tuple[int, ...], bytes], NDArray[Any]] = {}
+        self._last: tuple[tuple[object, ...], NDArray[Any]] | None = None
+
+    def last(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
+        """Do the same as ``get``, but forget the array when another one is asked for: it is large."""
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            self._last = key, make()
+        return self._last[1]
+
+    def get(self, make: Callable[[], NDArray[Any]], values: FloatArray, what: str) -> NDArray[Any]:
+        """Return what ``make`` has returned for the same values, or returns now: in bodies, names may be others'."""
+        key = what, values.shape, blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
+
+
+def scales_of(values: FloatArray, axes: Sequence[int], floor: FloatArray | float = 0.0) -> FloatArray:
+    """Return the symmetric int8 scales of a weight, one per index of ``axes``, in a shape that broadcasts over it."""
+    moved = np.moveaxis(values, axes, range(len(axes)))
+    count = prod(moved.shape[: len(axes)])
+    scales = np.maximum(weight_scales(moved.reshape(count, -1)), np.float32(floor))
+    shape = [values.shape[a] if a in axes else 1 for a in range(values.ndim)]
+    return np.asarray(scales.reshape(shape), np.float32)
+
+
+def _nearest(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
+    q = values / scales.astype(values.dtype)
+    return np.clip(np.rint(q, out=q), -127, 127, out=q).astype(np.int8)
+
+
+def product_scales(values: FloatArray, op: str, transposed: bool = False, per_tensor: bool = False) -> FloatArray:
+    """Return the scales of a weight that is multiplied in integers, one per output channel or the largest of them.
+
+    They are in a shape that broadcasts over the weight, and such that few neighbours have to be cut (see
+    ``onnxsqueeze.targets.pairs``).
+    """
+    rows = rows_of(values, op, transposed)
+    scales = limited_scales(rows, weight_scales(rows))
+    if per_tensor:
+        return np.asarray(scales.max(), np.float32).reshape((1,) * values.ndim)
+    axis = 0 if op == "Conv" or transposed else 1
+    return scales.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+
+
+def multiplied(
+    graph: Graph,
+    hint: str,
+    values: FloatArray,
+    scales: FloatArray,
+    op: str,
+    transposed: bool = False,
+    read: Callable[[], FloatArray] | None = None,
+) -> gs.Constant:
+    """Return the int8 initializer of a weight that is multiplied in integers: no neighbours can saturate."""
+
+    def made(weight: FloatArray) -> NDArray[np.int8]:
+        rows = rows_of(weight, op, transposed)
+        q = rounded(rows, np.broadcast_to(scales.reshape(-1), len(rows)))
+        return np.asarray(weight_of(q, weight.shape, op, transposed), np.int8)
+
+    return _initializer(graph, hint, values, made, read)
+
+
+def _initializer(
+    graph: Graph,
+    hint: str,
+    values: FloatArray,
+    made: Callable[[FloatArray], NDArray[np.int8]],
+    read: Callable[[], FloatArray] | None,
+) -> gs.Constant:
+    """Return the int8 initializer made of ``values``; a large one is made of ``read()`` when the file is written."""
+    if values.size > HELD and read is not None:
+        return edit.constant(graph, f"{hint}_int8", Derived(values.shape, np.int8, lambda: made(read())))
+    return edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(made(values)))
+
+
+def integers(
+    graph: Graph, hint: str, values: FloatArray, scales: FloatArray, read: Callable[[], FloatArray] | None = None
+) -> gs.Constant:
+    """Return the int8 initializer of a weight that is only stored."""
+    return _initializer(graph, hint, values, lambda weight: _nearest(weight, scales), read)
+
+
+def reader(tensor: gs.Tensor) -> Callable[[], FloatArray] | None:
+    """Return a function that reads an initializer again later; None for weights that nodes compute."""
+    return (lambda: values_of(tensor)) if isinstance(tensor, gs.Constant) else None
+
+
+def values_of(tensor: gs.Tensor) -> FloatArray:
+    """Return the value of a constant tensor."""
+    value = constant_value(tensor)
+    if value is None:
+        raise PassError(f"the weight '{tensor.name}' is not constant any more")
+    return np.asarray(value, np.float32)

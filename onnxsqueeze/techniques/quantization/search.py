@@ -1,0 +1,316 @@
+"""Speed against accuracy: what rounding does to the answers is measured tensor by tensor, and the best plan chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf, log10, prod
+
+import onnx_graphsurgeon as gs
+
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Site, Skip
+from onnxsqueeze.graph.edit import Rewrite
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure import cost
+from onnxsqueeze.measure.attribution import effects
+from onnxsqueeze.measure.switchboard import SAMPLES, Detour, Switchboard, impacts
+from onnxsqueeze.techniques.quantization.apply import Work, as_stored, quantize_alone, quantize_site
+from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
+from onnxsqueeze.techniques.quantization.audit import audit
+from onnxsqueeze.techniques.quantization.dynamic import RunTime, RunTimeLayer
+from onnxsqueeze.techniques.quantization.emit import static as qdq
+from onnxsqueeze.techniques.quantization.grids import Affine, Form
+from onnxsqueeze.techniques.quantization.layers import Layers, weight_slots
+from onnxsqueeze.techniques.quantization.plan import planned
+from onnxsqueeze.techniques.quantization.words import explained, ranking
+
+__all__ = ["Search", "Settings"]
+
+Plan = list[Site | Skip]
+
+PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 700.0, 1500.0, 4000.0, inf)
+"""What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
+RATE = 0.025
+"""The share of the run time that a decibel is worth."""
+FINE = 42.0
+"""The SQNR in dB from which more accuracy is worth nothing."""
+NEAR_STORED = 3.0
+"""Where stored weights alone miss ``max_drop``, int8 arithmetic may cost this many dB more."""
+FEEDS = 2
+"""Feeds on which errors are measured, cut to so many samples."""
+LEAST, MOST = 16, 48
+"""How many runs measuring takes."""
+TRIES = 3
+"""How many plans are run."""
+MORE = 0.4
+"""The share of the stored weights that may get 16 bits."""
+WIDENED = 40
+"""With more weights than this, 16 bits are not tried."""
+SLOWER = 0.97
+"""A measured run time over that of the float graph from which int8 arithmetic is given up, if it is surely more."""
+INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
+NOT_FASTER = "int8 arithmetic was measured and is not faster"
+CLOSE = "whether int8 arithmetic is faster here is within the noise of measuring; predicted times decide: it is"
+NOT_WORTH = "int8 arithmetic would cost more accuracy than its speed is worth"
+UNFUSED = "ONNX Runtime does not fuse it"
+OTHERWISE = "ONNX Runtime's optimizations change what it computes"
+DRIFT = 35.0
+"""The SQNR in dB between optimized and unoptimized answers that is enough; less is, if rounding costs as much."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A choice of what computes in integers, its predicted run time over that of the float model, and its error."""
+
+    static: frozenset[int]
+    dynamic: tuple[RunTimeLayer, ...]
+    time: float
+    error: float
+
+
+def _loss(time: float, error: float) -> float:
+    """Return what is minimized: relative run time plus ``RATE`` × 10·log10 of the error."""
+    return time + RATE * 10 * log10(max(error, 10 ** (-FINE / 10)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``int8`` is asked for: how numbers are written, the largest error of an output, and what it may touch."""
+
+    form: Form
+    max_drop: float
+    wanted: Callable[[gs.Node], bool]
+
+
+class Search:
+    """The search of ``int8`` for the best plan of one graph."""
+
+    def __init__(self, settings: Settings, plan: Plan, bench: Bench) -> None:
+        self.settings, self.bench, self.first = settings, bench, plan
+        self.view = View(bench.original)
+        self.nodes = {key_of(node): node for node in self.view.nodes}
+        self.layers = Layers(self.view, settings.wanted)
+        works = [site.work for site in _sites(plan) if isinstance(site.work, Work)]
+        kept = works[0].kept
+        known = {work.source: work.smoothing for work in works if work.source}
+        self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
+        self.run_time = RunTime(self.layers, bench.stats, kept, known)
+        self.effects: dict[str, float] = {}
+        """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: ``‖Δy‖² / ‖y‖²``."""
+        self.wide: set[str] = set()
+        """The keys of the sites whose weights are stored in 16 bits."""
+        self.refusal = INACCURATE
+        """Why no arithmetic is in int8, if none is."""
+        self.base = 0.0
+        """What 8-bit weights alone do to the answers: all plans have them, most of all the one without arithmetic."""
+
+    def best(self) -> Plan:
+        """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
+        plan = explained(self._best(), self.layers, self.effects)
+        self.bench.notes.extend(ranking(plan, self.effects))
+        return plan
+
+    def _best(self) -> Plan:
+        if all(site.action == "stored" for site in _sites(self.first)):
+            self._widen(self.first, 0.0)
+            return self._finished(self.first)
+        self._measure()
+        found = self._search(self._candidates())
+        if found is None:
+            return self._finished(self._without_arithmetic(self.refusal))
+        error, plan, graph = found
+        if self.settings.form.saturates:
+            ratio = self.bench.latency(graph, SLOWER)
+            if ratio > SLOWER:
+                return self._finished(self._without_arithmetic(NOT_FASTER))
+            if ratio == SLOWER:
+                self.bench.notes.append(CLOSE)
+        return self._finished(self._audited(plan, graph, error) if self.settings.form.saturates else plan)
+
+    def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
+        """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
+        static = [site.key for site in _sites(plan) if site.action == "static"]
+        found = audit(graph, static, self.bench.feeds[:1]) if static else None
+        if found is None:
+            return plan
+        if found.unfused:
+            plan = [as_stored(entry, UNFUSED) if entry.key in found.unfused else entry for entry in plan]
+            return self._audited(plan, self._variant(plan), error)
+        if found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
+            return self._without_arithmetic(OTHERWISE)
+        self.bench.notes.append(str(found))
+        return plan
+
+    # ---------------------------------------------------------------------------------------- measuring
+
+    def _measure(self) -> None:
+        """Measure what the tensors and layers that would be quantized do to the answers."""
+        self.bench.progress("measuring layers", 0, 0)
+        rounded = self.arithmetic.roundings(self.arithmetic.choose(0.0))
+        rewrites: dict[str, Rewrite] = {n: Detour(partial(_rounded, affine)) for n, (affine, _) in rounded.items()}
+        own = {name: error for name, (_, error) in rounded.items()}
+        for each in self.run_time.found:
+            if not self.view.in_body(each.node) and each.int8_time < each.float_time:
+                name = key_of(each.node)
+                rewrites[name] = partial(quantize_alone, site=Site(name, "dynamic", work=each.work))
+                own[name] = min(each.error, 1.0)
+        if rewrites:
+            places = {str(t.name): i for i, node in enumerate(self.view.nodes) for t in node.outputs}
+            names = sorted(rewrites, key=lambda name: (places.get(name, -1), name))
+            feeds = self.bench.feeds[:FEEDS]
+            board = Switchboard(self.bench.original, [{name: rewrites[name]} for name in names], feeds, SAMPLES)
+            self.effects = effects(board, names, own, self._runs(), self.bench.progress)
+        self.arithmetic.errors = dict(self.effects)
+        stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
+        self.base = self._error(self.bench.variant(quantize_site, stored))
+
+    def _runs(self) -> int:
+        """Return how many runs measuring may take: about half as many as calibration took."""
+        macs = sum(cost.macs(self.bench.original, self.bench.feeds[0]).values())
+        wanted = min(max(len(self.bench.calib) // FEEDS, LEAST), MOST)
+        return min(wanted, self.bench.affordable_variants(macs))
+
+    def _candidates(self) -> list[_Candidate]:
+        """Return different choices from the fastest to the most accurate."""
+        run_time = self.run_time.found
+        whole = self.arithmetic.float_time + sum(each.float_time for each in run_time)
+        found: dict[frozenset[int], _Candidate] = {}
+        for price in PRICES:
+            static = self.arithmetic.choose(price * whole) if price < inf else set()
+            dynamic = tuple(
+                each for each in run_time
+                if price < inf and each.float_time - each.int8_time > price * whole * self._effect(each)
+            )  # fmt: skip
+            time = self.arithmetic.time(static) + sum(e.float_time for e in run_time)
+            time -= sum(each.float_time - each.int8_time for each in dynamic)
+            error = self.arithmetic.total_error(static) + sum(self._effect(each) for each in dynamic)
+            chosen = frozenset(static | {id(each.node) for each in dynamic})
+            found.setdefault(chosen, _Candidate(frozenset(static), dynamic, time / whole, error))
+        return list(found.values())
+
+    def _effect(self, layer: RunTimeLayer) -> float:
+        return self.effects.get(key_of(layer.node), 0.0)
+
+    # ---------------------------------------------------------------------------------------- choosing
+
+    def _search(self, candidates: list[_Candidate]) -> tuple[float, Plan, Graph] | None:
+        """Return the plan with the least loss that keeps ``max_drop`` after its error, None if only stored weights do.
+
+        Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
+        """
+        near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0)
+        allowed, factor = max(self.settings.max_drop**2, near), 1.0
+        tried: dict[_Candidate, tuple[float, Plan, Graph]] = {}
+        for _ in range(TRIES):
+            errors = {each: self.base + factor * each.error for each in candidates}
+            kept = [each for each in candidates if errors[each] <= allowed] or candidates[-1:]
+            pick = min(kept, key=lambda each: _loss(each.time, errors[each]))
+            if pick in tried or not (pick.static or pick.dynamic):
+                self.refusal = INACCURATE if tried or len(kept) == 1 else NOT_WORTH
+                break
+            plan = self._plan(pick)
+            if not tried:
+                self._widen(plan, pick.error)
+            graph = self._variant(plan)
+            error = self._error(graph)
+            tried[pick] = error, plan, graph
+            factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12)
+        good = [each for each in tried if tried[each][0] <= allowed]
+        if good:
+            return tried[min(good, key=lambda each: _loss(each.time, tried[each][0]))]
+        return None
+
+    def _plan(self, pick: _Candidate) -> Plan:
+        work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
+        return list(planned(self.run_time, work))
+
+    def _without_arithmetic(self, reason: str) -> Plan:
+        """Return the plan in which weights are only stored, with the reason why."""
+        plan = {entry.key: entry for entry in planned(self.run_time, ())}
+        for site in _sites(self.first):
+            if site.action != "stored":
+                entry = plan.get(site.key)
+                kept = replace(entry, detail={**entry.detail, "float": reason}) if isinstance(entry, Site) else None
+                plan[site.key] = kept or entry or Skip(site.key, reason)
+        return list(plan.values())
+
+    def _variant(self, plan: Plan) -> Graph:
+        return self.bench.variant(quantize_site, _sites(self._finished(plan)))
+
+    def _error(self, graph: Graph) -> float:
+        """Return what a graph does to the answers: ``‖Δy‖² / ‖y‖²`` of the worst output on the trial feeds."""
+        return float(10 ** (-self.bench.sqnr(graph) / 10))
+
+    # ---------------------------------------------------------------------------------------- stored weights
+
+    def _widen(self, plan: Plan, arithmetic: float) -> None:
+        """Choose the stored weights that get 16 bits: those whose rounding does most to the answers for their size.
+
+        It ends when the rest does less than a quarter of what ``arithmetic`` does, or next to nothing.
+        """
+        shared = self._stored(plan)
+        if not shared or len(shared) > WIDENED or (not arithmetic and self.bench.sqnr(self._variant(plan)) >= FINE):
+            return
+        sites = {site.key: site for site in _sites(plan)}
+        alone: dict[str, list[Rewrite]] = {
+            keys[0]: [partial(quantize_alone, site=sites[keys[0]])]
+            for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
+        }  # fmt: skip
+        found = impacts(self.bench.original, self.bench.feeds[:1], alone, self.bench.progress)
+        effects: list[tuple[float, int, list[str]]] = []
+        for step, (keys, size) in enumerate(shared):
+            if keys[0] in found:
+                effect = found[keys[0]][0]
+            else:
+                self.bench.progress("measuring weights", step, len(shared))
+                effect = self._error(self.bench.variant(quantize_site, [sites[key] for key in keys]))
+            effects.append((effect, size, keys))
+            self.effects.update(dict.fromkeys(keys, effect))
+        left, budget = sum(effect for effect, _, _ in effects), MORE * sum(size for _, size, _ in effects)
+        for effect, size, keys in sorted(effects, key=lambda each: -each[0] / each[1]):
+            if left <= max(10 ** (-FINE / 10), arithmetic / 4):
+                break
+            if size <= budget and effect > 0.01 * left:
+                left, budget = left - effect, budget - size
+                self.wide.update(keys)
+
+    def _stored(self, plan: Plan) -> list[tuple[list[str], int]]:
+        """Return the stored sites that share weights together, with the number of elements."""
+        found: dict[tuple[int, ...], tuple[list[str], int]] = {}
+        for site in _sites(plan):
+            if site.action == "stored":
+                node = self.nodes[site.key]
+                tensors = [node.inputs[slot] for slot in weight_slots(node)]
+                size = sum(prod(tensor.shape) for tensor in tensors)
+                found.setdefault(tuple(id(t) for t in tensors), ([], size))[0].append(site.key)
+        return list(found.values())
+
+    # ---------------------------------------------------------------------------------------- the result
+
+    def _finished(self, plan: Plan) -> Plan:
+        """Return the plan with 16 bits where they were chosen."""
+        return [self._finished_site(entry) if isinstance(entry, Site) else entry for entry in plan]
+
+    def _finished_site(self, site: Site) -> Site:
+        assert isinstance(site.work, Work)
+        if site.action == "stored" and site.key in self.wide:
+            site = replace(site, action="stored in 16 bits", work=replace(site.work, wide=True))
+        return site
+
+
+def _rounded(affine: Affine, graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
+    return qdq.dequantized(graph, tensor, affine)
+
+
+def _plain(work: object) -> Work:
+    """Return the work without compensated rounding, which takes longer than what it changes here is worth."""
+    assert isinstance(work, Work)
+    return replace(work, moments=None)
+
+
+def _sites(plan: Iterable[Site | Skip]) -> list[Site]:
+    return [entry for entry in plan if isinstance(entry, Site)]

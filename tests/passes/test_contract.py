@@ -1,0 +1,163 @@
+"""What every pass promises, on every small model: it is all checked again for a pass that is added later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
+from small_models import MODELS, Feed, feeds
+
+from onnxsqueeze import registry, squeeze
+from onnxsqueeze.contract.plan import Site
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.options import spec
+from onnxsqueeze.result import Result
+from onnxsqueeze.runtime.timing import Latency
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.sweep import collect
+
+FLOORS = {"clean": 80.0, "canonical": 80.0, "int8": 25.0, "sparsify": 3.0}
+"""SQNR in dB under which no model may fall, with half of random weights gone for sparsify; passes that choose their own
+error are held to ANY."""
+ANY = 10.0
+
+each_model = pytest.mark.parametrize("name", MODELS)
+each_pass = pytest.mark.parametrize("pass_", registry.names())
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decisions that depend on measured time are taken as if nothing changed it."""
+    monkeypatch.setattr("onnxsqueeze.pipeline.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+
+
+@cache
+def model_of(name: str) -> onnx.ModelProto:
+    return MODELS[name]()
+
+
+@cache
+def feeds_of(name: str) -> list[Feed]:
+    return feeds(model_of(name))
+
+
+@cache
+def given(name: str, pass_: str) -> onnx.ModelProto:
+    """Return the model as the engine hands it to the pass."""
+    first = {"clean": "", "canonical": "clean"}.get(pass_, "clean,canonical")
+    return squeeze(model_of(name), first, validate="none").model if first else model_of(name)
+
+
+def interface(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes]]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.SerializeToString() for value in model.graph.input if value.name not in weights]
+    return inputs, [value.SerializeToString() for value in model.graph.output]
+
+
+def check_result(result: Result, model: onnx.ModelProto, run_on: list[Feed]) -> None:
+    """Whatever a pass has done, the result is a valid model with the same interface that runs."""
+    onnx.checker.check_model(result.model)
+    assert interface(result.model) == interface(model)
+    session = ort.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert len(session.run(None, run_on[0])) == len(model.graph.output)
+    assert [step.reason for step in result.report.steps] == [None] * len(result.report.steps)
+    if not any(step.done for step in result.report.steps):
+        assert result.model == model
+
+
+@each_model
+@each_pass
+def test_a_plan_changes_nothing_and_names_nodes_that_are_there(pass_: str, name: str) -> None:
+    model = given(name, pass_)
+    graph, chosen = load(model), registry.find(pass_)()
+    statistics = collect(graph, chosen.needs(View(graph)), feeds_of(name))
+
+    for known in (Statistics(), statistics):
+        plan = list(chosen.plan(View(graph), known))
+
+        sites = [entry.key for entry in plan if isinstance(entry, Site)]
+        assert encode(graph).SerializeToString() == model.SerializeToString()
+        assert len(sites) == len(set(sites)) or View(graph).ambiguous
+        assert {entry.key for entry in plan} <= {key_of(node) for node in View(graph).nodes}
+
+
+@each_model
+@each_pass
+def test_a_pass_keeps_the_interface_and_the_answers_and_leaves_the_input_alone(pass_: str, name: str) -> None:
+    model = model_of(name)
+    before = model.SerializeToString()
+    result = squeeze(model, pass_, feeds_of(name))
+    again = squeeze(model, pass_, feeds_of(name))
+
+    check_result(result, model, feeds_of(name))
+    assert model.SerializeToString() == before
+    assert result.model.SerializeToString() == again.model.SerializeToString()
+    assert result.report.sqnr_db is not None
+    assert result.report.sqnr_db >= FLOORS.get(pass_, ANY)
+
+
+@each_model
+@each_pass
+def test_a_pass_works_without_feeds(pass_: str, name: str) -> None:
+    model = model_of(name)
+    result = squeeze(model, pass_)
+
+    check_result(result, model, feeds_of(name))
+
+
+@each_pass
+def test_the_text_of_a_pass_builds_it_again(pass_: str) -> None:
+    chosen = registry.find(pass_)()
+
+    assert registry.build(str(spec(chosen))) == (chosen,)
+
+
+@each_pass
+def test_every_pass_finds_something_to_do_somewhere(pass_: str) -> None:
+    done = 0
+    for name in MODELS:
+        graph = load(given(name, pass_))
+        chosen = registry.find(pass_)()
+        statistics = collect(graph, chosen.needs(View(graph)), feeds_of(name))
+        done += sum(isinstance(entry, Site) for entry in chosen.plan(View(graph), statistics))
+
+    assert done
+
+
+def test_a_run_gives_the_same_bytes_in_every_process() -> None:
+    program = """
+import hashlib
+from small_models import MODELS, feeds
+from onnxsqueeze import pipeline, squeeze
+from onnxsqueeze.contract import bench
+from onnxsqueeze.runtime.timing import Latency
+pipeline.latency = bench.latency = lambda *_: Latency((1.0, 1.0), 1.0, 1.0)
+for name in ("conv_bn_relu", "attention", "branches", "opset_11"):
+    model = MODELS[name]()
+    result = squeeze(model, "lowrank,int8", feeds(model))
+    print(hashlib.sha256(result.model.SerializeToString()).hexdigest())
+"""
+    here = Path(__file__).parents[1]
+    outputs = []
+    for seed in ("1", "2"):
+        environment = os.environ | {
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join([str(here / "models"), str(here.parent)]),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+        )
+        outputs.append(done.stdout.split())
+
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) == 4
