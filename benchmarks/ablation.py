@@ -88,7 +88,7 @@ INGREDIENTS: dict[str, dict[str, object]] = {
         "techniques.quantization.outliers.ROUNDED": 1.0,
     },
     "16-bit weights": {"techniques.quantization.search.MORE": 0.0},
-    "canonical forms": {"pipeline.IMPLIED": ("clean",)},
+    "canonical forms": {"engine.squeeze.IMPLIED": ("clean",)},
     "kernel forms": {"passes.canonical._FORMS": {}},
     "small weights left in float": {"techniques.quantization.layers.SPARED": 0.0},
     "guard by latency": {"techniques.quantization.search.SLOWER": inf},

@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING
 from onnxsqueeze.lazy import hand_on
 
 if TYPE_CHECKING:
+    from onnxsqueeze.analysis.diff.diff import GraphDiff as GraphDiff
+    from onnxsqueeze.analysis.diff.diff import diff as diff
+    from onnxsqueeze.analysis.inspection.inspect import Inspection as Inspection
+    from onnxsqueeze.analysis.inspection.inspect import inspect_model as inspect_model
     from onnxsqueeze.contract.base import Pass as Pass
     from onnxsqueeze.contract.plan import Site as Site
     from onnxsqueeze.contract.plan import Skip as Skip
-    from onnxsqueeze.difference import GraphDiff as GraphDiff
-    from onnxsqueeze.difference import diff as diff
+    from onnxsqueeze.engine.recipe import Recipe as Recipe
+    from onnxsqueeze.engine.result import Result as Result
+    from onnxsqueeze.engine.sensitivity import sensitivity as sensitivity
+    from onnxsqueeze.engine.squeeze import squeeze as squeeze
     from onnxsqueeze.errors import ContractError as ContractError
     from onnxsqueeze.errors import FeedError as FeedError
     from onnxsqueeze.errors import ModelError as ModelError
@@ -30,8 +36,6 @@ if TYPE_CHECKING:
     from onnxsqueeze.errors import UnknownPassError as UnknownPassError
     from onnxsqueeze.errors import UsageError as UsageError
     from onnxsqueeze.graph import edit as edit
-    from onnxsqueeze.inspection import Inspection as Inspection
-    from onnxsqueeze.inspection import inspect_model as inspect_model
     from onnxsqueeze.ir.files import load as load
     from onnxsqueeze.ir.files import save as save
     from onnxsqueeze.passes.canonical import Canonical as Canonical
@@ -41,12 +45,8 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
     from onnxsqueeze.passes.prune import Prune as Prune
     from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
-    from onnxsqueeze.pipeline import squeeze as squeeze
-    from onnxsqueeze.recipe import Recipe as Recipe
-    from onnxsqueeze.report import Report as Report
-    from onnxsqueeze.result import Result as Result
-    from onnxsqueeze.study import Sensitivity as Sensitivity
-    from onnxsqueeze.study import sensitivity as sensitivity
+    from onnxsqueeze.report.run import Report as Report
+    from onnxsqueeze.report.sensitivity import Sensitivity as Sensitivity
 
     __version__: str
 
@@ -56,18 +56,18 @@ _HOMES = {
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
     "FeedError": "onnxsqueeze.errors",
-    "GraphDiff": "onnxsqueeze.difference",
-    "Inspection": "onnxsqueeze.inspection",
+    "GraphDiff": "onnxsqueeze.analysis.diff.diff",
+    "Inspection": "onnxsqueeze.analysis.inspection.inspect",
     "Int8": "onnxsqueeze.passes.int8",
     "LowRank": "onnxsqueeze.passes.lowrank",
     "ModelError": "onnxsqueeze.errors",
     "Pass": "onnxsqueeze.contract.base",
     "PassError": "onnxsqueeze.errors",
     "Prune": "onnxsqueeze.passes.prune",
-    "Recipe": "onnxsqueeze.recipe",
-    "Report": "onnxsqueeze.report",
-    "Result": "onnxsqueeze.result",
-    "Sensitivity": "onnxsqueeze.study",
+    "Recipe": "onnxsqueeze.engine.recipe",
+    "Report": "onnxsqueeze.report.run",
+    "Result": "onnxsqueeze.engine.result",
+    "Sensitivity": "onnxsqueeze.report.sensitivity",
     "Site": "onnxsqueeze.contract.plan",
     "Skip": "onnxsqueeze.contract.plan",
     "Sparsify": "onnxsqueeze.passes.sparsify",
@@ -76,13 +76,13 @@ _HOMES = {
     "ToleranceError": "onnxsqueeze.errors",
     "UnknownPassError": "onnxsqueeze.errors",
     "UsageError": "onnxsqueeze.errors",
-    "diff": "onnxsqueeze.difference",
+    "diff": "onnxsqueeze.analysis.diff.diff",
     "edit": "onnxsqueeze.graph.edit",
-    "inspect_model": "onnxsqueeze.inspection",
+    "inspect_model": "onnxsqueeze.analysis.inspection.inspect",
     "load": "onnxsqueeze.ir.files",
     "save": "onnxsqueeze.ir.files",
-    "sensitivity": "onnxsqueeze.study",
-    "squeeze": "onnxsqueeze.pipeline",
+    "sensitivity": "onnxsqueeze.engine.sensitivity",
+    "squeeze": "onnxsqueeze.engine.squeeze",
 }
 """Where each public name is defined."""
 

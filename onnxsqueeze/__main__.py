@@ -1,5 +1,5 @@
 """``python -m onnxsqueeze`` is the command line."""
 
-from onnxsqueeze.cli import main
+from onnxsqueeze.cli.main import main
 
 main()

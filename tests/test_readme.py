@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import onnxsqueeze
-from onnxsqueeze import Recipe, cli, registry
+from onnxsqueeze import Recipe
+from onnxsqueeze.cli.main import main
+from onnxsqueeze.engine import registry
 from onnxsqueeze.runtime.timing import Latency
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +103,7 @@ def test_every_command_and_every_program_of_a_guide_works(
     guide: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs them in this process and without the clock, which takes a third of the time."""
-    monkeypatch.setattr("onnxsqueeze.pipeline.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.engine.squeeze.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.chdir(project)
     onnxsqueeze.squeeze("models/mlp.onnx", "int8", output="models/mlp.squeezed.onnx")
@@ -112,7 +114,7 @@ def test_every_command_and_every_program_of_a_guide_works(
         for command in commands(block) if block.language == "console" else ():
             if not is_in_ci_run(command) and command not in ELSEWHERE:
                 with pytest.raises(SystemExit) as exit_:
-                    cli.main(shlex.split(command, comments=True)[1:])
+                    main(shlex.split(command, comments=True)[1:])
 
                 assert exit_.value.code == (1 if command.startswith("onnxsqueeze diff") else 0), command
     exec(compile(program, guide.name, "exec", dont_inherit=True), {"__name__": guide.stem})

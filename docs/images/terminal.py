@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from onnxsqueeze import render, squeeze
+from onnxsqueeze.report import terminal
+from onnxsqueeze import squeeze
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "onnxsqueeze models/cnn.onnx -p lowrank,int8"
@@ -30,7 +31,7 @@ def main() -> None:
         os.chdir(folder)
         result = squeeze("models/cnn.onnx", "lowrank,int8", output="models/cnn.squeezed.onnx")
         console.print(Text(f"$ {COMMAND}"))
-        render.show(result.report, console)
+        terminal.show(result.report, console)
     svg = console.export_svg(title="onnxsqueeze", theme=MONOKAI, code_format=FORMAT, unique_id="onnxsqueeze")
     lines = (line.rstrip() for line in svg.splitlines())
     (Path(__file__).parent / "terminal.svg").write_text("\n".join(lines) + "\n", encoding="utf-8")

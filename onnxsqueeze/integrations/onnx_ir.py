@@ -8,9 +8,9 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.pipeline import squeeze
-from onnxsqueeze.recipe import Recipe
-from onnxsqueeze.result import Result
+from onnxsqueeze.engine.recipe import Recipe
+from onnxsqueeze.engine.result import Result
+from onnxsqueeze.engine.squeeze import squeeze
 
 __all__ = ["Squeeze"]
 

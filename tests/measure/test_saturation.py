@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsqueeze import cli, inspect_model, squeeze
-from onnxsqueeze.difference import diff
+from onnxsqueeze import inspect_model, squeeze
+from onnxsqueeze.analysis.diff.diff import diff
+from onnxsqueeze.cli.main import main
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.measure.saturation import saturating, warning
@@ -162,6 +163,6 @@ def test_a_model_that_saturates_is_told_by_inspect_by_diff_and_by_squeeze(tmp_pa
     assert said.startswith(f"{bad}: wrong on x86-64 processors without VNNI: sums of 1 layer")
     assert diff(good, good).warnings == ()
     for command in (["inspect", str(bad)], ["diff", str(good), str(bad)]):
-        text = CliRunner().invoke(cli.main, command).stdout
+        text = CliRunner().invoke(main, command).stdout
         assert "wrong on x86-64 processors without VNNI" in " ".join(text.split())
     assert any("without VNNI" in note for note in squeeze(bad, "clean").report.notes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.result import Result
+from onnxsqueeze.engine.result import Result
 from onnxsqueeze.runtime.session import Session
 
 Floats = NDArray[np.floating]

@@ -13,14 +13,15 @@ import onnxruntime as ort
 import pytest
 from small_models import MODELS, Feed, feeds
 
-from onnxsqueeze import registry, squeeze
+from onnxsqueeze import squeeze
 from onnxsqueeze.contract.plan import Site
+from onnxsqueeze.engine import registry
+from onnxsqueeze.engine.options import spec
+from onnxsqueeze.engine.result import Result
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
-from onnxsqueeze.options import spec
-from onnxsqueeze.result import Result
 from onnxsqueeze.runtime.timing import Latency
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.sweep import collect
@@ -37,7 +38,7 @@ each_pass = pytest.mark.parametrize("pass_", registry.names())
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decisions that depend on measured time are taken as if nothing changed it."""
-    monkeypatch.setattr("onnxsqueeze.pipeline.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.engine.squeeze.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
 
 
@@ -138,7 +139,8 @@ def test_a_run_gives_the_same_bytes_in_every_process() -> None:
     program = """
 import hashlib
 from small_models import MODELS, feeds
-from onnxsqueeze import pipeline, squeeze
+from onnxsqueeze import squeeze
+from onnxsqueeze.engine import squeeze as pipeline
 from onnxsqueeze.contract import bench
 from onnxsqueeze.runtime.timing import Latency
 pipeline.latency = bench.latency = lambda *_: Latency((1.0, 1.0), 1.0, 1.0)

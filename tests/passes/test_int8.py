@@ -11,11 +11,11 @@ from linear_models import Array, constant, conv_model, correlated, model
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxsqueeze import squeeze
+from onnxsqueeze.engine.result import Result
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.passes.int8 import Int8
-from onnxsqueeze.result import Result
 from onnxsqueeze.runtime.session import Session
 
 MODELS = Path(__file__).parents[2] / "models"

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxsqueeze import squeeze
+from onnxsqueeze.engine.result import Result
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.prune import Prune
-from onnxsqueeze.result import Result
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.statistics.sweep import collect
 from onnxsqueeze.techniques.pruning.coupling import Coupling

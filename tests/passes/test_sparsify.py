@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxsqueeze import squeeze
+from onnxsqueeze.engine.result import Result
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.passes.sparsify import Sparsify
-from onnxsqueeze.result import Result
 
 DIGITS = Path(__file__).parents[2] / "models"
 

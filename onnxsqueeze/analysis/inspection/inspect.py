@@ -1,0 +1,307 @@
+"""``inspect``: what every layer of a model costs and what its weights look like, as data."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxsqueeze.analysis.inspection.weights import WeightStatistics, statistics
+from onnxsqueeze.feeds.reading import read as read_feeds
+from onnxsqueeze.feeds.reading import sample
+from onnxsqueeze.feeds.types import inputs_of
+from onnxsqueeze.graph.constants import constant_of, stored
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.graph.words import described
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.measure.cost import Cost, cost, macs
+from onnxsqueeze.measure.saturation import Saturation, saturating
+from onnxsqueeze.plain import plain
+from onnxsqueeze.runtime import timing
+
+if TYPE_CHECKING:
+    from onnxsqueeze.ir.files import AnyModel
+
+__all__ = ["Inspection", "Layer", "Requirement", "inspect_model"]
+
+LABEL = "onnxsqueeze#"
+QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "ConvInteger",
+    "MatMulNBits",
+)
+RUNTIMES = {25: "1.24", 24: "1.24", 23: "1.23", 22: "1.21", 21: "1.18", 20: "1.17", 19: "1.15", 18: "1.14", 17: "1.12",
+            16: "1.11", 15: "1.9", 14: "1.8", 13: "1.6", 12: "1.3"}  # fmt: skip
+"""The first ONNX Runtime that knows a version of the standard operators."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node: its key, operator, shapes, cost and share of the model's cost, and its weight if it has one.
+
+    ``quantization`` is empty, or the type of the weight and whether the input is quantized, in words. Shapes are of
+    one sample where the model leaves them open. ``milliseconds`` was measured by ONNX Runtime's profiler.
+    """
+
+    key: str
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: int
+    bytes: int
+    macs: int | None
+    share: float
+    quantization: str
+    weight: WeightStatistics | None
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a runtime must know: an operator set, an IR version, or an operator of a foreign domain."""
+
+    what: str
+    version: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A whole model; ``layers`` are sorted by what costs most: measured time, else MACs, then bytes."""
+
+    model: str
+    cost: Cost
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic_axes: tuple[str, ...]
+    requirements: tuple[Requirement, ...]
+    quantization: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    functions: tuple[str, ...]
+    milliseconds: float | None
+    """Of one run; None where it was not measured."""
+    unattributed_ms: float | None
+    """What ONNX Runtime spent in nodes of its own, and between nodes."""
+    saturating: tuple[Saturation, ...] = ()
+    """Layers whose integer sums can be wrong on x86-64 processors without VNNI."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the inspection as JSON values."""
+        found = plain(self)
+        assert isinstance(found, dict)
+        return found
+
+
+def inspect_model(model: AnyModel, *, profile: bool = False, calibration: Any = None) -> Inspection:
+    """Return what every node of ``model`` costs, needs and weighs.
+
+    With ``profile`` the model runs on ``calibration`` (whatever ``squeeze`` takes, random values without it) and every
+    node gets the median of its measured time. Raises ModelError or FeedError.
+    """
+    graph = model if isinstance(model, gs.Graph) else load(model)
+    feed = _feed(graph, calibration)
+    counted = (macs(graph, feed) or None) if feed is not None else None
+    size = file_size(graph)
+    total = cost(graph, size, None)
+    layers = _layers(graph, counted)
+    run = rest = None
+    if profile:
+        measured, run = timing.profile(*_labelled(graph), _feeds(graph, calibration))
+        times = _attributed(graph, measured)
+        layers = [replace(layer, milliseconds=times.get(i, 0.0)) for i, layer in enumerate(layers)]
+        rest = max(0.0, run - sum(layer.milliseconds or 0.0 for layer in layers))
+    whole = _whole(layers, run)
+    layers = [replace(layer, share=_weight_of(layer, run) / whole if whole else 0.0) for layer in layers]
+    layers.sort(key=lambda layer: (-(layer.milliseconds or 0), -(layer.macs or 0), -layer.bytes))
+    everything = None if counted is None else sum(counted.values())
+    return Inspection(
+        model=_title(model, graph),
+        cost=Cost(total.bytes, total.parameters, everything, total.nodes, total.opset),
+        inputs=tuple(f"{t.name} {described(t)}" for t in graph.inputs),
+        outputs=tuple(f"{t.name} {described(t)}" for t in graph.outputs),
+        dynamic_axes=tuple(
+            f"{t.name}[{axis}]" + (f" = {size}" if size else "")
+            for t in (*graph.inputs, *graph.outputs)
+            for axis, size in enumerate(t.shape or ())
+            if not isinstance(size, int) or size < 1
+        ),
+        requirements=tuple(_requirements(graph)),
+        quantization=tuple(_quantization(graph)),
+        layers=tuple(layers),
+        functions=tuple("::".join(part for part in f.unique_id if part) for f in graph.functions),
+        milliseconds=run,
+        unattributed_ms=rest,
+        saturating=saturating(graph),
+    )
+
+
+def _title(model: object, graph: Graph) -> str:
+    return str(model) if isinstance(model, (str, os.PathLike)) else str(graph.file.path) if graph.file else "<memory>"
+
+
+def _feed(graph: Graph, calibration: Any) -> Mapping[str, NDArray[np.generic]] | None:
+    return sample(graph) if calibration is None else _feeds(graph, calibration)[0]
+
+
+def _feeds(graph: Graph, calibration: Any) -> Any:
+    path = None if graph.file is None else graph.file.path
+    inputs = inputs_of(encode(graph, skeleton=True))
+    return read_feeds("random" if calibration is None else calibration, inputs, model_path=path)
+
+
+def _layers(graph: Graph, counted: Mapping[str, int] | None) -> list[Layer]:
+    view = View(graph)
+    told: set[int] = set()
+    found = []
+    for node in view.nodes:
+        parameters = size = 0
+        for constant in _constants(node):
+            if id(constant) not in told:
+                told.add(id(constant))
+                parameters += prod(map(int, constant.shape))
+                size += int(getattr(constant._values, "nbytes", 0))
+        found.append(
+            Layer(
+                key=key_of(node),
+                name=str(node.name or ""),
+                op=node.op if not node.domain else f"{node.domain}::{node.op}",
+                inputs=tuple(_shape(view, t) for t in node.inputs if t.name and constant_of(t) is None),
+                outputs=tuple(_shape(view, t) for t in node.outputs if t.name),
+                parameters=parameters,
+                bytes=size,
+                macs=None if counted is None else counted.get(key_of(node), 0),
+                share=0.0,
+                quantization=_how_quantized(node),
+                weight=statistics(node),
+            )
+        )
+    return found
+
+
+def _constants(node: gs.Node) -> Iterable[gs.Constant]:
+    """Yield the constants of a layer; those that are only dequantized belong to the layer that reads the result."""
+    if node.op == "DequantizeLinear" and constant_of(node.inputs[0]) is not None and node.outputs[0].outputs:
+        return
+    for tensor in node.inputs:
+        for constant in (constant_of(tensor), *stored(tensor)[:3]):
+            if constant is not None:
+                yield constant
+
+
+def _shape(view: View, tensor: gs.Tensor) -> str:
+    shape = view.shape(tensor)
+    return "?" if shape is None else "x".join("?" if size is None else str(size) for size in shape) or "scalar"
+
+
+def _whole(layers: Iterable[Layer], run: float | None) -> float:
+    return sum(_weight_of(layer, run) for layer in layers)
+
+
+def _weight_of(layer: Layer, run: float | None) -> float:
+    """Return what the share of a layer is computed from: its time, its MACs, or its bytes."""
+    if run is not None:
+        return layer.milliseconds or 0.0
+    return float(layer.bytes if layer.macs is None else layer.macs)
+
+
+# Quantization and requirements
+
+
+def _how_quantized(node: gs.Node) -> str:
+    parts = []
+    for i, tensor in enumerate(node.inputs[:2]):
+        maker = tensor.inputs[0] if tensor.inputs else None
+        if maker is None or maker.op != "DequantizeLinear":
+            continue
+        constant, scale, _, _ = stored(tensor)
+        if constant is not None and scale is not None:
+            per = "channel" if prod(map(int, scale.shape)) > 1 else "tensor"
+            parts.append(f"{np.dtype(constant.dtype)} weight per {per}")
+        elif i == 0:
+            parts.append("quantized input")
+    if node.op in ("MatMulInteger", "ConvInteger") or node.op.startswith("QLinear"):
+        parts.append("integer arithmetic")
+    return ", ".join(parts)
+
+
+def _quantization(graph: Graph) -> Iterable[str]:
+    nodes = View(graph).nodes
+    counts = Counter(node.op for node in nodes if node.op in QUANTIZED or node.op.startswith("QLinear"))
+    yield from (f"{count} {op}" for op, count in sorted(counts.items()))
+    constants = {id(c): c for node in nodes for t in node.inputs if (c := constant_of(t)) is not None}
+    types: Counter[str] = Counter()
+    for constant in constants.values():
+        if prod(map(int, constant.shape)) > 1 and np.dtype(constant.dtype) != np.int64:
+            types[str(np.dtype(constant.dtype))] += prod(map(int, constant.shape))
+    yield from (f"{count} parameters of {name}" for name, count in types.most_common())
+
+
+def _requirements(graph: Graph) -> Iterable[Requirement]:
+    first = next((RUNTIMES[v] for v in sorted(RUNTIMES) if v >= graph.opset), "a newer one than known here")
+    yield Requirement("opset", str(graph.opset), f"ONNX Runtime {first} or later")
+    if graph.ir_version:
+        yield Requirement("IR", str(graph.ir_version), "")
+    foreign: dict[str, set[str]] = {}
+    known = {(f.domain, f.name) for f in graph.functions}
+    for node in View(graph).nodes:
+        if node.domain and (node.domain, node.op) not in known:
+            foreign.setdefault(node.domain, set()).add(node.op)
+    versions = {entry.domain: str(entry.version) for entry in graph.import_domains or ()}
+    for domain, ops in sorted(foreign.items()):
+        yield Requirement(domain, versions.get(domain, "1"), ", ".join(sorted(ops)))
+
+
+# Measured time
+
+
+def _labelled(graph: Graph) -> tuple[onnx.ModelProto, Path | None]:
+    """Return the model with the position of each node in its name, so that measured times find their nodes."""
+    model = encode(graph)
+    count = 0
+
+    def label(body: onnx.GraphProto) -> None:
+        nonlocal count
+        for node in body.node:
+            node.name = f"{LABEL}{count}"
+            count += 1
+            for attribute in node.attribute:
+                for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                    label(inner)
+
+    label(model.graph)
+    return model, graph.folder
+
+
+def _attributed(graph: Graph, measured: Mapping[tuple[str, str], float]) -> dict[int, float]:
+    """Return the time of each node by position; that of a fused one counts for the layer that it began with."""
+    nodes = View(graph).nodes
+    position = {id(node): i for i, node in enumerate(nodes)}
+    makers = {str(t.name): node for node in nodes for t in node.outputs if t.name}
+    found: dict[int, float] = {}
+    for (name, op), time in measured.items():
+        if name.startswith(LABEL) and name[len(LABEL) :].isdecimal():
+            found[int(name[len(LABEL) :])] = found.get(int(name[len(LABEL) :]), 0.0) + time
+            continue
+        node = makers.get(name)
+        while node is not None and node.op != op:
+            node = next((t.inputs[0] for t in node.inputs if t.inputs), None)
+        if node is not None:
+            found[position[id(node)]] = found.get(position[id(node)], 0.0) + time
+    return found

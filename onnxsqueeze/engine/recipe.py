@@ -1,0 +1,297 @@
+"""Recipes: a run as a TOML file, complete enough to be repeated to the byte."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.engine import registry
+from onnxsqueeze.engine.options import make, spec
+from onnxsqueeze.engine.syntax import Step
+from onnxsqueeze.errors import SpecError, UsageError
+from onnxsqueeze.files import whole
+
+__all__ = ["FROM_PYTHON", "Ingredient", "Recipe"]
+
+KEYS = ("seed", "validate", "min-sqnr", "calibration", "step")
+CALIBRATION = ("source", "stats", "mean", "std", "scale")
+STEP = ("pass", "override", "chosen", "latency")
+OVERRIDE = ("layers", "skip")
+FROM_PYTHON = "from python"
+"""What stands for calibration data that no file holds: whoever repeats the run has to bring them."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One pass of a recipe, and what it found when the recipe was saved.
+
+    ``latency`` are the run-time ratios that it measured and decided by; a repeated run takes them instead of the
+    clock. ``chosen`` maps each rewritten place to what was done there; a run that does otherwise says so.
+    """
+
+    pass_: Pass
+    latency: tuple[float, ...] = ()
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run makes of a model: passes, options, calibration, tolerance and seed.
+
+    ``squeeze`` takes one in the place of a pipeline, and its result has one as ``result.recipe``.
+
+    >>> from onnxsqueeze import Recipe
+    >>> recipe = Recipe.parse('''
+    ... seed = 7
+    ... [[step]]
+    ... pass = "lowrank"
+    ... ratio = 0.6
+    ... ''')
+    >>> recipe.seed, recipe.pipeline
+    (7, 'lowrank{ratio=0.6}')
+    """
+
+    steps: tuple[Ingredient, ...]
+    calibration: Mapping[str, object] = field(default_factory=dict)
+    """``source`` and ``stats`` (paths, or the words none and random), ``mean``, ``std`` and ``scale`` of images."""
+    min_sqnr: float | None = None
+    validate: str = "full"
+    seed: int = 0
+
+    @property
+    def pipeline(self) -> str:
+        """The passes as pipeline text."""
+        return ",".join(str(spec(each.pass_)) for each in self.steps)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Return the recipe in a TOML file; its paths count from the folder of the file.
+
+        Raises UsageError for a key or an option that does not exist, and for values of the wrong type.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UsageError(f"the recipe {path} cannot be read: {reason}") from None
+        return cls.parse(text, str(path), path.parent)
+
+    @classmethod
+    def parse(cls, text: str, where: str = "the recipe", folder: Path | None = None) -> Recipe:
+        """Return the recipe that ``text`` holds; errors begin with ``where``, paths count from ``folder``."""
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{where} is not TOML: {error}") from None
+        try:
+            return _recipe(table, folder or Path())
+        except UsageError as error:
+            raise type(error)(f"{where}: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recipe as TOML; paths are written from the folder of the file."""
+        path = Path(path)
+        with whole(path, f"the recipe {path}") as file:
+            file.write(self.to_toml(path.parent).encode())
+
+    def to_toml(self, folder: Path | None = None) -> str:
+        """Return the text of the file; every option is written out, so that other defaults do not change it."""
+        lines = [f"# Made by {_versions()}.", "", f"seed = {self.seed}", f"validate = {_toml(self.validate)}"]
+        lines += [] if self.min_sqnr is None else [f"min-sqnr = {_toml(self.min_sqnr)}"]
+        lines += ["", "[calibration]", *_lines(_relative(self.calibration, folder))]
+        for each in self.steps:
+            lines += ["", "[[step]]", f"pass = {_toml(each.pass_.name)}", *_lines(_options(each.pass_))]
+            lines += [f"latency = {_toml(each.latency)}"] if each.latency else []
+            lines += ["[step.chosen]", *_lines(each.chosen)] if each.chosen else []
+        return "\n".join(lines) + "\n"
+
+
+# Reading
+
+
+def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
+    _known(table, KEYS, "")
+    calibration = dict(_table(table, "calibration"))
+    _known(calibration, CALIBRATION, "[calibration] ")
+    source = _typed(calibration, "source", str, "text")
+    if source not in (None, "none", "random", FROM_PYTHON):
+        calibration["source"] = str(folder / source)
+    if "stats" in calibration:
+        stats = calibration["stats"]
+        if not isinstance(stats, list) or not all(isinstance(each, str) for each in stats):
+            raise UsageError("[calibration] stats takes a list of paths")
+        calibration["stats"] = [str(folder / each) for each in stats]
+    for key in ("mean", "std", "scale"):
+        values = calibration.get(key, 0.0)
+        if not all(_is_number(each) for each in (values if isinstance(values, list) else [values])):
+            raise UsageError(f"[calibration] {key} takes a number or a list of them, not {_toml(values)}")
+    steps = table.get("step", [])
+    if not isinstance(steps, list) or not steps or not all(isinstance(each, dict) for each in steps):
+        raise UsageError('there are no steps: write [[step]] and under it pass = "..." for each pass')
+    validate, seed = table.get("validate", "full"), _typed(table, "seed", int, "an integer")
+    if validate not in ("full", "none"):
+        raise UsageError(f'validate is "full" or "none", not {_toml(validate)}')
+    if seed is not None and seed < 0:
+        raise UsageError(f"seed is 0 or more, not {seed}")
+    tolerance = table.get("min-sqnr")
+    if tolerance is not None and not _is_number(tolerance):
+        raise UsageError(f"min-sqnr takes a number of dB, not {_toml(tolerance)}")
+    made = [ingredient for number, step in enumerate(steps, 1) for ingredient in _ingredients(step, number)]
+    return Recipe(tuple(made), calibration, None if tolerance is None else float(tolerance), validate, seed or 0)
+
+
+def _ingredients(table: Mapping[str, Any], number: int) -> list[Ingredient]:
+    """Return the pass of one step and, behind it, one pass for each override that does not skip its layers."""
+    where = f"step {number}"
+    name = table.get("pass")
+    if not isinstance(name, str):
+        raise UsageError(f'{where} names no pass: write pass = "lowrank" or another name')
+    class_ = registry.find(name)
+    overrides = table.get("override", [])
+    if not isinstance(overrides, list) or not all(isinstance(each, dict) for each in overrides):
+        raise UsageError(f"{where} ({name}): write its overrides as [[step.override]]")
+    latency, chosen = table.get("latency", []), table.get("chosen", {})
+    if not isinstance(latency, list) or not all(_is_number(each) for each in latency):
+        raise UsageError(f"{where} ({name}): latency takes a list of numbers")
+    if not isinstance(chosen, dict) or not all(isinstance(each, str) for each in chosen.values()):
+        raise UsageError(f"{where} ({name}): chosen is a table of texts by layer")
+    options = {key: value for key, value in table.items() if key not in STEP}
+    parts, excluded = [], _texts(options.get("exclude", ()))
+    for each in overrides:
+        layers = _texts(each.get("layers", ()))
+        own = {key: value for key, value in each.items() if key not in OVERRIDE}
+        if not layers:
+            raise UsageError(f'{where} ({name}): an override says which layers it is for: layers = "/head/*"')
+        if bool(each.get("skip", False)) == bool(own):
+            raise UsageError(f"{where} ({name}): an override either has skip = true or gives options")
+        if own and class_.quantizes:
+            raise UsageError(f"{where} ({name}): {name} runs once, so its overrides can only skip = true")
+        excluded += layers
+        parts += [Ingredient(_made(class_, name, {**options, **own, "only": layers}, where))] if own else []
+    if excluded:
+        options["exclude"] = excluded
+    main = Ingredient(_made(class_, name, options, where), tuple(map(float, latency)), chosen)
+    return [main, *(replace(each, pass_=_without(each.pass_)) for each in parts)]
+
+
+def _made(class_: type[Pass], name: str, options: Mapping[str, Any], where: str) -> Pass:
+    try:
+        return make(class_, Step(name, {key: _scalars(key, value) for key, value in options.items()}))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _without(pass_: Pass) -> Pass:
+    """Return the pass of an override without the layers that its step leaves out: ``only`` is enough."""
+    return replace(cast("Any", pass_), exclude=()) if hasattr(pass_, "exclude") else pass_
+
+
+def _scalars(key: str, value: object) -> object:
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, (list, dict)) for each in value)):
+        raise SpecError(f"the option {key} takes numbers, text, true, false and lists of them")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(each, str) for each in values):
+        raise UsageError(f"names of layers are text or a list of texts, not {_toml(value)}")
+    return [str(each) for each in values]
+
+
+def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise UsageError(f"{key} is a table: write [{key}]")
+    return cast("Mapping[str, Any]", value)
+
+
+def _typed(table: Mapping[str, Any], key: str, type_: type, words: str) -> Any:
+    value = table.get(key)
+    if value is not None and type(value) is not type_:
+        raise UsageError(f"{key} takes {words}, not {_toml(value)}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{where}no key {key!r}; there are {', '.join(known)}{hint}")
+
+
+# Writing
+
+
+def _options(pass_: Pass) -> dict[str, object]:
+    """Return all options of a pass that TOML can say: it has no word for none."""
+    values = {each.name.replace("_", "-"): getattr(pass_, each.name) for each in fields(pass_) if each.init}
+    return {key: value for key, value in values.items() if value is not None and value != ()}
+
+
+def _relative(calibration: Mapping[str, object], folder: Path | None) -> dict[str, object]:
+    found = {key: value for key, value in calibration.items() if value is not None and value != []}
+    if folder is None:
+        return found
+
+    def path(value: object) -> str:
+        return Path(os.path.relpath(str(value), folder)).as_posix()
+
+    if found.get("source") not in (None, "none", "random", FROM_PYTHON):
+        found["source"] = path(found["source"])
+    if "stats" in found:
+        found["stats"] = [path(each) for each in cast("Iterable[object]", found["stats"])]
+    return found
+
+
+def _lines(table: Mapping[str, object]) -> list[str]:
+    return [f"{_key(key)} = {_toml(value)}" for key, value in table.items()]
+
+
+def _key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else _toml(key)
+
+
+def _toml(value: object) -> str:
+    """Return a value as TOML; a JSON string is a TOML string but for DEL."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+def _versions() -> str:
+    named = ("onnxsqueeze", "onnxruntime", "onnx", "numpy")
+    return ", ".join([*(f"{each} {_version(each)}" for each in named), f"Python {platform.python_version()}"])
+
+
+def _version(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "0+unknown"

@@ -1,0 +1,300 @@
+"""``squeeze``: the straight line from a model to a smaller one and a report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.engine import registry
+from onnxsqueeze.engine.order import IMPLIED, refuse_order
+from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
+from onnxsqueeze.engine.result import Result
+from onnxsqueeze.engine.step import Run, quantized, refuse_quantized, run_pass
+from onnxsqueeze.errors import FeedError, ModelError, ToleranceError, UsageError
+from onnxsqueeze.feeds.reading import beside
+from onnxsqueeze.feeds.reading import read as read_feeds
+from onnxsqueeze.feeds.types import Feeds, Input, inputs_of
+from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.files import load, save
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.measure.answers import answer, compare
+from onnxsqueeze.measure.cost import cost
+from onnxsqueeze.measure.saturation import saturating, warning
+from onnxsqueeze.report.run import Report, StepReport
+from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.threads import one_blas_thread
+from onnxsqueeze.runtime.timing import Latency, latency
+from onnxsqueeze.statistics.store import load_statistics, save_statistics
+
+if TYPE_CHECKING:
+    from onnxsqueeze.ir.files import AnyModel
+
+__all__ = ["squeeze"]
+
+Progress = Callable[[str, int, int], None]
+RANDOM = 2
+"""Feeds that are made up where there are none."""
+LOG = logging.getLogger("onnxsqueeze")
+LOG.addHandler(logging.NullHandler())
+
+
+@one_blas_thread
+def squeeze(
+    model: AnyModel,
+    pipeline: str | Pass | Sequence[str | Pass] | Recipe,
+    calibration: Any = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    min_sqnr: float | None = None,
+    validate: str | None = None,
+    seed: int | None = None,
+    dry_run: bool = False,
+    stats: Iterable[str | os.PathLike[str]] = (),
+    mean: Any = None,
+    std: Any = None,
+    scale: float | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Run the passes of ``pipeline`` over ``model`` and return the squeezed graph with its report.
+
+    ``model`` is a path, a ModelProto, an onnx_ir.Model, torch's ONNXProgram or a graph of ``load``; none of them is
+    changed, and what came in memory stays there up to 2 GB. ``calibration`` is whatever ``onnxsqueeze.feeds.read``
+    takes: a path, an iterable of feeds (dicts of arrays by input name) or "random"; without it, data beside the model
+    is used if there is any. ``output`` is written only if everything went well and no output of the model is further
+    from the original than ``min_sqnr`` dB. ``validate="none"`` (else "full") runs nothing: no comparison, no
+    roll-back, no timing. ``dry_run`` plans and applies in memory and writes no model. Statistics are read from those
+    files of ``stats`` that exist, and written to the one that does not. ``progress`` is called with (stage, done,
+    total); a total of 0 is not known. A Recipe in the place of the pipeline brings calibration, ``min_sqnr``,
+    ``validate`` and ``seed`` (else 0) as well; what is given here wins over it.
+
+    Raises UsageError, ModelError, PassError, or ToleranceError, which carries the report.
+    """
+    start = time.perf_counter()
+    progress = progress or _silent
+    recipe = _recipe(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
+    if recipe.validate not in ("full", "none"):
+        raise UsageError(f"validate is 'full' or 'none', not '{recipe.validate}'")
+    if recipe.min_sqnr is not None and recipe.validate == "none":
+        raise UsageError('min_sqnr= needs the comparison that validate="none" leaves out: drop one of them')
+    chosen = [each.pass_ for each in recipe.steps]
+    refuse_order(chosen)
+    known, unwritten = _stats_files(recipe.calibration.get("stats", ()))
+    progress("loading", 0, 1)
+    path = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
+    original = load(model)
+    for pass_ in chosen:
+        refuse_quantized(pass_, original)
+    inputs = inputs_of(encode(original, skeleton=True))
+    recipe, data = _feeds(recipe, calibration, inputs, path)
+    calib, held = data.split() if data is not None else ((), ())
+    run = Run(calib, held, load_statistics(known), recipe.validate == "full" and not dry_run, recipe.seed, progress)
+    notes = _prepare_reference(run, path or original, inputs, data)
+    feed = next(iter(run.held or run.calib), None)
+    before = cost(original, _size(original, model), feed)
+
+    graph = original
+    steps: list[StepReport] = []
+    made: list[Ingredient] = []
+    for each, implicit in _with_implied(recipe.steps, original):
+        stage = ", ".join(step.spec for step in steps if step.done)
+        run.known, run.measured = list(each.latency), []
+        graph, step = run_pass(each.pass_, implicit, graph, run, stage)
+        _log(step)
+        steps.append(step)
+        made.append(Ingredient(each.pass_, tuple(run.measured), {site.key: site.action for site in step.done}))
+        notes += _unlike(each, made[-1])
+
+    if unwritten is not None:
+        save_statistics(unwritten, run.stages)
+    if wrong := warning(saturating(graph)):
+        notes.append(wrong)
+    times = _latency(run, path or original, graph) if run.reference else None
+    report = Report(
+        model="<memory>" if path is None else str(path),
+        output=None,
+        pipeline=", ".join(step.spec for step in steps),
+        calibration=data.source if data is not None else "statistics from a file" if known else "none",
+        held_out=_held_words(run, data),
+        before=before,
+        after=cost(graph, file_size(graph), feed),
+        latency_ms=None if times is None else (times.milliseconds[0], times.milliseconds[-1]),
+        latency_ratio=None if times is None else times.ratio,
+        deviations=compare(run.reference, run.previous),
+        steps=tuple(steps),
+        notes=tuple(notes),
+        seconds=time.perf_counter() - start,
+        dry_run=dry_run,
+    )
+    if recipe.min_sqnr is not None and run.check:
+        _refuse_deviation(report, recipe.min_sqnr)
+    if output is not None and not dry_run:
+        progress("saving", 0, 1)
+        after = replace(report.after, bytes=save(graph, output))
+        report = replace(report, output=str(output), after=after, seconds=time.perf_counter() - start)
+        LOG.info("wrote %s", output)
+    return Result(graph, report, replace(recipe, steps=tuple(made)), original)
+
+
+def _recipe(
+    pipeline: str | Pass | Sequence[str | Pass] | Recipe,
+    calibration: Any,
+    min_sqnr: float | None,
+    validate: str | None,
+    seed: int | None,
+    stats: Iterable[str | os.PathLike[str]],
+    mean: Any,
+    std: Any,
+    scale: float | None,
+) -> Recipe:
+    """Return what is to be done: a recipe, or the pipeline as one, under what is given besides."""
+    if isinstance(pipeline, Recipe):
+        recipe = pipeline
+    else:
+        recipe = Recipe(tuple(Ingredient(each) for each in registry.build(pipeline)))
+    how = {"mean": mean, "std": std, "scale": scale, "stats": [os.fspath(each) for each in stats] or None}
+    if calibration is not None:
+        is_text = isinstance(calibration, (str, os.PathLike))
+        how["source"] = os.fspath(calibration) if is_text else FROM_PYTHON
+    given = {key: getattr(value, "tolist", lambda v=value: v)() for key, value in how.items() if value is not None}
+    old = {} if calibration is not None else recipe.calibration
+    return replace(
+        recipe,
+        calibration={**old, **given},
+        min_sqnr=recipe.min_sqnr if min_sqnr is None else min_sqnr,
+        validate=recipe.validate if validate is None else validate,
+        seed=recipe.seed if seed is None else seed,
+    )
+
+
+def _unlike(recipe: Ingredient, made: Ingredient) -> list[str]:
+    """Return a note if a pass has done otherwise than its recipe says."""
+    old, new = recipe.chosen, made.chosen
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)] if old else []
+    if not different:
+        return []
+    key = different[0]
+    return [
+        f"{made.pass_.name} did otherwise than the recipe says at {len(different)} places, such as '{key}': "
+        f"{new.get(key, 'left alone')} instead of {old.get(key, 'left alone')}; the model, the calibration data or the "
+        "versions named in the recipe are others"
+    ]
+
+
+def _log(step: StepReport) -> None:
+    if step.kept:
+        LOG.info("%s: %d done, %d skipped, %.1f s", step.spec, len(step.done), len(step.skipped), step.seconds)
+    else:
+        LOG.warning("%s: rolled back, %s", step.spec, step.reason)
+
+
+def _refuse_deviation(report: Report, min_sqnr: float) -> None:
+    if report.sqnr_db is None:
+        problem = "min_sqnr= cannot be checked without feeds: give calibration=; nothing was written"
+        raise ToleranceError(problem, report)
+    if report.sqnr_db < min_sqnr:
+        raise ToleranceError(
+            f"the result is at {report.sqnr_db:.1f} dB SQNR, under the {min_sqnr:g} dB asked for; nothing was written. "
+            "Use milder options or leave a pass out",
+            report,
+        )
+
+
+def _with_implied(steps: Sequence[Ingredient], graph: Graph) -> list[tuple[Ingredient, bool]]:
+    """Put what cleans before the first pass that wants a clean graph, unless the pipeline names it."""
+    explicit = [(each, False) for each in steps]
+    first = next((i for i, each in enumerate(steps) if each.pass_.cleans_first), None)
+    if first is None:
+        return explicit
+    missing = [registry.find(name)() for name in IMPLIED if not any(each.pass_.name == name for each in steps)]
+    implied = [(Ingredient(p), True) for p in missing if not (p.float_only and quantized(graph))]
+    return [*explicit[:first], *implied, *explicit[first:]]
+
+
+def _feeds(recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | None) -> tuple[Recipe, Feeds | None]:
+    """Return the feeds, and the recipe with the place where they were found."""
+    source: Any = recipe.calibration.get("source")
+    if source is None and path is not None:
+        source = beside(path)
+    if source is None or source == "none":
+        return replace(recipe, calibration={**recipe.calibration, "source": "none"}), None
+    if source == FROM_PYTHON and (given is None or isinstance(given, str)):
+        raise UsageError("the recipe was made with calibration data from Python: give them with calibration=")
+    recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
+    how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
+    data = given if source == FROM_PYTHON else source
+    return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, **how)  # type: ignore[arg-type]
+
+
+def _prepare_reference(run: Run, original: Graph | Path, inputs: tuple[Input, ...], data: Feeds | None) -> list[str]:
+    """Run the original on the held-out feeds; without feeds, on two random ones, only to see that results run."""
+    notes = []
+    if data is None and not run.stages:
+        notes.append(
+            "no calibration data: ranges and errors are not measured. With calibration=, int8 also quantizes "
+            "activations of convolutions, and lowrank fits the factors to real inputs"
+        )
+    elif data is not None and data.invented:
+        notes.append("calibrated on random values: the figures say little about real inputs")
+    if not run.check:
+        return notes
+    if data is None:
+        Session(original)
+        try:
+            run.held = list(read_feeds("random", inputs, seed=run.seed)[:RANDOM])
+            run.reference = answer(original, None, run.held, run.progress)
+            notes.append(f"compared on {RANDOM} random feeds, which shows that the model runs, not how good it is")
+        except (FeedError, ModelError):
+            run.held, run.reference = (), []
+            notes.append("the model does not run on random feeds: nothing was compared")
+    else:
+        run.reference = answer(original, None, run.held, run.progress)
+    run.held = run.held[: len(run.reference)]
+    run.previous = run.reference
+    return notes
+
+
+def _latency(run: Run, original: Graph | Path, graph: Graph) -> Latency:
+    run.progress("timing", 0, 1)
+    return latency([Session(each, threads=1) for each in (original, graph)], list(run.held[:8]))
+
+
+def _held_words(run: Run, data: Feeds | None) -> str:
+    if not run.reference:
+        return ""
+    if data is None:
+        return f"{len(run.held)} random feeds"
+    if len(data) == 1:
+        return "the only feed, which was calibrated on too"
+    return f"{len(run.held)} of {len(data)} feeds, held out"
+
+
+def _stats_files(paths: Any) -> tuple[list[Path], Path | None]:
+    files = [Path(p) for p in paths]
+    new = [p for p in files if not p.exists()]
+    if len(new) > 1:
+        raise UsageError(f"of the statistics files at most one may be new, but {', '.join(map(str, new))} do not exist")
+    for path in new:
+        if not path.parent.is_dir():
+            raise UsageError(f"the statistics cannot be written to {path}: there is no folder {path.parent}")
+    return [p for p in files if p not in new], new[0] if new else None
+
+
+def _size(graph: Graph, source: AnyModel) -> int:
+    if isinstance(source, onnx.ModelProto):
+        return int(source.ByteSize())
+    in_one_file = isinstance(source, (str, os.PathLike)) and not graph.external
+    return Path(source).stat().st_size if in_one_file else file_size(graph)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
