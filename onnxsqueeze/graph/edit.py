@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -264,28 +263,20 @@ def sort(graph: Graph) -> None:
     Raises PassError for a cycle.
     """
     position = {id(node): i for i, node in enumerate(graph.nodes)}
-    waiting: list[set[int]] = []
-    readers: dict[int, list[int]] = {}
-    ordered = True
-    for i, node in enumerate(graph.nodes):
-        sources = {position[id(p)] for t in _reads(node) for p in t.inputs if id(p) in position}
-        ordered = ordered and all(source < i for source in sources)
-        waiting.append(sources)
-        for source in sources:
-            readers.setdefault(source, []).append(i)
-    if not ordered:
-        ready = [i for i, sources in enumerate(waiting) if not sources]
-        order = []
-        while ready:
-            i = heapq.heappop(ready)
-            order.append(i)
-            for reader in readers.get(i, ()):
-                waiting[reader].discard(i)
-                if not waiting[reader]:
-                    heapq.heappush(ready, reader)
-        if len(order) != len(graph.nodes):
-            stuck = next(node for i, node in enumerate(graph.nodes) if waiting[i])
-            raise PassError(f"it has a cycle at '{key_of(stuck)}', which depends on itself")
+    edges = [
+        (position[id(maker)], i)
+        for i, node in enumerate(graph.nodes) for t in _reads(node) for maker in t.inputs if id(maker) in position
+    ]  # fmt: skip
+    if any(source >= i for source, i in edges):
+        import networkx as nx  # slow to import, and most graphs are sorted
+
+        network = nx.DiGraph(edges)
+        network.add_nodes_from(range(len(graph.nodes)))
+        try:
+            order = list(nx.lexicographical_topological_sort(network))
+        except nx.NetworkXUnfeasible:
+            stuck = graph.nodes[nx.find_cycle(network)[0][0]]
+            raise PassError(f"it has a cycle at '{key_of(stuck)}', which depends on itself") from None
         graph.nodes[:] = [graph.nodes[i] for i in order]
     for node in graph.nodes:
         for body in subgraphs(node):

@@ -176,12 +176,19 @@ class View:
         return numpy_type(kind.tensor_type.elem_type) if kind is not None else None
 
     @cached_property
+    def _positions(self) -> dict[int, int]:
+        return {id(node): i for i, node in enumerate(self.nodes)}
+
+    def position(self, node: gs.Node) -> int:
+        """Return where the node stands in ``nodes``, which is its vertex in ``network``."""
+        return self._positions[id(node)]
+
+    @cached_property
     def network(self) -> nx.MultiDiGraph:
         """The operators as a MultiDiGraph: vertices are positions in ``nodes``, edges carry the tensor's name."""
         import networkx as nx  # slow to import, and most runs need no network
 
-        network = nx.MultiDiGraph()
-        position = {id(node): i for i, node in enumerate(self.nodes)}
+        network, position = nx.MultiDiGraph(), self._positions
         for i, node in enumerate(self.nodes):
             network.add_node(i, op=node.op, key=key_of(node))
         for i, node in enumerate(self.nodes):

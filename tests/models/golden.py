@@ -1,4 +1,4 @@
-"""What each pass makes of each model that ships: dB, bytes and nodes. ``python tests/models/golden.py`` writes them anew."""
+"""What each pass makes of each model that ships: dB, bytes, nodes; ``python tests/models/golden.py`` renews them."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def fold(view: View, limit: int) -> dict[str, Values]:
             computed.append(node)
     if computed:
         protos = _protos(view)
-        for batch in _batches(computed, chosen):
-            found.update(_evaluate(view, protos, batch, chosen))
+        for batch in _batches(view, computed):
+            found.update(_evaluate(view, protos, batch))
     return found
 
 
@@ -102,12 +102,12 @@ def _transposed(source: gs.Constant, perm: Sequence[int] | None) -> Derived:
     )
 
 
-def _batches(nodes: Iterable[gs.Node], chosen: dict[int, gs.Node]) -> Iterable[list[gs.Node]]:
+def _batches(view: View, nodes: Iterable[gs.Node]) -> Iterable[list[gs.Node]]:
     """Group nodes that can be evaluated together: few bytes, and no two tensors of one name."""
     batch: list[gs.Node] = []
     names: dict[str, gs.Tensor] = {}
     for node in nodes:
-        own = {t.name: t for each in _needed([node], chosen) for t in (*each.inputs, *each.outputs) if t.name}
+        own = {t.name: t for each in _needed(view, [node]) for t in (*each.inputs, *each.outputs) if t.name}
         both = names | own
         size = sum(int(tensor._values.nbytes) for tensor in both.values() if isinstance(tensor, gs.Constant))
         if batch and (size > BATCH or any(names.get(name, tensor) is not tensor for name, tensor in own.items())):
@@ -118,16 +118,13 @@ def _batches(nodes: Iterable[gs.Node], chosen: dict[int, gs.Node]) -> Iterable[l
     yield batch
 
 
-def _needed(nodes: Iterable[gs.Node], chosen: dict[int, gs.Node]) -> list[gs.Node]:
+def _needed(view: View, nodes: Iterable[gs.Node]) -> list[gs.Node]:
     """Return the nodes and all that they are computed from, in the order of the graph."""
-    found: set[int] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if id(node) not in found:
-            found.add(id(node))
-            stack += [source for tensor in node.inputs for source in tensor.inputs]
-    return [node for key, node in chosen.items() if key in found]
+    import networkx as nx  # slow to import
+
+    wanted = {view.position(node) for node in nodes}
+    wanted.update(*(nx.ancestors(view.network, position) for position in wanted))
+    return [view.nodes[position] for position in sorted(wanted)]
 
 
 def _protos(view: View) -> dict[str, onnx.NodeProto]:
@@ -141,10 +138,8 @@ def _protos(view: View) -> dict[str, onnx.NodeProto]:
     return found
 
 
-def _evaluate(
-    view: View, protos: dict[str, onnx.NodeProto], nodes: list[gs.Node], chosen: dict[int, gs.Node]
-) -> dict[str, Values]:
-    needed = _needed(nodes, chosen)
+def _evaluate(view: View, protos: dict[str, onnx.NodeProto], nodes: list[gs.Node]) -> dict[str, Values]:
+    needed = _needed(view, nodes)
     model = onnx.ModelProto(ir_version=max(int(view.graph.ir_version or 0), 4))
     model.opset_import.add(version=view.opset)
     model.graph.name = "constants"
@@ -158,5 +153,5 @@ def _evaluate(
     except (ModelError, FeedError):
         if len(nodes) == 1:
             return {}  # it would fail at run time, too
-        return {key: value for node in nodes for key, value in _evaluate(view, protos, [node], chosen).items()}
+        return {key: value for node in nodes for key, value in _evaluate(view, protos, [node]).items()}
     return {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
