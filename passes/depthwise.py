@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -108,6 +108,11 @@ class Depthwise(Pass):
     def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
         """Fit the layers behind rewritten ones to the original's outputs."""
         return refit.refit(graph, bench) if self.refit else ()
+
+    def milder(self) -> Depthwise | None:
+        """Return the pass with the default budget of error, if it has another one."""
+        mild = replace(self, ratio=None, rank=None, max_error=None)
+        return None if mild == self or self.max_error == 0.01 else mild
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Put the branches where the convolution was."""

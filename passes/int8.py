@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar
@@ -81,6 +81,8 @@ class Int8(Pass):
     """Keep the zero point of activations in the middle, as some accelerators need it."""
     per_tensor: bool = False
     """One scale for each weight instead of one per output channel, where arithmetic is in int8."""
+    arithmetic: bool = True
+    """Compute in 8 bits where it pays; false: weights are only stored."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_drop <= 1:
@@ -105,6 +107,9 @@ class Int8(Pass):
         """Decide the form of every layer: the fastest that the statistics predict."""
         layers, kept = Layers(view, self.wanted), Kept()
         arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
+        if not self.arithmetic:
+            yield from planned(run_time, ())
+            return
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
         yield from planned(run_time, work)
@@ -112,6 +117,10 @@ class Int8(Pass):
     def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
         return Search(Settings(self.form, self.max_drop, self.wanted), plan, bench).best()
+
+    def milder(self) -> Int8 | None:
+        """Return the pass in which weights are only stored."""
+        return replace(self, arithmetic=False) if self.arithmetic else None
 
     def level_needs(self, view: View) -> Iterable[Need]:
         """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -91,6 +91,11 @@ class LowRank(Pass):
     def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         return plan if self.rank is not None or self.energy is not None else factorize.reconsider(self, plan, bench)
+
+    def milder(self) -> LowRank | None:
+        """Return the pass with the default budget of error, if it has another one."""
+        mild = replace(self, ratio=None, energy=None, rank=None, max_error=None)
+        return None if mild == self or self.max_error == 0.01 else mild
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer in the form channel at 3/4, 1/2 and 1/4 of its multiply-accumulates.

@@ -128,13 +128,18 @@ class Prune(Pass):
         found = list(self._entries(problem, problem.solve(self._first, limit)))
         for _ in range(6 if self.ratio is None else 0):
             sites = [e for e in found if isinstance(e, Site)]
-            error = 10 ** (-bench.sqnr(bench.variant(self.apply, sites)) / 10) if sites else 0.0
+            error = bench.error(bench.variant(self.apply, sites)) if sites else 0.0
             error *= max((reader.unseen for reader in problem.readers.values()), default=1.0)
             if error <= budget:
                 break
             limit *= 0.8 * budget / error if np.isfinite(error) else 0.1
             found = list(self._entries(problem, problem.solve(None, limit)))
         return others + self._proven(found, problem, bench)
+
+    def milder(self) -> Prune | None:
+        """Return the pass with the default budget of error, if it has another one."""
+        mild = replace(self, ratio=None, max_error=None, steps=1)
+        return None if mild == self or self.max_error == 0.01 else mild
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Remove the units of a group."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -28,6 +28,8 @@ KNOTS = (0.75, 0.5, 0.25, 0.1, 0.05)
 """Shares at which a layer's error is computed; between them its logarithm is taken for linear."""
 GRID = tuple(round(1 - 0.05 * i, 2) for i in range(20))
 """Shares that a layer may be given."""
+MILD = 0.8
+"""The share that is left in the mildest useful form."""
 LEVELS = (0.7, 0.5, 0.3)
 """Shares at which ``levels`` treats a layer."""
 PACKED = 1 << 30
@@ -87,7 +89,7 @@ class Sparsify(Pass):
         layers = [layer for layer in self._layers(View(bench.original), bench.stats) if not isinstance(layer, Skip)]
         trial = 0.5 if self.ratio is None else self.ratio
         rewrites = {layer.key: [partial(layer.put, weight=layer.guess(trial))] for layer in layers}
-        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress)
+        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
         gains = {
             layer.key: found[layer.key][0] / max(layer.error(trial), 1e-12) for layer in layers if layer.key in found
         }
@@ -120,6 +122,11 @@ class Sparsify(Pass):
                 f"{blind} of {len(sites)} layers keep their largest weights as they are; with calibration= the others "
                 "take over what the zeros did"
             )
+
+    def milder(self) -> Sparsify | None:
+        """Return the pass with 0.8 of the weights left, if it leaves fewer."""
+        left = 0.5 if self.ratio is None else self.ratio
+        return None if self.pattern is not None or left >= MILD else replace(self, ratio=MILD)
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Put the sparse weight where the dense one was."""

@@ -14,7 +14,9 @@ __all__ = ["as_flags", "flagged"]
 _FLAGS = {
     'validate="none"': "--validate none",
     "calibration=": "--calib",
+    "max_score_drop=": "--max-score-drop",
     "min_sqnr=": "--min-sqnr",
+    "score=": "--score",
     "stats=": "--stats",
 }
 _ARGUMENT = re.compile("|".join(rf"\b{re.escape(argument)}" for argument in _FLAGS))

@@ -79,6 +79,11 @@ class CommandLine(click.Command):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
+def share(text: str) -> float:
+    """Return a share that is given as a number or in per cent."""
+    return number(text[:-1]) / 100 if text.endswith("%") else number(text)
+
+
 def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted:
         from onnxsqueeze import __version__
@@ -97,6 +102,9 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--html", metavar="FILE", help="Also write the report, as a page for the browser.")
 @click.option("--save-recipe", metavar="FILE", help="Also write what was done, so that --recipe repeats it.")
 @click.option("--min-sqnr", type=number, metavar="DB", help="Write nothing if the SQNR of an output is below this.")
+@click.option("--outputs", metavar="NAME:KIND,...", help="What outputs are: values, scores, labels or rows.")
+@click.option("--score", metavar="MODULE:FUNCTION", help="Your own score of answers, shown beside the SQNR.")
+@click.option("--max-score-drop", type=share, metavar="SHARE", help="Write nothing if the score loses more, like 0.5%.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
 @click.option("--validate", type=click.Choice(["full", "none"]), help="none: neither compare nor time.")
 @click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")

@@ -68,6 +68,10 @@ class Pass(ABC):
         """
         return plan
 
+    def milder(self) -> Pass | None:
+        """Return the pass in its mildest useful form, tried where the answers collapse; None if there is none."""
+        return None
+
     def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
         """Improve the rewritten graph in place by measuring it, and yield what was gained, in words for the report.
 

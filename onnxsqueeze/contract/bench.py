@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.graph.edit import duplicate, tidy
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.measure.answers import Answers, Deviation, answer, compare, worst
+from onnxsqueeze.measure.answers import Answers, Deviation, Ruler, answer, decibels
 from onnxsqueeze.runtime.session import Session, first_samples
 from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.statistics.measured import Statistics
@@ -41,8 +41,11 @@ class Bench:
         progress: Callable[[str, int, int], None],
         known: list[float] | None = None,
         measured: list[float] | None = None,
+        ruler: Ruler | None = None,
     ) -> None:
         self.original = original
+        self.ruler = Ruler.of(original) if ruler is None else ruler
+        """What an error of the answers is."""
         self.stats = Statistics()
         """What was measured for the plan that ``select`` is given."""
         self.calib = calib
@@ -85,11 +88,18 @@ class Bench:
 
     def deviations(self, graph: Graph) -> tuple[Deviation, ...]:
         """Return how far each output of ``graph`` is from the original's."""
-        return compare(self.expected, answer(graph, None, self.feeds[: len(self.expected)]))
+        return self.ruler.compare(self.expected, self._answers(graph))
 
     def sqnr(self, graph: Graph) -> float:
         """Return the SQNR in dB of the worst output."""
-        return worst(self.deviations(graph))
+        return decibels(self.error(graph))
+
+    def error(self, graph: Graph) -> float:
+        """Return the relative squared error of the worst output, infinity if there is NaN."""
+        return self.ruler.error(self.expected, self._answers(graph))
+
+    def _answers(self, graph: Graph) -> Answers:
+        return answer(graph, None, self.feeds[: len(self.expected)])
 
     def latency(self, graph: Graph, limit: float = 1.0, seconds: float = 0.5) -> float:
         """Return the run time of ``graph`` over that of the original, as close to ``limit`` as it can be.

@@ -20,10 +20,11 @@ from onnxsqueeze.engine.options import make, spec
 from onnxsqueeze.engine.syntax import Step
 from onnxsqueeze.errors import SpecError, UsageError
 from onnxsqueeze.files import whole
+from onnxsqueeze.measure.output_kinds import Name, parse
 
 __all__ = ["FROM_PYTHON", "Ingredient", "Recipe"]
 
-KEYS = ("seed", "validate", "min-sqnr", "calibration", "step")
+KEYS = ("seed", "validate", "min-sqnr", "outputs", "score", "max-score-drop", "calibration", "step")
 CALIBRATION = ("source", "stats", "mean", "std", "scale")
 STEP = ("pass", "override", "chosen", "latency")
 OVERRIDE = ("layers", "skip")
@@ -67,6 +68,11 @@ class Recipe:
     min_sqnr: float | None = None
     validate: str = "full"
     seed: int = 0
+    outputs: Mapping[str, Name] = field(default_factory=dict)
+    """Kinds of outputs that are told, by name (``onnxsqueeze.measure.output_kinds``)."""
+    score: str | None = None
+    """``module:function`` that scores answers, or the words from python."""
+    max_score_drop: float | None = None
 
     @property
     def pipeline(self) -> str:
@@ -113,6 +119,9 @@ class Recipe:
         """Return the text of the file; every option is written out, so that other defaults do not change it."""
         lines = [f"# Made by {_versions()}.", "", f"seed = {self.seed}", f"validate = {_toml(self.validate)}"]
         lines += [] if self.min_sqnr is None else [f"min-sqnr = {_toml(self.min_sqnr)}"]
+        lines += [] if self.score is None else [f"score = {_toml(self.score)}"]
+        lines += [] if self.max_score_drop is None else [f"max-score-drop = {_toml(self.max_score_drop)}"]
+        lines += ["", "[outputs]", *_lines(self.outputs)] if self.outputs else []
         lines += ["", "[calibration]", *_lines(_relative(self.calibration, folder))]
         for each in self.steps:
             lines += ["", "[[step]]", f"pass = {_toml(each.pass_.name)}", *_lines(_options(each.pass_))]
@@ -152,7 +161,19 @@ def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
     if tolerance is not None and not _is_number(tolerance):
         raise UsageError(f"min-sqnr takes a number of dB, not {_toml(tolerance)}")
     made = [ingredient for number, step in enumerate(steps, 1) for ingredient in _ingredients(step, number)]
-    return Recipe(tuple(made), calibration, None if tolerance is None else float(tolerance), validate, seed or 0)
+    drop = table.get("max-score-drop")
+    if drop is not None and not _is_number(drop):
+        raise UsageError(f"max-score-drop takes a share like 0.005, not {_toml(drop)}")
+    return Recipe(
+        tuple(made),
+        calibration,
+        None if tolerance is None else float(tolerance),
+        validate,
+        seed or 0,
+        parse({name: str(kind) for name, kind in _table(table, "outputs").items()}),
+        _typed(table, "score", str, "text"),
+        None if drop is None else float(drop),
+    )
 
 
 def _ingredients(table: Mapping[str, Any], number: int) -> list[Ingredient]:

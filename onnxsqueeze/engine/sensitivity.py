@@ -27,8 +27,10 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.answers import Ruler
 from onnxsqueeze.measure.cost import macs
-from onnxsqueeze.measure.switchboard import SAMPLES, measure, worst_error
+from onnxsqueeze.measure.rig import mount
+from onnxsqueeze.measure.switchboard import SAMPLES, measure
 from onnxsqueeze.report.sensitivity import LayerStudy, Point, Sensitivity
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.statistics.sweep import collect
@@ -76,14 +78,16 @@ def sensitivity(
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
     data = _data(model, path, calibration, mean=mean, std=std, scale=scale, seed=seed)
     graph = _prepared(model, before, studied, data, seed)
-    calib, held = data.split()
+    rig = mount(graph, None, True)
+    graph = rig.graph
+    calib, held = (rig.feeds(part, seed) for part in data.split())
     view = View(graph)
     one = max(sum(macs(graph, calib[0]).values()), 1)
     seen = _spread(calib, int(np.clip(WORK // one, *CALIBRATED)))
     stats = collect(graph, list(studied.level_needs(view)), seen, rows=ROWS, seed=seed, progress=progress)
     levels = list(_counted(studied.levels(view, stats), progress))
     used = _spread(held, int(np.clip(TRIAL_WORK // (one * max(len(levels), 1)), 1, MEASURED)))
-    errors = _measured(graph, levels, used, int(MOST_WORK // (one * len(used))), progress)
+    errors = _measured(graph, levels, used, int(MOST_WORK // (one * len(used))), progress, rig.ruler)
     return Sensitivity(
         model="<memory>" if path is None else str(path),
         spec=str(spec(studied)),
@@ -126,7 +130,7 @@ def _prepared(
     return raise_opset(graph, studied.min_opset) if graph.opset < studied.min_opset else graph
 
 
-def _spread(data: Feeds, count: int) -> list[dict[str, Any]]:
+def _spread(data: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return at most ``count`` feeds, evenly spread."""
     count = min(count, len(data))
     return [data[i * len(data) // count] for i in range(count)]
@@ -144,6 +148,7 @@ def _measured(
     used: Sequence[dict[str, Any]],
     runs: int,
     progress: Callable[[str, int, int], None],
+    ruler: Ruler,
 ) -> list[float | None]:
     """Return the errors of all levels, or, if those are more than ``runs``, of each layer's middle one.
 
@@ -152,7 +157,7 @@ def _measured(
     errors: list[float | None] = [None] * len(levels)
 
     def fill(numbers: Sequence[int]) -> None:
-        found = measure(graph, [levels[i].rewrites for i in numbers], used, worst_error, SAMPLES, progress)
+        found = measure(graph, [levels[i].rewrites for i in numbers], used, ruler.error, SAMPLES, progress)
         for number, error in zip(numbers, found, strict=True):
             errors[number] = error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.order import IMPLIED, refuse_order
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
+from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
+from onnxsqueeze.engine.score import refuse_drop, scored, scoring, with_score
 from onnxsqueeze.engine.step import Run, quantized, refuse_quantized, run_pass
-from onnxsqueeze.errors import FeedError, ModelError, ToleranceError, UsageError
+from onnxsqueeze.errors import ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import Feeds, Input, inputs_of
@@ -26,8 +28,8 @@ from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load, save
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
-from onnxsqueeze.measure.answers import answer, compare
 from onnxsqueeze.measure.cost import cost
+from onnxsqueeze.measure.rig import mount
 from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.report.run import Report, StepReport
 from onnxsqueeze.runtime.session import Session
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["squeeze"]
 
 Progress = Callable[[str, int, int], None]
-RANDOM = 2
-"""Feeds that are made up where there are none."""
 LOG = logging.getLogger("onnxsqueeze")
 LOG.addHandler(logging.NullHandler())
 
@@ -63,6 +63,9 @@ def squeeze(
     std: Any = None,
     scale: float | None = None,
     progress: Progress | None = None,
+    outputs: str | Mapping[str, str] | None = None,
+    score: str | Callable[..., Any] | None = None,
+    max_score_drop: float | None = None,
 ) -> Result:
     """Run the passes of ``pipeline`` over ``model`` and return the squeezed graph with its report.
 
@@ -76,11 +79,17 @@ def squeeze(
     total); a total of 0 is not known. A Recipe in the place of the pipeline brings calibration, ``min_sqnr``,
     ``validate`` and ``seed`` (else 0) as well; what is given here wins over it.
 
+    ``outputs`` says what outputs are where that is not found (``"boxes:rows, logits:scores"`` or a mapping): values,
+    scores, labels or rows. ``score`` is ``"module:function"`` or a callable ``score(outputs, feed) -> float``, higher
+    being better, in which ``feed`` holds the labels too: arrays of the calibration data that are no inputs. With
+    ``max_score_drop`` (0.005 is half a point of a share) nothing is written if more is lost on held-out feeds.
+
     Raises UsageError, ModelError, PassError, or ToleranceError, which carries the report.
     """
     start = time.perf_counter()
     progress = progress or _silent
     recipe = _recipe(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
+    recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
     if recipe.validate not in ("full", "none"):
         raise UsageError(f"validate is 'full' or 'none', not '{recipe.validate}'")
     if recipe.min_sqnr is not None and recipe.validate == "none":
@@ -95,14 +104,21 @@ def squeeze(
     for pass_ in chosen:
         refuse_quantized(pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
-    recipe, data = _feeds(recipe, calibration, inputs, path)
+    recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
     calib, held = data.split() if data is not None else ((), ())
-    run = Run(calib, held, load_statistics(known), recipe.validate == "full" and not dry_run, recipe.seed, progress)
-    notes = _prepare_reference(run, path or original, inputs, data)
-    feed = next(iter(run.held or run.calib), None)
+    check = recipe.validate == "full" and not dry_run
+    rig = mount(original, recipe.outputs, check)
+    drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]
+    run = Run(drawn[0], drawn[1], load_statistics(known), check, recipe.seed, progress, ruler=rig.ruler)
+    run.invented = data is None or data.invented
+    whole = path or original if rig.graph is original else rig.graph
+    notes = prepare(run, whole, inputs, data, rig)
+    if scorer is not None and run.reference and isinstance(held, Feeds):
+        run.score = scoring(scorer, held, tuple(str(t.name) for t in original.outputs), len(run.reference))
+    feed = next(iter(held or calib), None)
     before = cost(original, _size(original, model), feed)
 
-    graph = original
+    graph = rig.graph
     steps: list[StepReport] = []
     made: list[Ingredient] = []
     for each, implicit in _with_implied(recipe.steps, original):
@@ -114,29 +130,33 @@ def squeeze(
         made.append(Ingredient(each.pass_, tuple(run.measured), {site.key: site.action for site in step.done}))
         notes += _unlike(each, made[-1])
 
+    graph = rig.dismounted(graph)
     if unwritten is not None:
         save_statistics(unwritten, run.stages)
     if wrong := warning(saturating(graph)):
         notes.append(wrong)
-    times = _latency(run, path or original, graph) if run.reference else None
+    times = _latency(held if len(held) else run.held, path or original, graph, progress) if run.reference else None
     report = Report(
         model="<memory>" if path is None else str(path),
         output=None,
         pipeline=", ".join(step.spec for step in steps),
         calibration=data.source if data is not None else "statistics from a file" if known else "none",
-        held_out=_held_words(run, data),
+        held_out=held_words(run, data),
         before=before,
         after=cost(graph, file_size(graph), feed),
         latency_ms=None if times is None else (times.milliseconds[0], times.milliseconds[-1]),
         latency_ratio=None if times is None else times.ratio,
-        deviations=compare(run.reference, run.previous),
+        deviations=run.ruler.compare(run.reference, run.previous),
         steps=tuple(steps),
         notes=tuple(notes),
         seconds=time.perf_counter() - start,
         dry_run=dry_run,
+        score=scored(run, scorer),
     )
     if recipe.min_sqnr is not None and run.check:
         _refuse_deviation(report, recipe.min_sqnr)
+    if recipe.max_score_drop is not None and run.check:
+        refuse_drop(report, recipe.max_score_drop)
     if output is not None and not dry_run:
         progress("saving", 0, 1)
         after = replace(report.after, bytes=save(graph, output))
@@ -220,7 +240,9 @@ def _with_implied(steps: Sequence[Ingredient], graph: Graph) -> list[tuple[Ingre
     return [*explicit[:first], *implied, *explicit[first:]]
 
 
-def _feeds(recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | None) -> tuple[Recipe, Feeds | None]:
+def _feeds(
+    recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | None, labels: bool
+) -> tuple[Recipe, Feeds | None]:
     """Return the feeds, and the recipe with the place where they were found."""
     source: Any = recipe.calibration.get("source")
     if source is None and path is not None:
@@ -232,50 +254,12 @@ def _feeds(recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | N
     recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
     how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
     data = given if source == FROM_PYTHON else source
-    return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, **how)  # type: ignore[arg-type]
+    return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, labels=labels, **how)  # type: ignore[arg-type]
 
 
-def _prepare_reference(run: Run, original: Graph | Path, inputs: tuple[Input, ...], data: Feeds | None) -> list[str]:
-    """Run the original on the held-out feeds; without feeds, on two random ones, only to see that results run."""
-    notes = []
-    if data is None and not run.stages:
-        notes.append(
-            "no calibration data: ranges and errors are not measured. With calibration=, int8 also quantizes "
-            "activations of convolutions, and lowrank fits the factors to real inputs"
-        )
-    elif data is not None and data.invented:
-        notes.append("calibrated on random values: the figures say little about real inputs")
-    if not run.check:
-        return notes
-    if data is None:
-        Session(original)
-        try:
-            run.held = list(read_feeds("random", inputs, seed=run.seed)[:RANDOM])
-            run.reference = answer(original, None, run.held, run.progress)
-            notes.append(f"compared on {RANDOM} random feeds, which shows that the model runs, not how good it is")
-        except (FeedError, ModelError):
-            run.held, run.reference = (), []
-            notes.append("the model does not run on random feeds: nothing was compared")
-    else:
-        run.reference = answer(original, None, run.held, run.progress)
-    run.held = run.held[: len(run.reference)]
-    run.previous = run.reference
-    return notes
-
-
-def _latency(run: Run, original: Graph | Path, graph: Graph) -> Latency:
-    run.progress("timing", 0, 1)
-    return latency([Session(each, threads=1) for each in (original, graph)], list(run.held[:8]))
-
-
-def _held_words(run: Run, data: Feeds | None) -> str:
-    if not run.reference:
-        return ""
-    if data is None:
-        return f"{len(run.held)} random feeds"
-    if len(data) == 1:
-        return "the only feed, which was calibrated on too"
-    return f"{len(run.held)} of {len(data)} feeds, held out"
+def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
+    progress("timing", 0, 1)
+    return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
 
 
 def _stats_files(paths: Any) -> tuple[list[Path], Path | None]:

@@ -43,13 +43,15 @@ def read(
     scale: float | None = None,
     seed: int = 0,
     model_path: Path | None = None,
+    labels: bool = False,
 ) -> Feeds:
     """Return the feeds that ``source`` holds for a model with ``inputs``; the first one is read and checked.
 
     ``source`` is a path (a folder of .npz files, of images or of test_data_set_* folders, one .npz, one .npy), the
     word "random" (eight seeded feeds), or from Python: Feeds, an iterable of dicts, one dict, or for a model with one
     input an array of samples. None looks beside ``model_path``. ``mean``, ``std`` and ``scale`` are for images and
-    win over the calib.toml in their folder: ``x = (pixel · scale − mean) / std``.
+    win over the calib.toml in their folder: ``x = (pixel · scale − mean) / std``. With ``labels``, arrays that are no
+    inputs are let pass.
 
     Raises FeedError when there is nothing to read or when it does not fit the model.
     """
@@ -68,9 +70,10 @@ def read(
     elif pixels:
         raise FeedError(f"only a folder of images takes {', '.join(pixels)}; scale the arrays themselves")
     elif path:
-        feeds = _from_file(path, inputs)
+        feeds = _from_file(path, inputs, labels)
     else:
         feeds = random_feeds(inputs, seed) if isinstance(source, str) else _from_python(source, inputs)
+    feeds = replace(feeds, labels=labels)
     if not feeds:
         raise FeedError(f"{feeds.source}: calibration needs at least one sample")
     feeds[0]
@@ -144,11 +147,11 @@ def _from_folder(folder: Path, inputs: tuple[Input, ...], pixels: Mapping[str, A
     )
 
 
-def _from_file(path: Path, inputs: tuple[Input, ...]) -> Feeds:
+def _from_file(path: Path, inputs: tuple[Input, ...], labels: bool) -> Feeds:
     if not path.exists():
         raise FeedError(f"{path}: no such file or folder; give {KINDS}")
     if path.suffix.lower() == ".npz":
-        return _samples(open_npz(path), inputs, str(path))
+        return _samples(open_npz(path), inputs, str(path), labels)
     if path.suffix.lower() != ".npy":
         raise FeedError(f"{path} is no calibration data; give {KINDS}")
     name = _only(inputs, str(path)).name
@@ -158,11 +161,12 @@ def _from_file(path: Path, inputs: tuple[Input, ...]) -> Feeds:
         return _samples({name: np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
 
 
-def _samples(arrays: Mapping[str, Any], inputs: tuple[Input, ...], where: str) -> Feeds:
+def _samples(arrays: Mapping[str, Any], inputs: tuple[Input, ...], where: str, labels: bool = False) -> Feeds:
     """Cut arrays along their first axis into feeds; one with another length there is repeated in each feed."""
-    check_names(arrays, inputs, where)
+    check_names(arrays, inputs, where, labels)
     name = Path(where).name
-    first = {wanted.name: wanted.shape[0] if wanted.shape else None for wanted in inputs}
+    first: dict[str, int | str | None] = dict.fromkeys(arrays)
+    first |= {wanted.name: wanted.shape[0] if wanted.shape else None for wanted in inputs}
     # An array that fits its input as it is (a recurrent state, one full batch) is no row of samples.
     lengths = {key: len(array) for key, array in arrays.items() if array.shape and len(array) != first[key]}
     if not lengths:

@@ -65,6 +65,8 @@ class Feeds(Sequence[Feed]):
     order: Sequence[int]
     invented: bool = False
     shared: bool = False
+    labels: bool = False
+    """Whether arrays that are no inputs may stand in the data: ``labelled`` returns them as well."""
 
     def __len__(self) -> int:
         return len(self.order)
@@ -77,7 +79,13 @@ class Feeds(Sequence[Feed]):
         if isinstance(index, slice):
             return replace(self, order=self.order[index])
         where, arrays = self.load(self.order[index])
-        return _fit(arrays, self.inputs, where)
+        return _fit(arrays, self.inputs, where, self.labels)
+
+    def labelled(self, index: int) -> Feed:
+        """Return a feed with the arrays that are no inputs, which are labels for a score."""
+        names = {each.name for each in self.inputs}
+        _, arrays = self.load(self.order[index])
+        return {**{key: np.asarray(arrays[key]) for key in arrays if key not in names}, **self[index]}
 
     def __iter__(self) -> Iterator[Feed]:
         return (self[index] for index in range(len(self)))
@@ -115,9 +123,9 @@ def _input(value: onnx.ValueInfoProto) -> Input:
     return Input(value.name, dtype, tuple(d.dim_param or max(d.dim_value, 0) or None for d in tensor.shape.dim))
 
 
-def _fit(arrays: Mapping[str, Any], inputs: tuple[Input, ...], where: str) -> Feed:
+def _fit(arrays: Mapping[str, Any], inputs: tuple[Input, ...], where: str, labels: bool = False) -> Feed:
     """Return ``arrays`` as a feed of the exact dtypes of the model."""
-    check_names(arrays, inputs, where)
+    check_names(arrays, inputs, where, labels)
     feed: Feed = {}
     for wanted in inputs:
         try:
@@ -138,10 +146,10 @@ def _fit(arrays: Mapping[str, Any], inputs: tuple[Input, ...], where: str) -> Fe
     return feed
 
 
-def check_names(arrays: Iterable[str], inputs: tuple[Input, ...], where: str) -> None:
+def check_names(arrays: Iterable[str], inputs: tuple[Input, ...], where: str, labels: bool) -> None:
     names = [wanted.name for wanted in inputs]
     has = ", ".join(f"'{name}'" for name in names) or "no inputs"
-    for name in arrays:
+    for name in () if labels else arrays:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"the model has {has}"

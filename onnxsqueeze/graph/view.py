@@ -20,6 +20,7 @@ from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.ir.protos import with_inferable_scalers
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -142,6 +143,7 @@ class View:
     @cached_property
     def _types(self) -> dict[str, onnx.TypeProto]:
         skeleton = encode(self.graph, skeleton=True)
+        with_inferable_scalers(skeleton)
         with suppress(Exception):  # shapes are a help, not a need: models with odd custom ops still squeeze
             skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         found: dict[str, onnx.TypeProto] = {}

@@ -23,6 +23,7 @@ __all__ = [
     "shell",
     "standard",
     "varint",
+    "with_inferable_scalers",
 ]
 
 M = TypeVar("M", bound=Message)
@@ -177,6 +178,18 @@ def _put_size(dim: onnx.TensorShapeProto.Dimension, size: Any) -> None:
         dim.dim_param = size
     elif size is not None and size >= 0:
         dim.dim_value = int(size)
+
+
+def with_inferable_scalers(skeleton: onnx.ModelProto) -> None:
+    """Let ONNX infer shapes behind operators of ``ai.onnx.ml`` that keep them: in a copy for inference, they are Casts.
+
+    ONNX has no inference for Scaler, Imputer and Normalizer, whose outputs are float tensors of their input's shape.
+    """
+    for node in skeleton.graph.node:
+        if node.domain == "ai.onnx.ml" and node.op_type in ("Scaler", "Imputer", "Normalizer"):
+            node.op_type, node.domain = "Cast", ""
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
 
 
 def varint(number: int) -> bytes:

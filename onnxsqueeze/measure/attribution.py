@@ -7,6 +7,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from math import inf
 
+from onnxsqueeze.measure.answers import Answers
 from onnxsqueeze.measure.switchboard import Switchboard, worst_error
 
 __all__ = ["effects"]
@@ -18,9 +19,14 @@ NOTHING = 0.01
 
 
 def effects(
-    board: Switchboard, names: Sequence[str], own: Mapping[str, float], runs: int, progress: Progress
+    board: Switchboard,
+    names: Sequence[str],
+    own: Mapping[str, float],
+    runs: int,
+    progress: Progress,
+    error: Callable[[Answers, Answers], float] = worst_error,
 ) -> dict[str, float]:
-    """Return, by name, what the variants of the board do to the answers: ``‖Δy‖² / ‖y‖²``, in about ``runs`` runs.
+    """Return, by name, the relative squared error of the answers that each variant makes, in about ``runs`` runs.
 
     ``names`` are those of the variants in order, neighbours in the graph side by side. Errors add up, more or less:
     the variants are switched on in groups, and the group with the largest error is halved again and again. Within a
@@ -34,7 +40,7 @@ def effects(
         nonlocal done
         done += 1
         progress("measuring layers", min(done, runs), runs)
-        return -worst_error(board.expected, board.answers(group)), group.start, group
+        return -error(board.expected, board.answers(group)), group.start, group
 
     together = -measured(range(len(names)))[0]
     count = min(max(runs // 3, 1), len(names))
@@ -44,17 +50,17 @@ def effects(
     whole: list[tuple[float, int, range]] = []
     while groups and done + 1 < runs:
         entry = heappop(groups)
-        error, _, group = entry
-        if len(group) == 1 or -error < NOTHING * together:
+        found, _, group = entry
+        if len(group) == 1 or -found < NOTHING * together:
             whole.append(entry)
             continue
         middle = (group.start + group.stop) // 2
         for half in (range(group.start, middle), range(middle, group.stop)):
             heappush(groups, measured(half))
-    found: dict[str, float] = {}
-    for error, _, group in (*whole, *groups):
+    shared: dict[str, float] = {}
+    for found, _, group in (*whole, *groups):
         parts = [max(own[names[i]], 1e-12) for i in group]
-        found |= {names[i]: -error * part / sum(parts) for i, part in zip(group, parts, strict=True)}
-    total = sum(found.values())
+        shared |= {names[i]: -found * part / sum(parts) for i, part in zip(group, parts, strict=True)}
+    total = sum(shared.values())
     scale = together / total if 0 < total < inf and together < inf else 1.0
-    return {name: error * scale for name, error in found.items()}
+    return {name: each * scale for name, each in shared.items()}

@@ -6,7 +6,6 @@ hundreds of rewrites, and none of them needs a graph of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +16,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.arrays import MASK
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.edit import Rewrite
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph, subgraphs
-from onnxsqueeze.measure.answers import Answers, compare, worst
+from onnxsqueeze.measure.answers import Answers, Ruler
 from onnxsqueeze.runtime.session import Session, first_samples
 
 __all__ = ["SAMPLES", "Detour", "Feeds", "Probe", "Switchboard", "gains", "impacts", "measure", "worst_error"]
@@ -65,16 +63,21 @@ SAMPLES = 2
 
 
 def impacts(
-    original: Graph, feeds: Feeds, rewrites: Mapping[str, Sequence[Rewrite]], progress: Progress | None = None
+    original: Graph,
+    feeds: Feeds,
+    rewrites: Mapping[str, Sequence[Rewrite]],
+    progress: Progress | None = None,
+    ruler: Ruler | None = None,
 ) -> dict[str, list[float]]:
-    """Return, per layer, the relative squared error ‖Δy‖²/‖y‖² of the worst output for each of its rewrites alone.
+    """Return, per layer, the relative squared error of the worst output for each of its rewrites alone.
 
     ``rewrites`` maps the name of a layer's output to functions that rewrite the node making a given tensor. Feeds are
     cut to two samples. Layers inside bodies are left out.
     """
     variants = [(key, {key: function}) for key, functions in rewrites.items() for function in functions]
     found: dict[str, list[float]] = {}
-    errors = measure(original, [variant for _, variant in variants], feeds, worst_error, SAMPLES, progress)
+    score = (ruler or Ruler.of(original)).error
+    errors = measure(original, [variant for _, variant in variants], feeds, score, SAMPLES, progress)
     for (key, _), error in zip(variants, errors, strict=True):
         if error is not None:
             found.setdefault(key, []).append(error)
@@ -87,16 +90,16 @@ def gains(
     feeds: Feeds,
     channel_axis: Mapping[str, int],
     progress: Progress | None = None,
+    ruler: Ruler | None = None,
 ) -> dict[str, float]:
-    """Return per layer the relative error of the answers over the relative error of its output.
+    """Return per layer the relative error of the worst output over the relative error of its own output.
 
-    Each layer named in ``probes`` is perturbed alone. Errors are summed over the float outputs; ``channel_axis`` is 1
-    for Conv and -1 else.
+    Each layer named in ``probes`` is perturbed alone; ``channel_axis`` is 1 for Conv and -1 else.
     """
     variants = [
         {key: partial(_perturb, matrix, offset, channel_axis[key])} for key, (matrix, offset, _) in probes.items()
     ]
-    errors = measure(graph, variants, feeds, _total_error, None, progress)
+    errors = measure(graph, variants, feeds, (ruler or Ruler.of(graph)).error, None, progress)
     return {
         key: error / max(local, 1e-12)
         for (key, (_, _, local)), error in zip(probes.items(), errors, strict=True)
@@ -133,9 +136,8 @@ def measure(
 
 
 def worst_error(expected: Answers, found: Answers) -> float:
-    """Return the relative squared error of the worst output, infinity if it is NaN."""
-    low = worst(compare(expected, found))
-    return float(10 ** (-low / 10)) if low > -300 else float("inf")
+    """Return the relative squared error of the worst output with nothing known of the graph, infinity if it is NaN."""
+    return Ruler().error(expected, found)
 
 
 class Switchboard:
@@ -258,20 +260,3 @@ def _perturb(matrix: Matrix, offset: Matrix, axis: int, graph: Graph, key: str) 
         moved = edit.insert(graph, scope, "MatMul", [raw, weight], f"{hint}_product", after=node)
         change = edit.insert(graph, scope, "Add", [moved, bias], f"{hint}_change")
     edit.insert(graph, scope, "Add", [raw, change], [output])
-
-
-def _total_error(expected: Answers, found: Answers) -> float:
-    """Return the relative squared errors of the float outputs, summed, in the mean over the feeds."""
-    total = 0.0
-    for one, other in zip(expected, found, strict=True):
-        for name, value in one.items():
-            answer = other[name]
-            if not isinstance(value, np.ndarray) or not isinstance(answer, np.ndarray) or value.dtype.kind != "f":
-                continue
-            a, b = value.astype(np.float64), answer.astype(np.float64)
-            usual = np.abs(a) < MASK  # only what was expected may mask: NaN or infinity in its place is the worst error
-            if not np.isfinite(b[usual]).all():
-                return math.inf
-            signal = float((a[usual] ** 2).sum())
-            total += float(((a - b)[usual] ** 2).sum()) / signal if signal > 0 else 0.0
-    return total / len(expected)

@@ -11,7 +11,21 @@ from onnxsqueeze.measure.answers import Deviation
 from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.plain import fields_of, plain
 
-__all__ = ["Report", "StepReport"]
+__all__ = ["Report", "Scored", "StepReport"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A user's score of the original and of the result on held-out feeds; higher is better."""
+
+    name: str
+    before: float
+    after: float
+
+    @property
+    def drop(self) -> float:
+        """What was lost, in the unit of the score; negative where the result scores higher."""
+        return self.before - self.after
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,8 @@ class StepReport:
     bytes: tuple[int, int]
     seconds: float
     notes: tuple[str, ...]
+    score: float | None = None
+    """The user's score after this pass."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Report:
     notes: tuple[str, ...]
     seconds: float
     dry_run: bool = False
+    score: Scored | None = None
+    """The user's own score of the original and of the result, if there is one."""
 
     @property
     def sqnr_db(self) -> float | None:

@@ -38,6 +38,10 @@ def show(report: Report, console: Console) -> None:
     console.print(_costs(report))
     console.print()
     _deviations(report.deviations, console)
+    if report.score is not None:
+        score = report.score
+        line(console, f"score {score.name}: {score.before:.4g} → {score.after:.4g} on {report.held_out}", style="bold")
+        console.print()
     for step in report.steps:
         if not step.implicit or step.done or step.skipped or not step.kept:
             _step(step, console)
@@ -118,6 +122,12 @@ def _deviations(deviations: tuple[Deviation, ...], console: Console) -> None:
     if rest:
         worst = min(rest, key=lambda each: (not math.isnan(each.sqnr_db), each.sqnr_db))
         line(console, f"and {len(rest)} more, worst {worst.output} at {db(worst.sqnr_db)} dB")
+    from onnxsqueeze.report.verdict import sentence, where
+
+    for each in deviations[:MAX_OUTPUTS]:
+        parts = (each.reason, "" if each.sqnr_db == math.inf else sentence(each), where(each))
+        if told := "; ".join(part for part in parts if part):
+            line(console, f"{each.output}: {told}", style="dim")
     named = defaultdict(list)
     for each in deviations:
         if each.note:

@@ -34,10 +34,17 @@ class Board:
         return self._answer(on)
 
 
+def energy(expected: Answers, answers: Answers) -> float:
+    """Return ‖Δy‖² / ‖y‖², by which the board makes its errors; infinity where there is NaN."""
+    y, other = (np.asarray(each[0]["y"]) for each in (expected, answers))
+    return float(((other - y) ** 2).sum() / (y**2).sum()) if np.isfinite(other).all() else inf
+
+
 def found(board: Board, runs: int, own: list[float] | None = None) -> list[float]:
     names = [f"t{i}" for i in range(len(board.errors))]
     values = own or [1.0] * len(names)
-    result = effects(cast("Switchboard", board), names, dict(zip(names, values, strict=True)), runs, lambda *step: None)
+    own_errors = dict(zip(names, values, strict=True))
+    result = effects(cast("Switchboard", board), names, own_errors, runs, lambda *step: None, energy)
 
     assert sorted(result) == sorted(names)
     return [result[name] for name in names]

@@ -16,7 +16,7 @@ from onnxsqueeze.errors import FeedError
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import inputs_of
 from onnxsqueeze.ir.encode import encode
-from onnxsqueeze.measure.answers import Answers, Deviation, compare
+from onnxsqueeze.measure.answers import Answers, Deviation, Ruler
 from onnxsqueeze.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def trace(
     sqnr = {one: total.sqnr_db for (one, _), total in sums.items() if total.compared}
     along = _along(match, sqnr, dict(pairs))
     words = f"{count} of {len(data)} feeds of {data.source}" if count < len(data) else data.source
-    return Trace(words, threshold, compare(expected, found), along, _born(along, threshold))
+    outputs = Ruler.of(a).compare(expected, found)
+    return Trace(words, threshold, outputs, along, _born(along, threshold))
 
 
 class _Sums:

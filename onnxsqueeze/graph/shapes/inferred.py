@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.protos import with_inferable_scalers
 
 __all__ = ["Shape", "activations", "infer_shapes", "shape_of"]
 
@@ -45,6 +46,7 @@ def infer_shapes(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> onnx.
     for output in model.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
+    with_inferable_scalers(model)
     with suppress(Exception):  # what cannot be inferred is not counted
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return model.graph

@@ -18,12 +18,14 @@ from onnxsqueeze.analysis.diff.diff import GraphDiff, diff
 from onnxsqueeze.analysis.diff.words import born, title, words
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.answers import Deviation
 from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.measure.saturation import warning
 from onnxsqueeze.plain import plain
 from onnxsqueeze.report.pages.figures import FIGURES, bars, curves, figures, heat, profile, scatter, span
 from onnxsqueeze.report.pages.picture import attributes_of, pictures
 from onnxsqueeze.report.run import Report
+from onnxsqueeze.report.verdict import sentence, verdict, where
 from onnxsqueeze.words import amount, change, db, decibels, milliseconds
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
         report=report,
         costs=_costs(report.before, report.after, report.latency_ms, report.latency_ratio),
         outputs=report.deviations,
+        told=[(each.output, text) for each in report.deviations if (text := _told(each))],
         steps=report.steps,
         by_error=bars(errors, _in_db),
         by_effect=bars(effects, _in_db),
@@ -136,19 +139,10 @@ def sensitivity_page(found: Sensitivity, command: str) -> str:
     )
 
 
-def verdict(report: Report) -> str:
-    """Return in one sentence what a run has brought and what it has cost."""
-    before, after = report.before, report.after
-    gains = [change(before.bytes, after.bytes, "smaller")]
-    if report.latency_ratio is not None:
-        gains.append(change(1.0, report.latency_ratio, "faster"))
-    told = " and ".join(gain for gain in gains if gain) or "no smaller"
-    if report.sqnr_db is None:
-        return f"The model is {told}; its answers were not compared."
-    answers = (
-        "its answers are the same" if report.sqnr_db == math.inf else f"its answers are at {db(report.sqnr_db)} dB SQNR"
-    )
-    return f"The model is {told}; {answers}."
+def _told(each: Deviation) -> str:
+    """Return what is said of an output besides its figures."""
+    parts = (each.reason, "" if each.sqnr_db == math.inf else sentence(each), where(each))
+    return "; ".join(part for part in parts if part)
 
 
 # The page

@@ -143,7 +143,7 @@ def measure(problem: Problem, bench: Bench) -> None:
     if not probes:
         return
     feeds = bench.affordable(sum(counted.values()), len(probes))
-    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress)
+    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler)
 
 
 def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
@@ -173,7 +173,7 @@ def reconsider(pass_: Pass, plan: list[Site | Skip], bench: Bench) -> list[Site 
     limit, budget = problem.max_error, problem.max_error
     for _ in range(0 if problem.ratio is not None else 5):
         sites = [entry for entry in found if isinstance(entry, Site)]
-        error = 10 ** (-bench.sqnr(bench.variant(pass_.apply, sites)) / 10) if sites else 0.0
+        error = bench.error(bench.variant(pass_.apply, sites)) if sites else 0.0
         if error <= budget:
             return kept + found
         limit *= 0.8 * budget / error if np.isfinite(error) else 0.1

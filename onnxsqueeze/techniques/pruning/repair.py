@@ -113,7 +113,7 @@ def measure(problem: Problem, bench: Bench) -> None:
     if not rewrites:
         return
     feeds = bench.affordable(sum(counted.values()), len(rewrites))
-    found = impacts(bench.original, feeds, rewrites, bench.progress)
+    found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler)
     for constant, error in local.items():
         reader = problem.readers[constant]
         if found.get(reader.key) and np.isfinite(found[reader.key][0]):

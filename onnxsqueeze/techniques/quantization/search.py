@@ -100,7 +100,7 @@ class Search:
         self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
         self.run_time = RunTime(self.layers, bench.stats, kept, known)
         self.effects: dict[str, float] = {}
-        """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: ``‖Δy‖² / ‖y‖²``."""
+        """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: a relative error."""
         self.wide: set[str] = set()
         """The keys of the sites whose weights are stored in 16 bits."""
         self.refusal = INACCURATE
@@ -163,7 +163,7 @@ class Search:
             names = sorted(rewrites, key=lambda name: (places.get(name, -1), name))
             feeds = self.bench.feeds[:FEEDS]
             board = Switchboard(self.bench.original, [{name: rewrites[name]} for name in names], feeds, SAMPLES)
-            self.effects = effects(board, names, own, self._runs(), self.bench.progress)
+            self.effects = effects(board, names, own, self._runs(), self.bench.progress, self.bench.ruler.error)
         self.arithmetic.errors = dict(self.effects)
         stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
         self.base = self._error(self.bench.variant(quantize_site, stored))
@@ -242,8 +242,8 @@ class Search:
         return self.bench.variant(quantize_site, _sites(self._finished(plan)))
 
     def _error(self, graph: Graph) -> float:
-        """Return what a graph does to the answers: ``‖Δy‖² / ‖y‖²`` of the worst output on the trial feeds."""
-        return float(10 ** (-self.bench.sqnr(graph) / 10))
+        """Return the relative squared error of the answers of a graph, of the worst output on the trial feeds."""
+        return self.bench.error(graph)
 
     # ---------------------------------------------------------------------------------------- stored weights
 
@@ -260,7 +260,7 @@ class Search:
             keys[0]: [partial(quantize_alone, site=sites[keys[0]])]
             for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
         }  # fmt: skip
-        found = impacts(self.bench.original, self.bench.feeds[:1], alone, self.bench.progress)
+        found = impacts(self.bench.original, self.bench.feeds[:1], alone, self.bench.progress, self.bench.ruler)
         effects: list[tuple[float, int, list[str]]] = []
         for step, (keys, size) in enumerate(shared):
             if keys[0] in found:

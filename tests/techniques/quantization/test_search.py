@@ -190,7 +190,8 @@ def banks(sizes: Sequence[tuple[int, int]], gains: Sequence[float]) -> onnx.Mode
         inputs[f"x{i}"] = [4, rows]
         nodes.append(helper.make_node("Einsum", [f"x{i}", f"w{i}"], [f"p{i}"], equation="bi,ij->bj"))
         nodes.append(helper.make_node("Mul", [f"p{i}", f"s{i}"], [f"m{i}"]))
-    nodes.append(helper.make_node("Concat", [f"m{i}" for i in range(len(sizes))], ["y"], axis=1))
+    nodes.append(helper.make_node("Concat", [f"m{i}" for i in range(len(sizes))], ["side_by_side"], axis=1))
+    nodes.append(helper.make_node("Flatten", ["side_by_side"], ["y"]))  # so that all channels are of one kind
     return model(nodes, constants, inputs, {"y": [4, sum(columns for _, columns in sizes)]})
 
 
