@@ -36,7 +36,7 @@ PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 700.0, 1500.0, 4000.0, inf)
 """What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
 RATE = 0.025
 """The share of the run time that a decibel is worth."""
-FINE = 42.0
+FINE = 32.0
 """The SQNR in dB from which more accuracy is worth nothing."""
 NEAR_STORED = 3.0
 """Where stored weights alone miss ``max_drop``, int8 arithmetic may cost this many dB more."""
