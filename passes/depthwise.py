@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
@@ -105,7 +105,7 @@ class Depthwise(Pass):
         """Decide again with the measured effect of each layer on the answers."""
         return plan if self.rank is not None else factorize.reconsider(self, plan, bench)
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site], bench: Bench) -> Iterable[str]:
         """Fit the layers behind rewritten ones to the original's outputs."""
         return refit.refit(graph, bench) if self.refit else ()
 

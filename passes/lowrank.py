@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -106,7 +106,7 @@ class LowRank(Pass):
 
         return factorize.levels(view, stats, self.only, self.exclude, find, forms.outline, forms.compose)
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site], bench: Bench) -> Iterable[str]:
         """Fit the layers behind factored ones to the original's outputs."""
         return refit.refit(graph, bench) if self.refit else ()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -141,19 +140,19 @@ class Prune(Pass):
         work = site.work
         assert isinstance(work, Work)
         repair.take_out(graph, work.problem, work.problem.candidates[work.index], work.units, repair=self.repair)
-        last = _PRUNED.get(graph)
-        before = last.removed if last is not None and last.problem is work.problem else {}
-        _PRUNED[graph] = Pruned(work.problem, {**before, work.index: len(work.units)})
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site], bench: Bench) -> Iterable[str]:
         """Fit the layers behind to the original's outputs, and go the other steps."""
         kept: dict[str, tuple[int, Indices]] = {}
         left = 1.0
         for step in range(1, self.steps + 1):
+            works = _works(done if step == 1 else self._go_on(graph, bench, self._target(step) / left))
             if step > 1:
-                yield f"step {step}: {self._go_on(graph, bench, self._target(step) / left)}"
-            left *= _PRUNED[graph].share
-            kept = _behind(kept, _PRUNED[graph].problem.coupling.kept(graph))
+                yield f"step {step}: {sum(len(work.units) for work in works)} more units of {len(works)} groups"
+            if not works:  # so small a step that no unit leaves: the next one is larger
+                continue
+            left *= _share(works)
+            kept = _behind(kept, works[0].problem.coupling.kept(graph))
             if self.repair:
                 yield from refit.refit(graph, bench, kept)
         if self.ratio is not None and left > self.ratio:
@@ -168,25 +167,22 @@ class Prune(Pass):
         """Return the share of the cost that a step leaves."""
         return 1 - (1 - (self.ratio or 0.0)) * step / self.steps
 
-    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> str:
-        """Prune the pruned graph further, with statistics of its own, and say how much."""
+    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> list[Site]:
+        """Prune the pruned graph further, with statistics of its own, and return what was done."""
         edit.tidy(graph)
-        sites: list[Site] = []
-        if ratio < 1:
-            pass_ = replace(self, ratio=ratio, steps=1)
-            again = Bench(graph.copy(), bench.calib, bench.seed, bench.progress)
-            view = View(graph)
-            again.stats = bench.collect(graph, pass_.needs(view))
-            plan = list(pass_.plan(view, again.stats))
-            if any(isinstance(entry, Site) for entry in plan):
-                plan = pass_.select(plan, again)
-            sites = [entry for entry in plan if isinstance(entry, Site)]
-        if not sites:
-            _PRUNED[graph] = Pruned(_PRUNED[graph].problem, {})
+        if ratio >= 1:
+            return []
+        pass_ = replace(self, ratio=ratio, steps=1)
+        again = Bench(graph.copy(), bench.calib, bench.seed, bench.progress)
+        view = View(graph)
+        again.stats = bench.collect(graph, pass_.needs(view))
+        plan = list(pass_.plan(view, again.stats))
+        if any(isinstance(entry, Site) for entry in plan):
+            plan = pass_.select(plan, again)
+        sites = [entry for entry in plan if isinstance(entry, Site)]
         for site in sites:
             pass_.apply(site, graph)
-        units = sum(len(site.work.units) for site in sites if isinstance(site.work, Work))
-        return f"{units} more units of {len(sites)} groups"
+        return sites
 
     @property
     def _first(self) -> float | None:
@@ -280,19 +276,12 @@ class Work:
         return self.problem.candidates[self.index].group, self.units
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What the last step has removed from a graph: how many units of each candidate."""
-
-    problem: Problem
-    removed: dict[int, int]
-
-    @property
-    def share(self) -> float:
-        """The share of the cost that is left."""
-        counts = [self.removed.get(i, 0) for i in range(len(self.problem.candidates))]
-        return self.problem.cost(counts) / self.problem.cost([0] * len(counts))
+def _works(sites: Iterable[Site]) -> list[Work]:
+    return [site.work for site in sites if isinstance(site.work, Work)]
 
 
-_PRUNED: WeakKeyDictionary[Graph, Pruned] = WeakKeyDictionary()
-"""For ``tune``: weak, so that neither copies nor the graph itself carry it."""
+def _share(works: Sequence[Work]) -> float:
+    """Return the share of the cost that is left after a step."""
+    problem, removed = works[0].problem, {work.index: len(work.units) for work in works}
+    counts = [removed.get(i, 0) for i in range(len(problem.candidates))]
+    return problem.cost(counts) / problem.cost([0] * len(counts))

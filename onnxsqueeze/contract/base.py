@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -68,15 +68,19 @@ class Pass(ABC):
         """
         return plan
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site], bench: Bench) -> Iterable[str]:
         """Improve the rewritten graph in place by measuring it, and yield what was gained, in words for the report.
 
-        Called after the last ``apply`` when there are feeds and results are checked.
+        ``done`` are the sites that were applied, each with its ``work``. Called after the last ``apply`` when there
+        are feeds and results are checked.
         """
         return ()
 
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
-        """Yield what the report says about the result besides its figures; called at last, with or without feeds."""
+        """Yield what the report says about the result besides its figures; called at last, with or without feeds.
+
+        The sites that were done have no ``work`` any more.
+        """
         return ()
 
     @abstractmethod

@@ -1,4 +1,7 @@
-"""What each pass makes of each model that ships: dB, bytes and nodes. ``python tests/models/golden.py`` writes them anew."""
+"""What each pass makes of each model that ships: dB, bytes and nodes.
+
+``python tests/models/golden.py`` writes them anew.
+"""
 
 from __future__ import annotations
 
