@@ -54,7 +54,7 @@ def sqnr(found: list[list[Any]], expected: list[list[Any]]) -> float:
 
 def problem(graph: Graph, stats: Statistics, by: str, alike: bool) -> Problem:
     """Return the problem of all layers; when they are to be treated alike, none shares a factor with another."""
-    units, _, positions = factorize.pose(View(graph), stats, (), (), forms.candidates)
+    units, _, positions = factorize.pose(View(graph), stats, LowRank(), forms.candidates)
     if alike:
         units = [Unit([f], [c]) for u in units for f, c in zip(u.fittings, u.found, strict=True)]
     made = Problem(units, forms.outline, forms.compose, by, None, 1.0)  # type: ignore[arg-type]

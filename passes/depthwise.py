@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import prod
 from typing import ClassVar
 
 from onnxsqueeze.budget.spend import By
 from onnxsqueeze.linear import refit, select
 from onnxsqueeze.linear.fitting import Fitting
-from onnxsqueeze.plugin import Bench, Graph, Need, Pass, Site, Skip, Statistics, View
+from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View
 from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.techniques.lowrank import forms, separable
 from onnxsqueeze.techniques.lowrank import plan as factorize
@@ -21,7 +21,7 @@ __all__ = ["Depthwise"]
 
 
 @dataclass(frozen=True)
-class Depthwise(Pass):
+class Depthwise(Selected):
     """Replace a k×k Conv by R branches of a depthwise and a 1×1 Conv whose outputs are added.
 
     ``depthwise`` branches filter each input channel, then mix: ``Ŵ[o,c,t] = Σ_r P[o,rc]·D[rc,t]``; ``pointwise``
@@ -44,6 +44,7 @@ class Depthwise(Pass):
     """Save what this relative squared error of the answers allows; 0.01 (20 dB) if no other budget is given."""
     rank: int | None = None
     """Give each layer this many branches, even where lowrank would be better; k² is exact."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Rewrite only the layers whose output or node name matches one of these patterns (* and ?)."""
     exclude: tuple[str, ...] = ()
@@ -64,13 +65,13 @@ class Depthwise(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a convolution with a kernel."""
-        for entry in select.layers(view, self.only, self.exclude):
+        for entry in select.layers(view, self):
             if not isinstance(entry, Skip) and not view.in_body(entry[0]) and prod(entry[1].kernel) >= 4:
                 yield entry[1].gram
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield a site for every convolution that the budget rewrites."""
-        units, skips, positions = factorize.pose(view, stats, self.only, self.exclude, self._candidates)
+        units, skips, positions = factorize.pose(view, stats, self, self._candidates)
         problem = Problem(
             units, separable.outline, separable.branches, self.by, self.ratio, self.max_error or 0.01, shares=False
         )

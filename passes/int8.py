@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -22,8 +21,8 @@ from onnxsqueeze.plugin import (
     Level,
     Mean,
     Need,
-    Pass,
     Range,
+    Selected,
     Site,
     Skip,
     Statistics,
@@ -43,7 +42,7 @@ __all__ = ["Int8"]
 
 
 @dataclass(frozen=True)
-class Int8(Pass):
+class Int8(Selected):
     """Quantize ``y = W·x + b`` to ``y ≈ s_x·s_w·(W_q·(x_q − z_x) + b_q)`` with 8-bit integers.
 
     * *static*: Conv, Gemm and MatMul whose input range was measured run in integers: uint8 activations on the range
@@ -70,6 +69,7 @@ class Int8(Pass):
 
     max_drop: float = 0.04
     """Largest relative error of an output, ‖Δy‖ / ‖y‖, on calibration feeds (0.04 is 28 dB)."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Globs on node names or output names: nothing else is quantized."""
     exclude: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class Int8(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the ranges around what may run in integers, and the channel statistics of layers' inputs."""
-        layers = Layers(view, self.wanted)
+        layers = Layers(view, self._wants)
         for node in layers.static:
             yield Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1)
             yield Range(layers.root(node.inputs[0]).name)
@@ -103,7 +103,7 @@ class Int8(Pass):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
-        layers, kept = Layers(view, self.wanted), Kept()
+        layers, kept = Layers(view, self._wants), Kept()
         arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
@@ -111,12 +111,12 @@ class Int8(Pass):
 
     def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
-        return Search(Settings(self.form, self.max_drop, self.wanted), plan, bench).best()
+        return Search(Settings(self.form, self.max_drop, self._wants), plan, bench).best()
 
     def level_needs(self, view: View) -> Iterable[Need]:
         """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""
         yield from self.needs(view)
-        yield from select.needs(view, self.only, self.exclude)
+        yield from select.needs(view, self)
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer with its weights in int8 alone, and in int8 arithmetic where that pays."""
@@ -139,14 +139,8 @@ class Int8(Pass):
         """How numbers are written in arithmetic."""
         return Form(self.activations == "int8", self.symmetric, self.per_tensor)
 
-    def wanted(self, node: gs.Node) -> bool:
-        """Return whether the options let the node be quantized."""
-        names = (node.name, key_of(node))
-
-        def matches(globs: tuple[str, ...]) -> bool:
-            return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-        return (not self.only or matches(self.only)) and not matches(self.exclude)
+    def _wants(self, node: gs.Node) -> bool:
+        return self.wanted((node.name, key_of(node)))
 
 
 def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tuple[float | None, float | None]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from onnxsqueeze.budget.spend import By
 from onnxsqueeze.linear import refit
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.linear.refit import Kept
-from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.pruning import repair
 from onnxsqueeze.techniques.pruning.choice import Problem, Score, pose
 from onnxsqueeze.techniques.pruning.coupling import Coupling, couple
@@ -30,7 +29,7 @@ LEVELS = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class Prune(Pass):
+class Prune(Selected):
     """Remove the channels, neurons and heads that the answers miss least, with all that makes and reads them.
 
     Channels that can only leave together form a group. A unit's score is the output error that its removal adds after
@@ -60,6 +59,7 @@ class Prune(Pass):
     """Prune the channels of residual streams too, which many layers share."""
     heads: bool = False
     """Prune attention heads too."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Prune only the groups whose first layer matches one of these patterns (* and ?) by output or node name."""
     exclude: tuple[str, ...] = ()
@@ -199,11 +199,11 @@ class Prune(Pass):
         names = {key_of(node): str(node.name) for node in view.nodes}
         for group in coupling.groups:
             called = [group.name, *group.producers, *(names.get(key, "") for key in group.producers)]
-            if self.only and not any(fnmatchcase(name, pattern) for name in called for pattern in self.only):
-                continue
             what = f"{group.size} {group.kind if group.kind != 'residual' else 'channels'}"
-            if any(fnmatchcase(name, pattern) for name in called for pattern in self.exclude):
+            if self.excluded(called):
                 yield Skip(group.name, f"{what}: excluded")
+            elif not self.wanted(called):
+                continue
             elif group.blocked:
                 yield Skip(group.name, f"{what}: {group.blocked}")
             elif group.kind == "residual" and not self.residual:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from onnxsqueeze.linear.chains import rewrite
 from onnxsqueeze.linear.fitting import Fitting, relative_error
 from onnxsqueeze.linear.layers import Linear, covariance, matrix
 from onnxsqueeze.measure.switchboard import impacts
-from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View, edit
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit
 from onnxsqueeze.techniques.sparsity.sparsifier import Pattern, Sparsifier
 from onnxsqueeze.words import amount
 
@@ -35,7 +35,7 @@ PACKED = 1 << 30
 
 
 @dataclass(frozen=True)
-class Sparsify(Pass):
+class Sparsify(Selected):
     """Replace ``y = W·x + b`` by ``y = Ŵ·x + b̂`` where most elements of ``Ŵ`` are zero.
 
     With the covariance S and the mean μ of the calibration inputs, the elements that stay are chosen and fitted to
@@ -53,6 +53,7 @@ class Sparsify(Pass):
     """Leave this share of the weights of all layers, over 0 and under 1; 0.5 without a pattern."""
     pattern: str | None = None
     """Leave N of each M neighbouring input channels in every layer, written N:M, like 2:4."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Rewrite only the layers whose output or node name matches one of these patterns (* and ?)."""
     exclude: tuple[str, ...] = ()
@@ -68,7 +69,7 @@ class Sparsify(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a layer that could become sparse."""
-        return select.needs(view, self.only, self.exclude)
+        return select.needs(view, self)
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield a site for every layer that gets zeros."""
@@ -129,7 +130,7 @@ class Sparsify(Pass):
 
     def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
         pattern = None if self.pattern is None else _pattern(self.pattern)
-        for entry in select.layers(view, self.only, self.exclude):
+        for entry in select.layers(view, self):
             if isinstance(entry, Skip):
                 yield entry
                 continue

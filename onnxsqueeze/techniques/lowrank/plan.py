@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from math import prod
 
@@ -13,6 +13,7 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Level, Site, Skip
+from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
@@ -47,15 +48,13 @@ def apply(site: Site, graph: Graph, label: str) -> None:
     rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
 
 
-def pose(
-    view: View, stats: Statistics, only: Sequence[str], exclude: Sequence[str], find: Find
-) -> tuple[list[Unit], list[Skip], dict[str, int]]:
+def pose(view: View, stats: Statistics, pass_: Selected, find: Find) -> tuple[list[Unit], list[Skip], dict[str, int]]:
     """Return the layers with their candidates, by the input they share, why others stay, and the output positions."""
     units: list[Unit] = []
     skips: list[Skip] = []
     positions: dict[str, int] = {}
     groups: dict[tuple[int, object], Unit] = {}
-    for entry in layers(view, only, exclude):
+    for entry in layers(view, pass_):
         if isinstance(entry, Skip):
             skips.append(entry)
             continue
@@ -82,16 +81,10 @@ def pose(
 
 
 def levels(
-    view: View,
-    stats: Statistics,
-    only: Sequence[str],
-    exclude: Sequence[str],
-    find: Find,
-    outline: Outline,
-    compose: Compose,
+    view: View, stats: Statistics, pass_: Selected, find: Find, outline: Outline, compose: Compose
 ) -> Iterator[Level]:
     """Yield each layer at each of LEVELS, in the form with the least error that is no dearer."""
-    for entry in layers(view, only, exclude):
+    for entry in layers(view, pass_):
         if isinstance(entry, Skip):
             continue
         node, layer = entry
