@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,8 @@ __all__ = ["Clean"]
 
 Array = NDArray[np.generic]
 Vector = NDArray[np.float64]
+Work = Callable[[Graph, Graph, gs.Node], None]
+"""What rewrites a node of a graph, given with the graph that holds it."""
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm")
 FLOATS = (np.float16, np.float32, np.float64)
@@ -52,17 +55,18 @@ class Clean(Pass):
                 continue
             site: Site | Skip | None = None
             if id(node) not in alive:
-                site = Site(key, f"{node.op} removed, which no output needs")
+                site = Site(key, f"{node.op} removed, which no output needs", work=_remove_dead)
                 gone.update(map(id, _inside(node)))
             elif not is_standard(node):
                 continue
             elif key in folded:
-                site = Site(key, f"{node.op} folded to a constant", work=folded[key])
+                work = partial(_put_constant, values=folded[key])
+                site = Site(key, f"{node.op} folded to a constant", work=work)
             elif node.op == "Constant":
                 site = _as_initializer(view, node)
             elif not any(id(source) in changed for tensor in node.inputs for source in tensor.inputs):
                 if node.op in ("Identity", "Dropout"):
-                    site = Site(key, f"{node.op} removed") if _vanishes(view, node) else None
+                    site = Site(key, f"{node.op} removed", work=_remove_identity) if _vanishes(view, node) else None
                 elif node.op in ("BatchNormalization", "Add", "Mul"):
                     site = _into_linear(view, node)
             if site is not None:
@@ -73,16 +77,8 @@ class Clean(Pass):
     def apply(self, site: Site, graph: Graph) -> None:
         """Rewrite one node."""
         node, scope = edit.find(graph, site.key)
-        if isinstance(site.work, (np.ndarray, Weight)):
-            output = node.outputs[0]
-            edit.remove(scope, node)
-            edit.redirect(output, gs.Constant(output.name, site.work))
-        elif isinstance(site.work, _Scaling):
-            _fold_linear(graph, scope, node, site.work)
-        elif "no output needs" in site.action:
-            edit.remove(scope, node)
-        else:
-            _remove_identity(View(graph), scope, node)
+        assert callable(site.work)
+        site.work(graph, scope, node)
 
 
 # ------------------------------------------------------------------------------------------------ nodes that vanish
@@ -100,7 +96,17 @@ def _as_initializer(view: View, node: gs.Node) -> Site | None:
     values = node.attrs["value"]._values if "value" in node.attrs else view.value(output)
     if values is None or view.is_output(output):
         return None
-    return Site(key_of(node), "Constant made an initializer", work=values)
+    return Site(key_of(node), "Constant made an initializer", work=partial(_put_constant, values=values))
+
+
+def _put_constant(graph: Graph, scope: Graph, node: gs.Node, values: Array | Weight) -> None:
+    output = node.outputs[0]
+    edit.remove(scope, node)
+    edit.redirect(output, gs.Constant(output.name, values))
+
+
+def _remove_dead(graph: Graph, scope: Graph, node: gs.Node) -> None:
+    edit.remove(scope, node)
 
 
 def _vanishes(view: View, node: gs.Node) -> bool:
@@ -120,10 +126,10 @@ def _vanishes(view: View, node: gs.Node) -> bool:
     return producer is not None and view.scope(producer) is view.scope(node) and not view.is_output(source)
 
 
-def _remove_identity(view: View, scope: Graph, node: gs.Node) -> None:
+def _remove_identity(graph: Graph, scope: Graph, node: gs.Node) -> None:
     source, output = node.inputs[0], node.outputs[0]
     edit.remove(scope, node)
-    if not view.is_output(output):
+    if not View(graph).is_output(output):
         edit.redirect(output, source)
         return
     producer = source.inputs[0]
@@ -170,7 +176,7 @@ def _into_linear(view: View, node: gs.Node) -> Site | Skip | None:
     if len(linear.inputs[1].outputs) > 1 and np.any(scaling.factor != 1):
         return Skip(key_of(node), "the weight before it is shared with another layer")
     detail: dict[str, object] = {"into": key_of(linear)}
-    return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=scaling)
+    return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=partial(_fold_linear, scaling=scaling))
 
 
 def _is_linear(node: gs.Node | None) -> bool:

@@ -123,11 +123,12 @@ class Int8(Selected):
         nodes = {key_of(node): node for node in view.nodes}
         for site in (entry for entry in list(self.plan(view, stats)) if isinstance(entry, Site)):
             node, stored = nodes[site.key], as_stored(site, "")
-            if site.action == "integer" or isinstance(stored, Skip) or view.in_body(node):
+            if isinstance(stored, Skip) or view.in_body(node):
                 continue
+            assert isinstance(site.work, Work)
             weights, arithmetic = _predicted(view, stats, node, site.work)
             yield Level(site.key, "weights", 0.25, weights, {site.key: partial(quantize_alone, site=stored)})
-            if site.action != "stored":
+            if site.work.form != "stored":
                 yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(quantize_alone, site=site)})
 
     def apply(self, site: Site, graph: Graph) -> None:

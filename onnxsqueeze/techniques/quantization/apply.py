@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -37,7 +38,7 @@ class Work:
     shared by all plans of a graph.
     """
 
-    form: str
+    form: Literal["static", "integer", "gate", "dynamic", "stored"]
     input: Affine | None = None
     output: Affine | None = None
     mean: NDArray[np.float64] | None = None
@@ -50,6 +51,11 @@ class Work:
     tail: str = ""
     add: str = ""
     per_tensor: bool = False
+
+    @property
+    def between(self) -> bool:
+        """Whether it is an operator between layers, which has no weight of its own."""
+        return self.form in ("integer", "gate")
 
     @property
     def second(self) -> FloatArray | None:
@@ -90,19 +96,21 @@ def quantize_alone(graph: Graph, key: str, site: Site) -> None:
     """Quantize the layer that makes ``key``, a copy of the site's, and no tensor around it."""
     assert isinstance(site.work, Work)
     node, _ = edit.find(graph, key)
-    for slot in weight_slots(node) if site.action.startswith("stored") else ():
+    for slot in weight_slots(node) if site.work.form == "stored" else ():
         node.inputs[slot] = edit.constant(graph, f"{key}_weight", values_of(node.inputs[slot]))
     quantize(graph, key, replace(site.work, output=None, tail="", add=""))
 
 
 def as_stored(entry: Site | Skip, reason: str) -> Site | Skip:
     """Fall back to float arithmetic on a stored weight; operators without a weight are left alone for that reason."""
-    if isinstance(entry, Skip) or entry.action.startswith("stored"):
+    if isinstance(entry, Skip):
         return entry
-    if entry.action == "integer":
-        return Skip(entry.key, reason)
     assert isinstance(entry.work, Work)
     old = entry.work
+    if old.form == "stored":
+        return entry
+    if old.between:
+        return Skip(entry.key, reason)
     work = Work("stored", mean=old.mean, moments=old.moments, source=old.source, kept=old.kept)
     return replace(entry, action="stored", detail={**entry.detail, "float": reason}, work=work)
 

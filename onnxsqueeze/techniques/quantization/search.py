@@ -115,7 +115,7 @@ class Search:
         return plan
 
     def _best(self) -> Plan:
-        if all(site.action == "stored" for site in _sites(self.first)):
+        if all(_form(site) == "stored" for site in _sites(self.first)):
             self._widen(self.first, 0.0)
             return self._finished(self.first)
         self._measure()
@@ -133,7 +133,7 @@ class Search:
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
-        static = [site.key for site in _sites(plan) if site.action == "static"]
+        static = [site.key for site in _sites(plan) if _form(site) == "static"]
         found = audit(graph, static, self.bench.feeds[:1]) if static else None
         if found is None:
             return plan
@@ -232,7 +232,7 @@ class Search:
         """Return the plan in which weights are only stored, with the reason why."""
         plan = {entry.key: entry for entry in planned(self.run_time, ())}
         for site in _sites(self.first):
-            if site.action != "stored":
+            if _form(site) != "stored":
                 entry = plan.get(site.key)
                 kept = replace(entry, detail={**entry.detail, "float": reason}) if isinstance(entry, Site) else None
                 plan[site.key] = kept or entry or Skip(site.key, reason)
@@ -282,7 +282,7 @@ class Search:
         """Return the stored sites that share weights together, with the number of elements."""
         found: dict[tuple[int, ...], tuple[list[str], int]] = {}
         for site in _sites(plan):
-            if site.action == "stored":
+            if _form(site) == "stored":
                 node = self.nodes[site.key]
                 tensors = [node.inputs[slot] for slot in weight_slots(node)]
                 size = sum(prod(tensor.shape) for tensor in tensors)
@@ -297,7 +297,7 @@ class Search:
 
     def _finished_site(self, site: Site) -> Site:
         assert isinstance(site.work, Work)
-        if site.action == "stored" and site.key in self.wide:
+        if site.work.form == "stored" and site.key in self.wide:
             site = replace(site, action="stored in 16 bits", work=replace(site.work, wide=True))
         return site
 
@@ -310,6 +310,11 @@ def _plain(work: object) -> Work:
     """Return the work without compensated rounding, which takes longer than what it changes here is worth."""
     assert isinstance(work, Work)
     return replace(work, moments=None)
+
+
+def _form(site: Site) -> str:
+    assert isinstance(site.work, Work)
+    return site.work.form
 
 
 def _sites(plan: Iterable[Site | Skip]) -> list[Site]:

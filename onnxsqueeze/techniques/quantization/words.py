@@ -67,7 +67,7 @@ def ranking(plan: Sequence[Site | Skip], effects: Mapping[str, float]) -> Iterat
     ]
     if parts:
         yield f"what costs the answers most, each alone: {'; '.join(parts)}"
-    rounded = {site.key for site in sites if site.action in ("static", "integer", "dynamic")}
+    rounded = {site.key for site in sites if isinstance(site.work, Work) and site.work.form != "stored"}
     names = sorted((name for name in effects if name not in rounded), key=lambda name: -effects[name])
     spared = [name for name in names if effects[name] > 10 ** (-SPARED / 10)][:WORST]
     if spared and rounded:
