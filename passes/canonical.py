@@ -22,7 +22,7 @@ Work = Callable[[Graph, Graph, gs.Node], None]
 
 
 @dataclass(frozen=True)
-class Canonical(Pass):
+class Canonical(Pass[Work]):
     """Rewrite the graph to the operators that the runtime is fast on, without changing its answers.
 
     * ``k·Clip(x + b, 0, c)`` becomes ``c·k·HardSigmoid(x; 1/c, b/c)``: HardSwish, spelled as Add, Clip, Mul and Div,
@@ -37,7 +37,7 @@ class Canonical(Pass):
     summary: ClassVar[str] = "one operator for spelled-out activations; scales and shifts folded into the next layer"
     repeats: ClassVar[bool] = True
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
         taken: set[int] = set()
         for node in view.nodes:
@@ -57,10 +57,9 @@ class Canonical(Pass):
                 if site is not None:
                     yield site
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Work], graph: Graph) -> None:
         """Rewrite one place."""
         node, scope = edit.find(graph, site.key)
-        assert callable(site.work)
         site.work(graph, scope, node)
 
 
@@ -169,7 +168,7 @@ class _Affine:
     slot: int
 
 
-def _forward(view: View, node: gs.Node, taken: set[int]) -> Site | None:
+def _forward(view: View, node: gs.Node, taken: set[int]) -> Site[Work] | None:
     """Return a site if the node scales or shifts what only linear layers read."""
     output = node.outputs[0]
     slot = next((i for i in (0, 1) if view.value(node.inputs[i]) is None), None)
@@ -204,7 +203,9 @@ def _forward(view: View, node: gs.Node, taken: set[int]) -> Site | None:
     )
 
 
-def _exchangeable(view: View, node: gs.Node, slot: int, constant: NDArray[np.generic], taken: set[int]) -> Site | None:
+def _exchangeable(
+    view: View, node: gs.Node, slot: int, constant: NDArray[np.generic], taken: set[int]
+) -> Site[Work] | None:
     """Return a site where Add(Mul(x, s), t) in front of padded layers had better be Mul(Add(x, t/s), s)."""
     if node.op != "Add" or constant.size != 1 or id(node) in taken:
         return None

@@ -26,7 +26,7 @@ FLOATS = (np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True)
-class Clean(Pass):
+class Clean(Pass[Work]):
     """Rewrite the graph without changing its answers, so that later passes see plain layers.
 
     * ``Constant`` nodes become initializers; ``Identity``, inference ``Dropout`` and what no output needs vanish.
@@ -44,7 +44,7 @@ class Clean(Pass):
     fold_limit: int = 1 << 14
     """The largest constant, in bytes, that folding may make beyond what it replaces."""
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
         folded, alive = fold(view, self.fold_limit), edit.alive(view.graph)
         changed: set[int] = set()
@@ -53,7 +53,7 @@ class Clean(Pass):
             key = key_of(node)
             if not key or id(view.scope(node)) in gone:
                 continue
-            site: Site | Skip | None = None
+            site: Site[Work] | Skip | None = None
             if id(node) not in alive:
                 site = Site(key, f"{node.op} removed, which no output needs", work=_remove_dead)
                 gone.update(map(id, _inside(node)))
@@ -74,10 +74,9 @@ class Clean(Pass):
             if isinstance(site, Site):
                 changed.add(id(node))
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Work], graph: Graph) -> None:
         """Rewrite one node."""
         node, scope = edit.find(graph, site.key)
-        assert callable(site.work)
         site.work(graph, scope, node)
 
 
@@ -91,7 +90,7 @@ def _inside(node: gs.Node) -> Iterator[Graph]:
             yield from _inside(inner)
 
 
-def _as_initializer(view: View, node: gs.Node) -> Site | None:
+def _as_initializer(view: View, node: gs.Node) -> Site[Work] | None:
     output = node.outputs[0]
     values = node.attrs["value"]._values if "value" in node.attrs else view.value(output)
     if values is None or view.is_output(output):
@@ -149,7 +148,7 @@ class _Scaling:
     shift: Vector
 
 
-def _into_linear(view: View, node: gs.Node) -> Site | Skip | None:
+def _into_linear(view: View, node: gs.Node) -> Site[Work] | Skip | None:
     """Return a site if the node scales or shifts the channels of a linear layer that nobody else reads."""
     slots = range(1 if node.op == "BatchNormalization" else 2)
     slot = next((i for i in slots if _is_linear(view.producer(node.inputs[i]))), None)

@@ -42,7 +42,7 @@ __all__ = ["Int8"]
 
 
 @dataclass(frozen=True)
-class Int8(Selected):
+class Int8(Selected[Work]):
     """Quantize ``y = W·x + b`` to ``y ≈ s_x·s_w·(W_q·(x_q − z_x) + b_q)`` with 8-bit integers.
 
     * *static*: Conv, Gemm and MatMul whose input range was measured run in integers: uint8 activations on the range
@@ -90,7 +90,7 @@ class Int8(Selected):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the ranges around what may run in integers, and the channel statistics of layers' inputs."""
-        layers = Layers(view, self._wants)
+        layers = Layers(view, self.wants)
         for node in layers.static:
             yield Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1)
             yield Range(layers.root(node.inputs[0]).name)
@@ -101,17 +101,17 @@ class Int8(Selected):
             if not view.in_body(node):
                 yield Channels(node.inputs[0].name, -1, True)
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
-        layers, kept = Layers(view, self._wants), Kept()
+        layers, kept = Layers(view, self.wants), Kept()
         arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
         yield from planned(run_time, work)
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[Work] | Skip], bench: Bench) -> list[Site[Work] | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
-        return Search(Settings(self.form, self.max_drop, self._wants), plan, bench).best()
+        return Search(Settings(self.form, self.max_drop, self.wants), plan, bench).best()
 
     def level_needs(self, view: View) -> Iterable[Need]:
         """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""
@@ -125,13 +125,12 @@ class Int8(Selected):
             node, stored = nodes[site.key], as_stored(site, "")
             if isinstance(stored, Skip) or view.in_body(node):
                 continue
-            assert isinstance(site.work, Work)
             weights, arithmetic = _predicted(view, stats, node, site.work)
             yield Level(site.key, "weights", 0.25, weights, {site.key: partial(quantize_alone, site=stored)})
             if site.work.form != "stored":
                 yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(quantize_alone, site=site)})
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Work], graph: Graph) -> None:
         """Quantize one node."""
         quantize_site(site, graph)
 
@@ -140,18 +139,18 @@ class Int8(Selected):
         """How numbers are written in arithmetic."""
         return Form(self.activations == "int8", self.symmetric, self.per_tensor)
 
-    def _wants(self, node: gs.Node) -> bool:
+    def wants(self, node: gs.Node) -> bool:
+        """Return whether the options let the node be quantized."""
         return self.wanted((node.name, key_of(node)))
 
 
-def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tuple[float | None, float | None]:
+def _predicted(view: View, stats: Statistics, node: gs.Node, work: Work) -> tuple[float | None, float | None]:
     """Return the relative errors of a layer with its weights in int8, and with its arithmetic, None if unknown.
 
     ``tr[ΔW S ΔWᵀ] / tr[W S Wᵀ]``, and in arithmetic the error of the rounded input, which is alike in all channels:
     ``σ²‖W‖² / tr[W S Wᵀ]``. Without S the inputs are taken for independent and alike. Where the input is quantized at
     run time, it is the error of its smoothing.
     """
-    assert isinstance(work, Work)
     if node.op not in LAYERS:
         return None, None
     values = values_of(node.inputs[1])

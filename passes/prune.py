@@ -29,7 +29,21 @@ LEVELS = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class Prune(Selected):
+class Work:
+    """What a site carries: its problem, the candidate, and the units that leave."""
+
+    problem: Problem
+    index: int
+    units: tuple[int, ...]
+
+    @property
+    def removal(self) -> tuple[Group, tuple[int, ...]]:
+        """The group and its units."""
+        return self.problem.candidates[self.index].group, self.units
+
+
+@dataclass(frozen=True)
+class Prune(Selected[Work]):
     """Remove the channels, neurons and heads that the answers miss least, with all that makes and reads them.
 
     Channels that can only leave together form a group. A unit's score is the output error that its removal adds after
@@ -93,7 +107,7 @@ class Prune(Selected):
                     if isinstance(layer, Linear) and layer.columns <= WIDEST:
                         yield layer.gram
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield a site for every group that the budget makes smaller."""
         coupling = couple(view)
         yield from (entry for entry in self._groups(view, coupling) if isinstance(entry, Skip))
@@ -115,13 +129,11 @@ class Prune(Selected):
                     error = sum(error for _, (_, error) in pairs)
                     yield Level(candidate.group.name, f"{share:.0%}", 1 - len(units) / size, error, rewrites)
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[Work] | Skip], bench: Bench) -> list[Site[Work] | Skip]:
         """Decide again with the measured effect of each layer on the answers, and prove that the removal is right."""
-        work = next(e.work for e in plan if isinstance(e, Site))
-        assert isinstance(work, Work)
-        problem = work.problem
+        problem = next(e.work for e in plan if isinstance(e, Site)).problem
         members = {c.group.name for c in problem.candidates}
-        others: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
+        others: list[Site[Work] | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
         repair.measure(problem, bench)
         budget = limit = self.max_error or 0.01
         found = list(self._entries(problem, problem.solve(self._first, limit)))
@@ -135,18 +147,18 @@ class Prune(Selected):
             found = list(self._entries(problem, problem.solve(None, limit)))
         return others + self._proven(found, problem, bench)
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Work], graph: Graph) -> None:
         """Remove the units of a group."""
         work = site.work
-        assert isinstance(work, Work)
         repair.take_out(graph, work.problem, work.problem.candidates[work.index], work.units, repair=self.repair)
 
-    def tune(self, graph: Graph, done: Sequence[Site], bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[Work]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind to the original's outputs, and go the other steps."""
         kept: dict[str, tuple[int, Indices]] = {}
         left = 1.0
         for step in range(1, self.steps + 1):
-            works = _works(done if step == 1 else self._go_on(graph, bench, self._target(step) / left))
+            sites = done if step == 1 else self._go_on(graph, bench, self._target(step) / left)
+            works = [site.work for site in sites]
             if step > 1:
                 yield f"step {step}: {sum(len(work.units) for work in works)} more units of {len(works)} groups"
             if not works:  # so small a step that no unit leaves: the next one is larger
@@ -167,7 +179,7 @@ class Prune(Selected):
         """Return the share of the cost that a step leaves."""
         return 1 - (1 - (self.ratio or 0.0)) * step / self.steps
 
-    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> list[Site]:
+    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> list[Site[Work]]:
         """Prune the pruned graph further, with statistics of its own, and return what was done."""
         edit.tidy(graph)
         if ratio >= 1:
@@ -215,7 +227,7 @@ class Prune(Selected):
             else:
                 yield group
 
-    def _entries(self, problem: Problem, removed: list[int]) -> Iterator[Site | Skip]:
+    def _entries(self, problem: Problem, removed: list[int]) -> Iterator[Site[Work] | Skip]:
         """Yield a site per group that gets smaller, and why the others stay."""
         for index, (candidate, count) in enumerate(zip(problem.candidates, removed, strict=True)):
             group = candidate.group
@@ -244,11 +256,11 @@ class Prune(Selected):
             work = Work(problem, index, candidate.gone(count))
             yield Site(group.name, words, detail, float(loss[count]), work=work)
 
-    def _proven(self, plan: list[Site | Skip], problem: Problem, bench: Bench) -> list[Site | Skip]:
+    def _proven(self, plan: list[Site[Work] | Skip], problem: Problem, bench: Bench) -> list[Site[Work] | Skip]:
         """Return the plan without the groups whose removal is not the same as masking them: a defect of ours."""
-        removals = {e.key: e.work.removal for e in plan if isinstance(e, Site) and isinstance(e.work, Work)}
+        removals = {e.key: e.work.removal for e in plan if isinstance(e, Site)}
         wrong = repair.proven(dict(removals.values()), problem.coupling, bench)
-        entries: list[Site | Skip] = []
+        entries: list[Site[Work] | Skip] = []
         for entry in plan:
             off = wrong.get(removals[entry.key][0]) if entry.key in removals else None
             reason = f"removing its channels is not the same as masking them (off by {off}): a defect of ours"
@@ -260,24 +272,6 @@ def _behind(first: Kept, second: Kept) -> dict[str, tuple[int, Indices]]:
     """Return which of the original's channels are left after two removals, one after the other."""
     both = {name: (axis, first[name][1][left] if name in first else left) for name, (axis, left) in second.items()}
     return {**first, **both}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a site carries: its problem, the candidate, and the units that leave."""
-
-    problem: Problem
-    index: int
-    units: tuple[int, ...]
-
-    @property
-    def removal(self) -> tuple[Group, tuple[int, ...]]:
-        """The group and its units."""
-        return self.problem.candidates[self.index].group, self.units
-
-
-def _works(sites: Iterable[Site]) -> list[Work]:
-    return [site.work for site in sites if isinstance(site.work, Work)]
 
 
 def _share(works: Sequence[Work]) -> float:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.plan import W
 
 __all__ = ["Selected"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selected(Pass):
+class Selected(Pass[W]):
     """A pass whose user says by name what it may touch, and whose recipes may treat some layers otherwise.
 
     A pass may declare the two fields again, behind ``_: KW_ONLY``: then they stand where it declares them, with its own

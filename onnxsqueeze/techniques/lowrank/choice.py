@@ -133,7 +133,7 @@ class Problem:
             return spend(options, cost=self.ratio * whole)
         return spend(options, error=self.max_error if max_error is None else max_error)
 
-    def each(self, energy: float) -> Iterator[Site | Skip]:
+    def each(self, energy: float) -> Iterator[Site[Work] | Skip]:
         """Decide layer by layer: the cheapest that keeps ``energy`` of the variance; the closest if that is 0."""
         for unit in self.units:
             for fitting, found in zip(unit.fittings, unit.found, strict=True):
@@ -148,7 +148,7 @@ class Problem:
                 best = min(close, key=lambda pair: (0.0 if energy else settled(pair[1].error), pair[0]))
                 yield self.site(fitting, best[1], found)
 
-    def entries(self, chosen: Sequence[Option]) -> Iterator[Site | Skip]:
+    def entries(self, chosen: Sequence[Option]) -> Iterator[Site[Work] | Skip]:
         """Yield a site per rewritten layer or group of layers, and why the others stay."""
         for unit, option in zip(self.units, chosen, strict=True):
             if isinstance(option.choice, Joint):
@@ -158,7 +158,7 @@ class Problem:
             for fitting, found, candidate in zip(unit.fittings, unit.found, option.choice, strict=True):
                 yield self.site(fitting, candidate, found)
 
-    def site(self, fitting: Fitting, candidate: Candidate | None, found: Iterable[Candidate]) -> Site | Skip:
+    def site(self, fitting: Fitting, candidate: Candidate | None, found: Iterable[Candidate]) -> Site[Work] | Skip:
         """Return the site of one layer out of all that was ``found`` for it, or why it stays as it is."""
         layer = fitting.layer
         if candidate is None:
@@ -188,7 +188,7 @@ class Problem:
         """Return what is left of the layer's multiply-accumulates."""
         return predicted.macs(self.outline(layer, candidate.form, candidate.ranks)) / predicted.macs(dense(layer))
 
-    def _joint_site(self, unit: Unit, joint: Joint, error: float) -> Site:
+    def _joint_site(self, unit: Unit, joint: Joint, error: float) -> Site[Work]:
         names = [f.layer.key for f in unit.fittings]
         rows = sum(f.layer.outputs for f in unit.fittings)
         columns = unit.fittings[0].layer.columns

@@ -36,13 +36,13 @@ PROBE = 0.02
 LEVELS = (0.75, 0.5, 0.25)
 """Shares of a layer's multiply-accumulates at which ``levels`` treats it."""
 
+Plan = list[Site[Work] | Skip]
 Find = Callable[[Fitting], Iterable[Candidate] | str]
 """The candidates of a layer, or why it has none."""
 
 
-def apply(site: Site, graph: Graph, label: str) -> None:
+def apply(site: Site[Work], graph: Graph, label: str) -> None:
     """Rewrite the layer or layers of a site."""
-    assert isinstance(site.work, Work)
     problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
     shared, branches, shifts = problem.build(fittings, choice)
     rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
@@ -155,13 +155,11 @@ def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
     return change, -change @ mean, error
 
 
-def reconsider(pass_: Pass, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+def reconsider(pass_: Pass[Work], plan: Plan, bench: Bench) -> Plan:
     """Solve the plan's problem again with measured gains, until the measured error keeps a budget of error too."""
-    work = next(e.work for e in plan if isinstance(e, Site))
-    assert isinstance(work, Work)
-    problem = work.problem
+    problem = next(e.work for e in plan if isinstance(e, Site)).problem
     measure(problem, bench)
-    kept: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
+    kept: Plan = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
     found = list(problem.entries(problem.solve()))
     limit, budget = problem.max_error, problem.max_error
     for _ in range(0 if problem.ratio is not None else 5):

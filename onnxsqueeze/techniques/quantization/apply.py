@@ -86,26 +86,23 @@ def quantize(graph: Graph, key: str, work: Work) -> None:
         _stored(graph, scope, node, work)
 
 
-def quantize_site(site: Site, graph: Graph) -> None:
+def quantize_site(site: Site[Work], graph: Graph) -> None:
     """Rewrite the node of a site of ``int8``."""
-    assert isinstance(site.work, Work)
     quantize(graph, site.key, site.work)
 
 
-def quantize_alone(graph: Graph, key: str, site: Site) -> None:
+def quantize_alone(graph: Graph, key: str, site: Site[Work]) -> None:
     """Quantize the layer that makes ``key``, a copy of the site's, and no tensor around it."""
-    assert isinstance(site.work, Work)
     node, _ = edit.find(graph, key)
     for slot in weight_slots(node) if site.work.form == "stored" else ():
         node.inputs[slot] = edit.constant(graph, f"{key}_weight", values_of(node.inputs[slot]))
     quantize(graph, key, replace(site.work, output=None, tail="", add=""))
 
 
-def as_stored(entry: Site | Skip, reason: str) -> Site | Skip:
+def as_stored(entry: Site[Work] | Skip, reason: str) -> Site[Work] | Skip:
     """Fall back to float arithmetic on a stored weight; operators without a weight are left alone for that reason."""
     if isinstance(entry, Skip):
         return entry
-    assert isinstance(entry.work, Work)
     old = entry.work
     if old.form == "stored":
         return entry

@@ -19,12 +19,12 @@ __all__ = ["planned"]
 _WORDS = {"static": "static", "integer": "integer", "gate": "integer", "dynamic": "dynamic", "stored": "stored"}
 
 
-def planned(run_time: RunTime, work: Iterable[tuple[gs.Node, Work]]) -> Iterator[Site | Skip]:
+def planned(run_time: RunTime, work: Iterable[tuple[gs.Node, Work]]) -> Iterator[Site[Work] | Skip]:
     """Yield the plan in which these nodes compute in integers and all other weights are stored."""
     layers = run_time.layers
     decided = {id(node): each for node, each in work}
     known = {id(each.node): each.work for each in run_time.found}
-    stored: list[Site] = []
+    stored: list[Site[Work]] = []
     for node in layers.view.nodes:
         key = key_of(node)
         entry = decided.get(id(node))

@@ -30,7 +30,7 @@ from onnxsqueeze.techniques.quantization.words import explained, ranking
 
 __all__ = ["Search", "Settings"]
 
-Plan = list[Site | Skip]
+Plan = list[Site[Work] | Skip]
 
 PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 700.0, 1500.0, 4000.0, inf)
 """What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
@@ -94,7 +94,7 @@ class Search:
         self.view = View(bench.original)
         self.nodes = {key_of(node): node for node in self.view.nodes}
         self.layers = Layers(self.view, settings.wanted)
-        works = [site.work for site in _sites(plan) if isinstance(site.work, Work)]
+        works = [site.work for site in _sites(plan)]
         kept = works[0].kept
         known = {work.source: work.smoothing for work in works if work.source}
         self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
@@ -115,7 +115,7 @@ class Search:
         return plan
 
     def _best(self) -> Plan:
-        if all(_form(site) == "stored" for site in _sites(self.first)):
+        if all(site.work.form == "stored" for site in _sites(self.first)):
             self._widen(self.first, 0.0)
             return self._finished(self.first)
         self._measure()
@@ -133,7 +133,7 @@ class Search:
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
-        static = [site.key for site in _sites(plan) if _form(site) == "static"]
+        static = [site.key for site in _sites(plan) if site.work.form == "static"]
         found = audit(graph, static, self.bench.feeds[:1]) if static else None
         if found is None:
             return plan
@@ -232,7 +232,7 @@ class Search:
         """Return the plan in which weights are only stored, with the reason why."""
         plan = {entry.key: entry for entry in planned(self.run_time, ())}
         for site in _sites(self.first):
-            if _form(site) != "stored":
+            if site.work.form != "stored":
                 entry = plan.get(site.key)
                 kept = replace(entry, detail={**entry.detail, "float": reason}) if isinstance(entry, Site) else None
                 plan[site.key] = kept or entry or Skip(site.key, reason)
@@ -282,7 +282,7 @@ class Search:
         """Return the stored sites that share weights together, with the number of elements."""
         found: dict[tuple[int, ...], tuple[list[str], int]] = {}
         for site in _sites(plan):
-            if _form(site) == "stored":
+            if site.work.form == "stored":
                 node = self.nodes[site.key]
                 tensors = [node.inputs[slot] for slot in weight_slots(node)]
                 size = sum(prod(tensor.shape) for tensor in tensors)
@@ -295,8 +295,7 @@ class Search:
         """Return the plan with 16 bits where they were chosen."""
         return [self._finished_site(entry) if isinstance(entry, Site) else entry for entry in plan]
 
-    def _finished_site(self, site: Site) -> Site:
-        assert isinstance(site.work, Work)
+    def _finished_site(self, site: Site[Work]) -> Site[Work]:
         if site.work.form == "stored" and site.key in self.wide:
             site = replace(site, action="stored in 16 bits", work=replace(site.work, wide=True))
         return site
@@ -306,16 +305,10 @@ def _rounded(affine: Affine, graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
     return qdq.dequantized(graph, tensor, affine)
 
 
-def _plain(work: object) -> Work:
+def _plain(work: Work) -> Work:
     """Return the work without compensated rounding, which takes longer than what it changes here is worth."""
-    assert isinstance(work, Work)
     return replace(work, moments=None)
 
 
-def _form(site: Site) -> str:
-    assert isinstance(site.work, Work)
-    return site.work.form
-
-
-def _sites(plan: Iterable[Site | Skip]) -> list[Site]:
+def _sites(plan: Iterable[Site[Work] | Skip]) -> list[Site[Work]]:
     return [entry for entry in plan if isinstance(entry, Site)]
