@@ -14,14 +14,14 @@ from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statist
 from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.techniques.lowrank import forms, separable
 from onnxsqueeze.techniques.lowrank import plan as factorize
-from onnxsqueeze.techniques.lowrank.choice import Problem, Work, dense
+from onnxsqueeze.techniques.lowrank.choice import Factored, Factoring, dense
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["Depthwise"]
 
 
 @dataclass(frozen=True)
-class Depthwise(Selected[Work]):
+class Depthwise(Selected[Factored]):
     """Replace a k×k Conv by R branches of a depthwise and a 1×1 Conv whose outputs are added.
 
     ``depthwise`` branches filter each input channel, then mix: ``Ŵ[o,c,t] = Σ_r P[o,rc]·D[rc,t]``; ``pointwise``
@@ -69,10 +69,10 @@ class Depthwise(Selected[Work]):
             if not isinstance(entry, Skip) and not view.in_body(entry[0]) and prod(entry[1].kernel) >= 4:
                 yield entry[1].gram
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every convolution that the budget rewrites."""
         units, skips, positions = factorize.pose(view, stats, self, self._candidates)
-        problem = Problem(
+        problem = Factoring(
             units, separable.outline, separable.branches, self.by, self.ratio, self.max_error or 0.01, shares=False
         )
         problem.positions = positions
@@ -102,14 +102,14 @@ class Depthwise(Selected[Work]):
                 kept.append(candidate)
         return kept or "low-rank factors have less error at the same time"
 
-    def select(self, plan: list[Site[Work] | Skip], bench: Bench) -> list[Site[Work] | Skip]:
+    def select(self, plan: list[Site[Factored] | Skip], bench: Bench) -> list[Site[Factored] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         return plan if self.rank is not None else factorize.reconsider(self, plan, bench)
 
-    def tune(self, graph: Graph, done: Sequence[Site[Work]], bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[Factored]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind rewritten ones to the original's outputs."""
         return refit.refit(graph, bench) if self.refit else ()
 
-    def apply(self, site: Site[Work], graph: Graph) -> None:
+    def apply(self, site: Site[Factored], graph: Graph) -> None:
         """Put the branches where the convolution was."""
         factorize.apply(site, graph, "depthwise")

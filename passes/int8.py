@@ -29,11 +29,11 @@ from onnxsqueeze.plugin import (
     View,
     key_of,
 )
-from onnxsqueeze.techniques.quantization.apply import Work, as_stored, quantize_alone, quantize_site
+from onnxsqueeze.techniques.quantization.apply import Quantized, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
-from onnxsqueeze.techniques.quantization.dynamic import RunTime
+from onnxsqueeze.techniques.quantization.dynamic import Dynamic
 from onnxsqueeze.techniques.quantization.emit.weights import Kept, product_scales, scales_of, values_of
-from onnxsqueeze.techniques.quantization.grids import Form, activation
+from onnxsqueeze.techniques.quantization.grids import Grids, activation
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 from onnxsqueeze.techniques.quantization.plan import planned
 from onnxsqueeze.techniques.quantization.search import Search, Settings
@@ -42,7 +42,7 @@ __all__ = ["Int8"]
 
 
 @dataclass(frozen=True)
-class Int8(Selected[Work]):
+class Int8(Selected[Quantized]):
     """Quantize ``y = W·x + b`` to ``y ≈ s_x·s_w·(W_q·(x_q − z_x) + b_q)`` with 8-bit integers.
 
     * *static*: Conv, Gemm and MatMul whose input range was measured run in integers: uint8 activations on the range
@@ -101,15 +101,15 @@ class Int8(Selected[Work]):
             if not view.in_body(node):
                 yield Channels(node.inputs[0].name, -1, True)
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Quantized] | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
         layers, kept = Layers(view, self.wants), Kept()
-        arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
+        arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), Dynamic(layers, stats, kept)
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
         yield from planned(run_time, work)
 
-    def select(self, plan: list[Site[Work] | Skip], bench: Bench) -> list[Site[Work] | Skip]:
+    def select(self, plan: list[Site[Quantized] | Skip], bench: Bench) -> list[Site[Quantized] | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
         return Search(Settings(self.form, self.max_drop, self.wants), plan, bench).best()
 
@@ -130,21 +130,21 @@ class Int8(Selected[Work]):
             if site.work.form != "stored":
                 yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(quantize_alone, site=site)})
 
-    def apply(self, site: Site[Work], graph: Graph) -> None:
+    def apply(self, site: Site[Quantized], graph: Graph) -> None:
         """Quantize one node."""
         quantize_site(site, graph)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> Grids:
         """How numbers are written in arithmetic."""
-        return Form(self.activations == "int8", self.symmetric, self.per_tensor)
+        return Grids(self.activations == "int8", self.symmetric, self.per_tensor)
 
     def wants(self, node: gs.Node) -> bool:
         """Return whether the options let the node be quantized."""
         return self.wanted((node.name, key_of(node)))
 
 
-def _predicted(view: View, stats: Statistics, node: gs.Node, work: Work) -> tuple[float | None, float | None]:
+def _predicted(view: View, stats: Statistics, node: gs.Node, work: Quantized) -> tuple[float | None, float | None]:
     """Return the relative errors of a layer with its weights in int8, and with its arithmetic, None if unknown.
 
     ``tr[ΔW S ΔWᵀ] / tr[W S Wᵀ]``, and in arithmetic the error of the rounded input, which is alike in all channels:

@@ -14,14 +14,14 @@ from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank import plan as factorize
-from onnxsqueeze.techniques.lowrank.choice import Problem, Work
+from onnxsqueeze.techniques.lowrank.choice import Factored, Factoring
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["LowRank"]
 
 
 @dataclass(frozen=True)
-class LowRank(Selected[Work]):
+class LowRank(Selected[Factored]):
     """Replace ``y = W·x + b`` by ``y = A·(B·x) + b̂`` where ``A·B`` is close to ``W`` on the inputs that occur.
 
     With the covariance S of the calibration inputs, ``W S Wᵀ = U Λ Uᵀ``; ``A = U_r``, ``B = U_rᵀ W`` and
@@ -76,12 +76,12 @@ class LowRank(Selected[Work]):
         """Yield a Gram matrix per input of a layer that could be factored."""
         return select.needs(view, self)
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every layer, or layers on one input, that the budget rewrites."""
         units, skips, positions = factorize.pose(
             view, stats, self, lambda fitting: forms.candidates(fitting, rank=self.rank)
         )
-        problem = Problem(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or 0.01)
+        problem = Factoring(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or 0.01)
         problem.positions = positions
         yield from skips
         if self.rank is None and self.energy is None:
@@ -89,7 +89,7 @@ class LowRank(Selected[Work]):
         else:
             yield from problem.each(0.0 if self.energy is None else self.energy)
 
-    def select(self, plan: list[Site[Work] | Skip], bench: Bench) -> list[Site[Work] | Skip]:
+    def select(self, plan: list[Site[Factored] | Skip], bench: Bench) -> list[Site[Factored] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         return plan if self.rank is not None or self.energy is not None else factorize.reconsider(self, plan, bench)
 
@@ -107,10 +107,10 @@ class LowRank(Selected[Work]):
 
         return factorize.levels(view, stats, self, find, forms.outline, forms.compose)
 
-    def tune(self, graph: Graph, done: Sequence[Site[Work]], bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[Factored]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind factored ones to the original's outputs."""
         return refit.refit(graph, bench) if self.refit else ()
 
-    def apply(self, site: Site[Work], graph: Graph) -> None:
+    def apply(self, site: Site[Factored], graph: Graph) -> None:
         """Put a chain of operators where there was one."""
         factorize.apply(site, graph, "lowrank")

@@ -14,7 +14,7 @@ from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.linear.refit import Kept
 from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.pruning import repair
-from onnxsqueeze.techniques.pruning.choice import Problem, Score, pose
+from onnxsqueeze.techniques.pruning.choice import Removal, Score, pose
 from onnxsqueeze.techniques.pruning.coupling import Coupling, couple
 from onnxsqueeze.techniques.pruning.readers import WIDEST, Indices
 from onnxsqueeze.techniques.pruning.repair import without
@@ -29,10 +29,10 @@ LEVELS = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class Work:
+class Removed:
     """What a site carries: its problem, the candidate, and the units that leave."""
 
-    problem: Problem
+    problem: Removal
     index: int
     units: tuple[int, ...]
 
@@ -43,7 +43,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Prune(Selected[Work]):
+class Prune(Selected[Removed]):
     """Remove the channels, neurons and heads that the answers miss least, with all that makes and reads them.
 
     Channels that can only leave together form a group. A unit's score is the output error that its removal adds after
@@ -107,7 +107,7 @@ class Prune(Selected[Work]):
                     if isinstance(layer, Linear) and layer.columns <= WIDEST:
                         yield layer.gram
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Removed] | Skip]:
         """Yield a site for every group that the budget makes smaller."""
         coupling = couple(view)
         yield from (entry for entry in self._groups(view, coupling) if isinstance(entry, Skip))
@@ -129,11 +129,11 @@ class Prune(Selected[Work]):
                     error = sum(error for _, (_, error) in pairs)
                     yield Level(candidate.group.name, f"{share:.0%}", 1 - len(units) / size, error, rewrites)
 
-    def select(self, plan: list[Site[Work] | Skip], bench: Bench) -> list[Site[Work] | Skip]:
+    def select(self, plan: list[Site[Removed] | Skip], bench: Bench) -> list[Site[Removed] | Skip]:
         """Decide again with the measured effect of each layer on the answers, and prove that the removal is right."""
         problem = next(e.work for e in plan if isinstance(e, Site)).problem
         members = {c.group.name for c in problem.candidates}
-        others: list[Site[Work] | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
+        others: list[Site[Removed] | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
         repair.measure(problem, bench)
         budget = limit = self.max_error or 0.01
         found = list(self._entries(problem, problem.solve(self._first, limit)))
@@ -147,12 +147,12 @@ class Prune(Selected[Work]):
             found = list(self._entries(problem, problem.solve(None, limit)))
         return others + self._proven(found, problem, bench)
 
-    def apply(self, site: Site[Work], graph: Graph) -> None:
+    def apply(self, site: Site[Removed], graph: Graph) -> None:
         """Remove the units of a group."""
         work = site.work
         repair.take_out(graph, work.problem, work.problem.candidates[work.index], work.units, repair=self.repair)
 
-    def tune(self, graph: Graph, done: Sequence[Site[Work]], bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[Removed]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind to the original's outputs, and go the other steps."""
         kept: dict[str, tuple[int, Indices]] = {}
         left = 1.0
@@ -179,7 +179,7 @@ class Prune(Selected[Work]):
         """Return the share of the cost that a step leaves."""
         return 1 - (1 - (self.ratio or 0.0)) * step / self.steps
 
-    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> list[Site[Work]]:
+    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> list[Site[Removed]]:
         """Prune the pruned graph further, with statistics of its own, and return what was done."""
         edit.tidy(graph)
         if ratio >= 1:
@@ -200,7 +200,7 @@ class Prune(Selected[Work]):
     def _first(self) -> float | None:
         return None if self.ratio is None else self._target(1)
 
-    def _pose(self, view: View, stats: Statistics, coupling: Coupling) -> Problem | None:
+    def _pose(self, view: View, stats: Statistics, coupling: Coupling) -> Removal | None:
         chosen = [entry for entry in self._groups(view, coupling) if isinstance(entry, Group)]
         if not chosen:
             return None
@@ -227,7 +227,7 @@ class Prune(Selected[Work]):
             else:
                 yield group
 
-    def _entries(self, problem: Problem, removed: list[int]) -> Iterator[Site[Work] | Skip]:
+    def _entries(self, problem: Removal, removed: list[int]) -> Iterator[Site[Removed] | Skip]:
         """Yield a site per group that gets smaller, and why the others stay."""
         for index, (candidate, count) in enumerate(zip(problem.candidates, removed, strict=True)):
             group = candidate.group
@@ -253,14 +253,14 @@ class Prune(Selected[Work]):
                 "label": f"{kind} removed",
             }
             words = f"{group.size} to {group.size - count} {kind}"
-            work = Work(problem, index, candidate.gone(count))
+            work = Removed(problem, index, candidate.gone(count))
             yield Site(group.name, words, detail, float(loss[count]), work=work)
 
-    def _proven(self, plan: list[Site[Work] | Skip], problem: Problem, bench: Bench) -> list[Site[Work] | Skip]:
+    def _proven(self, plan: list[Site[Removed] | Skip], problem: Removal, bench: Bench) -> list[Site[Removed] | Skip]:
         """Return the plan without the groups whose removal is not the same as masking them: a defect of ours."""
         removals = {e.key: e.work.removal for e in plan if isinstance(e, Site)}
         wrong = repair.proven(dict(removals.values()), problem.coupling, bench)
-        entries: list[Site[Work] | Skip] = []
+        entries: list[Site[Removed] | Skip] = []
         for entry in plan:
             off = wrong.get(removals[entry.key][0]) if entry.key in removals else None
             reason = f"removing its channels is not the same as masking them (off by {off}): a defect of ours"
@@ -274,7 +274,7 @@ def _behind(first: Kept, second: Kept) -> dict[str, tuple[int, Indices]]:
     return {**first, **both}
 
 
-def _share(works: Sequence[Work]) -> float:
+def _share(works: Sequence[Removed]) -> float:
     """Return the share of the cost that is left after a step."""
     problem, removed = works[0].problem, {work.index: len(work.units) for work in works}
     counts = [removed.get(i, 0) for i in range(len(problem.candidates))]

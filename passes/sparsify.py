@@ -35,7 +35,7 @@ PACKED = 1 << 30
 
 
 @dataclass(frozen=True)
-class Work:
+class Thinned:
     """What a site carries: its layer, and the share of the weights that stay."""
 
     layer: _Layer
@@ -43,7 +43,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Sparsify(Selected[Work]):
+class Sparsify(Selected[Thinned]):
     """Replace ``y = W·x + b`` by ``y = Ŵ·x + b̂`` where most elements of ``Ŵ`` are zero.
 
     With the covariance S and the mean μ of the calibration inputs, the elements that stay are chosen and fitted to
@@ -79,7 +79,7 @@ class Sparsify(Selected[Work]):
         """Yield a Gram matrix per input of a layer that could become sparse."""
         return select.needs(view, self)
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Thinned] | Skip]:
         """Yield a site for every layer that gets zeros."""
         layers: list[_Layer] = []
         for entry in self._layers(view, stats):
@@ -89,7 +89,7 @@ class Sparsify(Selected[Work]):
                 layers.append(entry)
         yield from self._entries(layers, {})
 
-    def select(self, plan: list[Site[Work] | Skip], bench: Bench) -> list[Site[Work] | Skip]:
+    def select(self, plan: list[Site[Thinned] | Skip], bench: Bench) -> list[Site[Thinned] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         if self.pattern is not None:
             return plan
@@ -130,7 +130,7 @@ class Sparsify(Selected[Work]):
                 "take over what the zeros did"
             )
 
-    def apply(self, site: Site[Work], graph: Graph) -> None:
+    def apply(self, site: Site[Thinned], graph: Graph) -> None:
         """Put the sparse weight where the dense one was."""
         site.work.layer.put(graph, site.key, weight=site.work.layer.fit(site.work.share))
 
@@ -150,7 +150,7 @@ class Sparsify(Selected[Work]):
             else:
                 yield Skip(linear.key, "its weight is zero")
 
-    def _entries(self, layers: Sequence[_Layer], gains: dict[str, float]) -> Iterator[Site[Work] | Skip]:
+    def _entries(self, layers: Sequence[_Layer], gains: dict[str, float]) -> Iterator[Site[Thinned] | Skip]:
         """Yield a site per layer that gets zeros, and why the others stay."""
         if self.pattern is not None:
             keep, of = _pattern(self.pattern)
@@ -168,7 +168,7 @@ class Sparsify(Selected[Work]):
             if layer.key in gains:
                 detail["gain"] = float(f"{gains[layer.key]:.3g}")
             words = f"{self.pattern or f'{share:.0%}'} of {layer.size} weights are left"
-            yield Site(layer.key, words, detail, layer.error(share), work=Work(layer, share))
+            yield Site(layer.key, words, detail, layer.error(share), work=Thinned(layer, share))
 
 
 @dataclass

@@ -26,7 +26,7 @@ from onnxsqueeze.measure.switchboard import Probe, gains
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.techniques.lowrank import forms
-from onnxsqueeze.techniques.lowrank.choice import Compose, Outline, Problem, Unit, Work, dense
+from onnxsqueeze.techniques.lowrank.choice import Compose, Factored, Factoring, Outline, Unit, dense
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["apply", "levels", "measure", "pose", "reconsider"]
@@ -36,12 +36,12 @@ PROBE = 0.02
 LEVELS = (0.75, 0.5, 0.25)
 """Shares of a layer's multiply-accumulates at which ``levels`` treats it."""
 
-Plan = list[Site[Work] | Skip]
+Plan = list[Site[Factored] | Skip]
 Find = Callable[[Fitting], Iterable[Candidate] | str]
 """The candidates of a layer, or why it has none."""
 
 
-def apply(site: Site[Work], graph: Graph, label: str) -> None:
+def apply(site: Site[Factored], graph: Graph, label: str) -> None:
     """Rewrite the layer or layers of a site."""
     problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
     shared, branches, shifts = problem.build(fittings, choice)
@@ -116,7 +116,7 @@ def _positions(view: View, node: gs.Node, layer: Linear) -> int | None:
     return prod(int(d) for d in shape if isinstance(d, int)) // layer.outputs
 
 
-def measure(problem: Problem, bench: Bench) -> None:
+def measure(problem: Factoring, bench: Bench) -> None:
     """Measure the gain of every layer of the problem, and take the positions from a real feed."""
     counted = cost.macs(bench.original, bench.feeds[0])
     fittings = [f for unit in problem.units for f in unit.fittings]
@@ -155,7 +155,7 @@ def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
     return change, -change @ mean, error
 
 
-def reconsider(pass_: Pass[Work], plan: Plan, bench: Bench) -> Plan:
+def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench) -> Plan:
     """Solve the plan's problem again with measured gains, until the measured error keeps a budget of error too."""
     problem = next(e.work for e in plan if isinstance(e, Site)).problem
     measure(problem, bench)

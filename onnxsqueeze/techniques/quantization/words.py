@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.techniques.quantization.apply import Work
+from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 
 __all__ = ["explained", "ranking"]
@@ -22,12 +22,12 @@ SPARED = 50
 
 
 def explained(
-    plan: Sequence[Site[Work] | Skip], layers: Layers, effects: Mapping[str, float]
-) -> list[Site[Work] | Skip]:
+    plan: Sequence[Site[Quantized] | Skip], layers: Layers, effects: Mapping[str, float]
+) -> list[Site[Quantized] | Skip]:
     """Return the plan with the remedies of each site, and as ``answers`` what it alone does to them, ‖Δy‖² / ‖y‖²."""
     nodes = {key_of(node): node for node in layers.view.nodes}
 
-    def facts(site: Site[Work]) -> dict[str, object]:
+    def facts(site: Site[Quantized]) -> dict[str, object]:
         node = nodes[site.key]
         end = (layers.tail(node) if node.op in LAYERS and site.work.form == "static" else node).outputs[0]
         found: dict[str, object] = dict(site.detail)
@@ -42,7 +42,7 @@ def explained(
     return [replace(entry, detail=facts(entry)) if isinstance(entry, Site) else entry for entry in plan]
 
 
-def _remedies(work: Work) -> Iterator[str]:
+def _remedies(work: Quantized) -> Iterator[str]:
     smooth = work.smoothing if work.form == "dynamic" else None
     if smooth is not None and smooth.scale is not None and np.ptp(np.delete(smooth.scale, smooth.outliers)) > 0:
         yield "a scale per channel"
@@ -58,7 +58,7 @@ def _remedies(work: Work) -> Iterator[str]:
         yield "mean error taken off the bias"
 
 
-def ranking(plan: Sequence[Site[Work] | Skip], effects: Mapping[str, float]) -> Iterator[str]:
+def ranking(plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float]) -> Iterator[str]:
     """Yield which sites of an explained plan do most to the answers, and which tensors were left in float for it."""
     sites = [entry for entry in plan if isinstance(entry, Site)]
     ranked = sorted(((site.detail["answers"], site) for site in sites if "answers" in site.detail), key=_worst)
@@ -75,7 +75,7 @@ def ranking(plan: Sequence[Site[Work] | Skip], effects: Mapping[str, float]) -> 
         yield f"left in float, since rounding them would cost: {', '.join(f'{n} {_db(effects[n])}' for n in spared)}"
 
 
-def _worst(entry: tuple[object, Site[Work]]) -> tuple[float, str]:
+def _worst(entry: tuple[object, Site[Quantized]]) -> tuple[float, str]:
     effect, site = entry
     assert isinstance(effect, float)
     return -effect, site.key
