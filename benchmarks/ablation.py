@@ -84,7 +84,7 @@ INGREDIENTS: dict[str, dict[str, object]] = {
     "outlier channels in float": {"techniques.quantization.outliers.OUTLIERS": (0,)},
     "row peaks": {"techniques.quantization.dynamic.smoothing": without_peaks},
     "compensated rounding (to nearest)": {
-        "techniques.quantization.apply.Work.second": None,
+        "techniques.quantization.apply.Quantized.second": None,
         "techniques.quantization.outliers.ROUNDED": 1.0,
     },
     "16-bit weights": {"techniques.quantization.search.MORE": 0.0},

@@ -35,7 +35,7 @@ from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.sweep import collect
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank import plan as factorize
-from onnxsqueeze.techniques.lowrank.choice import Problem, Unit
+from onnxsqueeze.techniques.lowrank.choice import Factoring, Unit
 
 Feeds = Sequence[dict[str, Any]]
 Score = Callable[[list[list[Any]], list[list[Any]]], float]
@@ -52,12 +52,12 @@ def sqnr(found: list[list[Any]], expected: list[list[Any]]) -> float:
     return 10 * float(np.log10(sum(float((b.astype(np.float64) ** 2).sum()) for _, b in pairs) / max(noise, 1e-30)))
 
 
-def problem(graph: Graph, stats: Statistics, by: str, alike: bool) -> Problem:
+def problem(graph: Graph, stats: Statistics, by: str, alike: bool) -> Factoring:
     """Return the problem of all layers; when they are to be treated alike, none shares a factor with another."""
-    units, _, positions = factorize.pose(View(graph), stats, (), (), forms.candidates)
+    units, _, positions = factorize.pose(View(graph), stats, LowRank(), forms.candidates)
     if alike:
         units = [Unit([f], [c]) for u in units for f, c in zip(u.fittings, u.found, strict=True)]
-    made = Problem(units, forms.outline, forms.compose, by, None, 1.0)  # type: ignore[arg-type]
+    made = Factoring(units, forms.outline, forms.compose, by, None, 1.0)  # type: ignore[arg-type]
     made.positions = positions
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Level, Site, Skip
+from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of, walk
@@ -25,6 +26,7 @@ __all__ = [
     "Node",
     "Pass",
     "Range",
+    "Selected",
     "Site",
     "Skip",
     "Statistics",

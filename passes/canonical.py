@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -16,10 +17,12 @@ from onnxsqueeze.techniques.canonical import kernel_forms
 __all__ = ["Canonical"]
 
 Vector = NDArray[np.float64]
+Work = Callable[[Graph, Graph, gs.Node], None]
+"""What rewrites a node of a graph, given with the graph that holds it."""
 
 
 @dataclass(frozen=True)
-class Canonical(Pass):
+class Canonical(Pass[Work]):
     """Rewrite the graph to the operators that the runtime is fast on, without changing its answers.
 
     * ``k·Clip(x + b, 0, c)`` becomes ``c·k·HardSigmoid(x; 1/c, b/c)``: HardSwish, spelled as Add, Clip, Mul and Div,
@@ -34,43 +37,44 @@ class Canonical(Pass):
     summary: ClassVar[str] = "one operator for spelled-out activations; scales and shifts folded into the next layer"
     repeats: ClassVar[bool] = True
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
         taken: set[int] = set()
         for node in view.nodes:
             if not is_standard(node):
                 continue
-            form = next((words for words, (fits, _) in _FORMS.items() if fits(view, node)), None)
+            form = next((form for form in _FORMS if form.fits(view, node)), None)
             if form is not None:
-                yield Site(key_of(node), form)
+                yield Site(key_of(node), form.words, work=form.write)
             elif node.op == "Clip":
                 found = _hard_sigmoid(view, node)
                 if found is not None:
                     taken.update(found.nodes)
-                    yield Site(key_of(node), found.action, work=found)
+                    words = "HardSwish as x·HardSigmoid(x)" if found.gated else "HardSigmoid"
+                    yield Site(key_of(node), words, work=partial(_rewrite_hard_sigmoid, found=found))
             elif node.op in ("Mul", "Div", "Add", "Sub") and id(node) not in taken:
                 site = _forward(view, node, taken)
                 if site is not None:
                     yield site
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Work], graph: Graph) -> None:
         """Rewrite one place."""
         node, scope = edit.find(graph, site.key)
-        if site.action in _FORMS:
-            _FORMS[site.action][1](graph, scope, node)
-        elif isinstance(site.work, _HardSigmoid):
-            _rewrite_hard_sigmoid(graph, scope, site.work)
-        elif site.action.startswith("exchanged"):
-            _exchange(graph, scope, node)
-        else:
-            _fold_forward(graph, scope, node, site.work)  # type: ignore[arg-type]
+        site.work(graph, scope, node)
 
 
-_FORMS: dict[str, tuple[Callable[[View, gs.Node], bool], Callable[[Graph, Graph, gs.Node], None]]] = {
-    "Add in front of a normalization as Sum": (kernel_forms.is_normalized_sum, kernel_forms.write_as_sum),
-    "Softmax over an inner axis spelled out": (kernel_forms.is_inner_softmax, kernel_forms.spell_softmax),
-    "masked scores bounded": (kernel_forms.is_masked_softmax, kernel_forms.bound),
-}
+@dataclass(frozen=True)
+class _Form:
+    words: str
+    fits: Callable[[View, gs.Node], bool]
+    write: Work
+
+
+_FORMS = (
+    _Form("Add in front of a normalization as Sum", kernel_forms.is_normalized_sum, kernel_forms.write_as_sum),
+    _Form("Softmax over an inner axis spelled out", kernel_forms.is_inner_softmax, kernel_forms.spell_softmax),
+    _Form("masked scores bounded", kernel_forms.is_masked_softmax, kernel_forms.bound),
+)
 
 # ------------------------------------------------------------------------------------------------ HardSigmoid
 
@@ -84,7 +88,6 @@ class _HardSigmoid:
     beta: float
     gated: bool
     last: str
-    action: str
     nodes: frozenset[int] = frozenset()
 
 
@@ -127,11 +130,10 @@ def _hard_sigmoid(view: View, clip: gs.Node) -> _HardSigmoid | None:
     ):
         return None
     nodes.add(id(reader))
-    words = "HardSwish as x·HardSigmoid(x)" if gated else "HardSigmoid"
-    return _HardSigmoid(source.name, 1 / high, shift / high, gated, key_of(reader), words, frozenset(nodes))
+    return _HardSigmoid(source.name, 1 / high, shift / high, gated, key_of(reader), frozenset(nodes))
 
 
-def _rewrite_hard_sigmoid(graph: Graph, scope: Graph, found: _HardSigmoid) -> None:
+def _rewrite_hard_sigmoid(graph: Graph, scope: Graph, clip: gs.Node, found: _HardSigmoid) -> None:
     last, _ = edit.find(graph, found.last)
     source = _input_named(last, found.source)
     attrs = {"alpha": found.alpha, "beta": found.beta}
@@ -166,7 +168,7 @@ class _Affine:
     slot: int
 
 
-def _forward(view: View, node: gs.Node, taken: set[int]) -> Site | None:
+def _forward(view: View, node: gs.Node, taken: set[int]) -> Site[Work] | None:
     """Return a site if the node scales or shifts what only linear layers read."""
     output = node.outputs[0]
     slot = next((i for i in (0, 1) if view.value(node.inputs[i]) is None), None)
@@ -192,11 +194,18 @@ def _forward(view: View, node: gs.Node, taken: set[int]) -> Site | None:
             return None
         vector = 1 / vector
     taken.update(id(r) for r in readers)
-    work = _Affine(None, -vector if node.op == "Sub" else vector, slot) if additive else _Affine(vector, None, slot)
-    return Site(key_of(node), f"{node.op} folded into the next layer", {"op": node.op}, work=work)
+    affine = _Affine(None, -vector if node.op == "Sub" else vector, slot) if additive else _Affine(vector, None, slot)
+    return Site(
+        key_of(node),
+        f"{node.op} folded into the next layer",
+        {"op": node.op},
+        work=partial(_fold_forward, affine=affine),
+    )
 
 
-def _exchangeable(view: View, node: gs.Node, slot: int, constant: NDArray[np.generic], taken: set[int]) -> Site | None:
+def _exchangeable(
+    view: View, node: gs.Node, slot: int, constant: NDArray[np.generic], taken: set[int]
+) -> Site[Work] | None:
     """Return a site where Add(Mul(x, s), t) in front of padded layers had better be Mul(Add(x, t/s), s)."""
     if node.op != "Add" or constant.size != 1 or id(node) in taken:
         return None
@@ -207,7 +216,7 @@ def _exchangeable(view: View, node: gs.Node, slot: int, constant: NDArray[np.gen
     readers = view.consumers(node.outputs[0])
     if not readers or not all(_linear(view, r, node.outputs[0]) for r in readers) or view.is_output(node.outputs[0]):
         return None
-    return Site(key_of(node), "exchanged the order of scale and shift")
+    return Site(key_of(node), "exchanged the order of scale and shift", work=_exchange)
 
 
 def _variable_input(view: View, node: gs.Node) -> gs.Tensor:

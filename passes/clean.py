@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,13 +18,15 @@ __all__ = ["Clean"]
 
 Array = NDArray[np.generic]
 Vector = NDArray[np.float64]
+Work = Callable[[Graph, Graph, gs.Node], None]
+"""What rewrites a node of a graph, given with the graph that holds it."""
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm")
 FLOATS = (np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True)
-class Clean(Pass):
+class Clean(Pass[Work]):
     """Rewrite the graph without changing its answers, so that later passes see plain layers.
 
     * ``Constant`` nodes become initializers; ``Identity``, inference ``Dropout`` and what no output needs vanish.
@@ -41,7 +44,7 @@ class Clean(Pass):
     fold_limit: int = 1 << 14
     """The largest constant, in bytes, that folding may make beyond what it replaces."""
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
         folded, alive = fold(view, self.fold_limit), edit.alive(view.graph)
         changed: set[int] = set()
@@ -50,19 +53,20 @@ class Clean(Pass):
             key = key_of(node)
             if not key or id(view.scope(node)) in gone:
                 continue
-            site: Site | Skip | None = None
+            site: Site[Work] | Skip | None = None
             if id(node) not in alive:
-                site = Site(key, f"{node.op} removed, which no output needs")
+                site = Site(key, f"{node.op} removed, which no output needs", work=_remove_dead)
                 gone.update(map(id, _inside(node)))
             elif not is_standard(node):
                 continue
             elif key in folded:
-                site = Site(key, f"{node.op} folded to a constant", work=folded[key])
+                work = partial(_put_constant, values=folded[key])
+                site = Site(key, f"{node.op} folded to a constant", work=work)
             elif node.op == "Constant":
                 site = _as_initializer(view, node)
             elif not any(id(source) in changed for tensor in node.inputs for source in tensor.inputs):
                 if node.op in ("Identity", "Dropout"):
-                    site = Site(key, f"{node.op} removed") if _vanishes(view, node) else None
+                    site = Site(key, f"{node.op} removed", work=_remove_identity) if _vanishes(view, node) else None
                 elif node.op in ("BatchNormalization", "Add", "Mul"):
                     site = _into_linear(view, node)
             if site is not None:
@@ -70,19 +74,10 @@ class Clean(Pass):
             if isinstance(site, Site):
                 changed.add(id(node))
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Work], graph: Graph) -> None:
         """Rewrite one node."""
         node, scope = edit.find(graph, site.key)
-        if isinstance(site.work, (np.ndarray, Weight)):
-            output = node.outputs[0]
-            edit.remove(scope, node)
-            edit.redirect(output, gs.Constant(output.name, site.work))
-        elif isinstance(site.work, _Scaling):
-            _fold_linear(graph, scope, node, site.work)
-        elif "no output needs" in site.action:
-            edit.remove(scope, node)
-        else:
-            _remove_identity(View(graph), scope, node)
+        site.work(graph, scope, node)
 
 
 # ------------------------------------------------------------------------------------------------ nodes that vanish
@@ -95,12 +90,22 @@ def _inside(node: gs.Node) -> Iterator[Graph]:
             yield from _inside(inner)
 
 
-def _as_initializer(view: View, node: gs.Node) -> Site | None:
+def _as_initializer(view: View, node: gs.Node) -> Site[Work] | None:
     output = node.outputs[0]
     values = node.attrs["value"]._values if "value" in node.attrs else view.value(output)
     if values is None or view.is_output(output):
         return None
-    return Site(key_of(node), "Constant made an initializer", work=values)
+    return Site(key_of(node), "Constant made an initializer", work=partial(_put_constant, values=values))
+
+
+def _put_constant(graph: Graph, scope: Graph, node: gs.Node, values: Array | Weight) -> None:
+    output = node.outputs[0]
+    edit.remove(scope, node)
+    edit.redirect(output, gs.Constant(output.name, values))
+
+
+def _remove_dead(graph: Graph, scope: Graph, node: gs.Node) -> None:
+    edit.remove(scope, node)
 
 
 def _vanishes(view: View, node: gs.Node) -> bool:
@@ -120,10 +125,10 @@ def _vanishes(view: View, node: gs.Node) -> bool:
     return producer is not None and view.scope(producer) is view.scope(node) and not view.is_output(source)
 
 
-def _remove_identity(view: View, scope: Graph, node: gs.Node) -> None:
+def _remove_identity(graph: Graph, scope: Graph, node: gs.Node) -> None:
     source, output = node.inputs[0], node.outputs[0]
     edit.remove(scope, node)
-    if not view.is_output(output):
+    if not View(graph).is_output(output):
         edit.redirect(output, source)
         return
     producer = source.inputs[0]
@@ -143,7 +148,7 @@ class _Scaling:
     shift: Vector
 
 
-def _into_linear(view: View, node: gs.Node) -> Site | Skip | None:
+def _into_linear(view: View, node: gs.Node) -> Site[Work] | Skip | None:
     """Return a site if the node scales or shifts the channels of a linear layer that nobody else reads."""
     slots = range(1 if node.op == "BatchNormalization" else 2)
     slot = next((i for i in slots if _is_linear(view.producer(node.inputs[i]))), None)
@@ -170,7 +175,7 @@ def _into_linear(view: View, node: gs.Node) -> Site | Skip | None:
     if len(linear.inputs[1].outputs) > 1 and np.any(scaling.factor != 1):
         return Skip(key_of(node), "the weight before it is shared with another layer")
     detail: dict[str, object] = {"into": key_of(linear)}
-    return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=scaling)
+    return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=partial(_fold_linear, scaling=scaling))
 
 
 def _is_linear(node: gs.Node | None) -> bool:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from math import prod
 from typing import ClassVar
 
 from onnxsqueeze.budget.spend import By
 from onnxsqueeze.linear import refit, select
 from onnxsqueeze.linear.fitting import Fitting
-from onnxsqueeze.plugin import Bench, Graph, Need, Pass, Site, Skip, Statistics, View
+from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View
 from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.techniques.lowrank import forms, separable
 from onnxsqueeze.techniques.lowrank import plan as factorize
-from onnxsqueeze.techniques.lowrank.choice import Problem, dense
+from onnxsqueeze.techniques.lowrank.choice import Factored, Factoring, dense
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["Depthwise"]
 
 
 @dataclass(frozen=True)
-class Depthwise(Pass):
+class Depthwise(Selected[Factored]):
     """Replace a k×k Conv by R branches of a depthwise and a 1×1 Conv whose outputs are added.
 
     ``depthwise`` branches filter each input channel, then mix: ``Ŵ[o,c,t] = Σ_r P[o,rc]·D[rc,t]``; ``pointwise``
@@ -44,6 +44,7 @@ class Depthwise(Pass):
     """Save what this relative squared error of the answers allows; 0.01 (20 dB) if no other budget is given."""
     rank: int | None = None
     """Give each layer this many branches, even where lowrank would be better; k² is exact."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Rewrite only the layers whose output or node name matches one of these patterns (* and ?)."""
     exclude: tuple[str, ...] = ()
@@ -64,14 +65,14 @@ class Depthwise(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a convolution with a kernel."""
-        for entry in select.layers(view, self.only, self.exclude):
+        for entry in select.layers(view, self):
             if not isinstance(entry, Skip) and not view.in_body(entry[0]) and prod(entry[1].kernel) >= 4:
                 yield entry[1].gram
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every convolution that the budget rewrites."""
-        units, skips, positions = factorize.pose(view, stats, self.only, self.exclude, self._candidates)
-        problem = Problem(
+        units, skips, positions = factorize.pose(view, stats, self, self._candidates)
+        problem = Factoring(
             units, separable.outline, separable.branches, self.by, self.ratio, self.max_error or 0.01, shares=False
         )
         problem.positions = positions
@@ -101,11 +102,11 @@ class Depthwise(Pass):
                 kept.append(candidate)
         return kept or "low-rank factors have less error at the same time"
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[Factored] | Skip], bench: Bench) -> list[Site[Factored] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         return plan if self.rank is not None else factorize.reconsider(self, plan, bench)
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[Factored]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind rewritten ones to the original's outputs."""
         return refit.refit(graph, bench) if self.refit else ()
 
@@ -114,6 +115,6 @@ class Depthwise(Pass):
         mild = replace(self, ratio=None, rank=None, max_error=None)
         return None if mild == self or self.max_error == 0.01 else mild
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Factored], graph: Graph) -> None:
         """Put the branches where the convolution was."""
         factorize.apply(site, graph, "depthwise")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -22,19 +21,19 @@ from onnxsqueeze.plugin import (
     Level,
     Mean,
     Need,
-    Pass,
     Range,
+    Selected,
     Site,
     Skip,
     Statistics,
     View,
     key_of,
 )
-from onnxsqueeze.techniques.quantization.apply import Work, as_stored, quantize_alone, quantize_site
+from onnxsqueeze.techniques.quantization.apply import Quantized, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
-from onnxsqueeze.techniques.quantization.dynamic import RunTime
+from onnxsqueeze.techniques.quantization.dynamic import Dynamic
 from onnxsqueeze.techniques.quantization.emit.weights import Kept, product_scales, scales_of, values_of
-from onnxsqueeze.techniques.quantization.grids import Form, activation
+from onnxsqueeze.techniques.quantization.grids import Grids, activation
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 from onnxsqueeze.techniques.quantization.plan import planned
 from onnxsqueeze.techniques.quantization.search import Search, Settings
@@ -43,7 +42,7 @@ __all__ = ["Int8"]
 
 
 @dataclass(frozen=True)
-class Int8(Pass):
+class Int8(Selected[Quantized]):
     """Quantize ``y = W·x + b`` to ``y ≈ s_x·s_w·(W_q·(x_q − z_x) + b_q)`` with 8-bit integers.
 
     * *static*: Conv, Gemm and MatMul whose input range was measured run in integers: uint8 activations on the range
@@ -70,6 +69,7 @@ class Int8(Pass):
 
     max_drop: float = 0.06
     """Largest relative error of an output, ‖Δy‖ / ‖y‖, on calibration feeds (0.06 is 24 dB)."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Globs on node names or output names: nothing else is quantized."""
     exclude: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Int8(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the ranges around what may run in integers, and the channel statistics of layers' inputs."""
-        layers = Layers(view, self.wanted)
+        layers = Layers(view, self.wants)
         for node in layers.static:
             yield Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1)
             yield Range(layers.root(node.inputs[0]).name)
@@ -103,10 +103,10 @@ class Int8(Pass):
             if not view.in_body(node):
                 yield Channels(node.inputs[0].name, -1, True)
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Quantized] | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
-        layers, kept = Layers(view, self.wanted), Kept()
-        arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), RunTime(layers, stats, kept)
+        layers, kept = Layers(view, self.wants), Kept()
+        arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), Dynamic(layers, stats, kept)
         if not self.arithmetic:
             yield from planned(run_time, ())
             return
@@ -114,9 +114,9 @@ class Int8(Pass):
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
         yield from planned(run_time, work)
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[Quantized] | Skip], bench: Bench) -> list[Site[Quantized] | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
-        return Search(Settings(self.form, self.max_drop, self.wanted), plan, bench).best()
+        return Search(Settings(self.form, self.max_drop, self.wants), plan, bench).best()
 
     def milder(self) -> Int8 | None:
         """Return the pass in which weights are only stored."""
@@ -125,47 +125,41 @@ class Int8(Pass):
     def level_needs(self, view: View) -> Iterable[Need]:
         """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""
         yield from self.needs(view)
-        yield from select.needs(view, self.only, self.exclude)
+        yield from select.needs(view, self)
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer with its weights in int8 alone, and in int8 arithmetic where that pays."""
         nodes = {key_of(node): node for node in view.nodes}
         for site in (entry for entry in list(self.plan(view, stats)) if isinstance(entry, Site)):
             node, stored = nodes[site.key], as_stored(site, "")
-            if site.action == "integer" or isinstance(stored, Skip) or view.in_body(node):
+            if isinstance(stored, Skip) or view.in_body(node):
                 continue
             weights, arithmetic = _predicted(view, stats, node, site.work)
             yield Level(site.key, "weights", 0.25, weights, {site.key: partial(quantize_alone, site=stored)})
-            if site.action != "stored":
+            if site.work.form != "stored":
                 yield Level(site.key, "arithmetic", 0.25, arithmetic, {site.key: partial(quantize_alone, site=site)})
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Quantized], graph: Graph) -> None:
         """Quantize one node."""
         quantize_site(site, graph)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> Grids:
         """How numbers are written in arithmetic."""
-        return Form(self.activations == "int8", self.symmetric, self.per_tensor)
+        return Grids(self.activations == "int8", self.symmetric, self.per_tensor)
 
-    def wanted(self, node: gs.Node) -> bool:
+    def wants(self, node: gs.Node) -> bool:
         """Return whether the options let the node be quantized."""
-        names = (node.name, key_of(node))
-
-        def matches(globs: tuple[str, ...]) -> bool:
-            return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-        return (not self.only or matches(self.only)) and not matches(self.exclude)
+        return self.wanted((node.name, key_of(node)))
 
 
-def _predicted(view: View, stats: Statistics, node: gs.Node, work: object) -> tuple[float | None, float | None]:
+def _predicted(view: View, stats: Statistics, node: gs.Node, work: Quantized) -> tuple[float | None, float | None]:
     """Return the relative errors of a layer with its weights in int8, and with its arithmetic, None if unknown.
 
     ``tr[ΔW S ΔWᵀ] / tr[W S Wᵀ]``, and in arithmetic the error of the rounded input, which is alike in all channels:
     ``σ²‖W‖² / tr[W S Wᵀ]``. Without S the inputs are taken for independent and alike. Where the input is quantized at
     run time, it is the error of its smoothing.
     """
-    assert isinstance(work, Work)
     if node.op not in LAYERS:
         return None, None
     values = values_of(node.inputs[1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,17 +11,17 @@ import numpy as np
 from onnxsqueeze.budget.spend import By
 from onnxsqueeze.linear import refit, select
 from onnxsqueeze.linear.fitting import Fitting
-from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank import plan as factorize
-from onnxsqueeze.techniques.lowrank.choice import Problem
+from onnxsqueeze.techniques.lowrank.choice import Factored, Factoring
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["LowRank"]
 
 
 @dataclass(frozen=True)
-class LowRank(Pass):
+class LowRank(Selected[Factored]):
     """Replace ``y = W·x + b`` by ``y = A·(B·x) + b̂`` where ``A·B`` is close to ``W`` on the inputs that occur.
 
     With the covariance S of the calibration inputs, ``W S Wᵀ = U Λ Uᵀ``; ``A = U_r``, ``B = U_rᵀ W`` and
@@ -51,6 +51,7 @@ class LowRank(Pass):
     """Keep in each layer this share of its output's variance, over 0 and at most 1."""
     rank: int | None = None
     """Give each layer this rank, in the form with the least error."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Factor only the layers whose output or node name matches one of these patterns (* and ?)."""
     exclude: tuple[str, ...] = ()
@@ -73,14 +74,14 @@ class LowRank(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a layer that could be factored."""
-        return select.needs(view, self.only, self.exclude)
+        return select.needs(view, self)
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every layer, or layers on one input, that the budget rewrites."""
         units, skips, positions = factorize.pose(
-            view, stats, self.only, self.exclude, lambda fitting: forms.candidates(fitting, rank=self.rank)
+            view, stats, self, lambda fitting: forms.candidates(fitting, rank=self.rank)
         )
-        problem = Problem(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or 0.01)
+        problem = Factoring(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or 0.01)
         problem.positions = positions
         yield from skips
         if self.rank is None and self.energy is None:
@@ -88,7 +89,7 @@ class LowRank(Pass):
         else:
             yield from problem.each(0.0 if self.energy is None else self.energy)
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[Factored] | Skip], bench: Bench) -> list[Site[Factored] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         return plan if self.rank is not None or self.energy is not None else factorize.reconsider(self, plan, bench)
 
@@ -109,12 +110,12 @@ class LowRank(Pass):
             for rank in range(1, len(left) if left[0] > 0 else 0):
                 yield Candidate("channel", (rank,), float(left[rank] / left[0]))
 
-        return factorize.levels(view, stats, self.only, self.exclude, find, forms.outline, forms.compose)
+        return factorize.levels(view, stats, self, find, forms.outline, forms.compose)
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[Factored]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind factored ones to the original's outputs."""
         return refit.refit(graph, bench) if self.refit else ()
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Factored], graph: Graph) -> None:
         """Put a chain of operators where there was one."""
         factorize.apply(site, graph, "lowrank")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -14,9 +12,9 @@ from onnxsqueeze.budget.spend import By
 from onnxsqueeze.linear import refit
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.linear.refit import Kept
-from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.pruning import repair
-from onnxsqueeze.techniques.pruning.choice import Problem, Score, pose
+from onnxsqueeze.techniques.pruning.choice import Removal, Score, pose
 from onnxsqueeze.techniques.pruning.coupling import Coupling, couple
 from onnxsqueeze.techniques.pruning.readers import WIDEST, Indices
 from onnxsqueeze.techniques.pruning.repair import without
@@ -31,7 +29,21 @@ LEVELS = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class Prune(Pass):
+class Removed:
+    """What a site carries: its problem, the candidate, and the units that leave."""
+
+    problem: Removal
+    index: int
+    units: tuple[int, ...]
+
+    @property
+    def removal(self) -> tuple[Group, tuple[int, ...]]:
+        """The group and its units."""
+        return self.problem.candidates[self.index].group, self.units
+
+
+@dataclass(frozen=True)
+class Prune(Selected[Removed]):
     """Remove the channels, neurons and heads that the answers miss least, with all that makes and reads them.
 
     Channels that can only leave together form a group. A unit's score is the output error that its removal adds after
@@ -61,6 +73,7 @@ class Prune(Pass):
     """Prune the channels of residual streams too, which many layers share."""
     heads: bool = False
     """Prune attention heads too."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Prune only the groups whose first layer matches one of these patterns (* and ?) by output or node name."""
     exclude: tuple[str, ...] = ()
@@ -94,7 +107,7 @@ class Prune(Pass):
                     if isinstance(layer, Linear) and layer.columns <= WIDEST:
                         yield layer.gram
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Removed] | Skip]:
         """Yield a site for every group that the budget makes smaller."""
         coupling = couple(view)
         yield from (entry for entry in self._groups(view, coupling) if isinstance(entry, Skip))
@@ -116,13 +129,11 @@ class Prune(Pass):
                     error = sum(error for _, (_, error) in pairs)
                     yield Level(candidate.group.name, f"{share:.0%}", 1 - len(units) / size, error, rewrites)
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[Removed] | Skip], bench: Bench) -> list[Site[Removed] | Skip]:
         """Decide again with the measured effect of each layer on the answers, and prove that the removal is right."""
-        work = next(e.work for e in plan if isinstance(e, Site))
-        assert isinstance(work, Work)
-        problem = work.problem
+        problem = next(e.work for e in plan if isinstance(e, Site)).problem
         members = {c.group.name for c in problem.candidates}
-        others: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
+        others: list[Site[Removed] | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
         repair.measure(problem, bench)
         budget = limit = self.max_error or 0.01
         found = list(self._entries(problem, problem.solve(self._first, limit)))
@@ -141,24 +152,24 @@ class Prune(Pass):
         mild = replace(self, ratio=None, max_error=None, steps=1)
         return None if mild == self or self.max_error == 0.01 else mild
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Removed], graph: Graph) -> None:
         """Remove the units of a group."""
         work = site.work
-        assert isinstance(work, Work)
         repair.take_out(graph, work.problem, work.problem.candidates[work.index], work.units, repair=self.repair)
-        last = _PRUNED.get(graph)
-        before = last.removed if last is not None and last.problem is work.problem else {}
-        _PRUNED[graph] = Pruned(work.problem, {**before, work.index: len(work.units)})
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[Removed]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind to the original's outputs, and go the other steps."""
         kept: dict[str, tuple[int, Indices]] = {}
         left = 1.0
         for step in range(1, self.steps + 1):
+            sites = done if step == 1 else self._go_on(graph, bench, self._target(step) / left)
+            works = [site.work for site in sites]
             if step > 1:
-                yield f"step {step}: {self._go_on(graph, bench, self._target(step) / left)}"
-            left *= _PRUNED[graph].share
-            kept = _behind(kept, _PRUNED[graph].problem.coupling.kept(graph))
+                yield f"step {step}: {sum(len(work.units) for work in works)} more units of {len(works)} groups"
+            if not works:  # so small a step that no unit leaves: the next one is larger
+                continue
+            left *= _share(works)
+            kept = _behind(kept, works[0].problem.coupling.kept(graph))
             if self.repair:
                 yield from refit.refit(graph, bench, kept)
         if self.ratio is not None and left > self.ratio:
@@ -173,31 +184,28 @@ class Prune(Pass):
         """Return the share of the cost that a step leaves."""
         return 1 - (1 - (self.ratio or 0.0)) * step / self.steps
 
-    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> str:
-        """Prune the pruned graph further, with statistics of its own, and say how much."""
+    def _go_on(self, graph: Graph, bench: Bench, ratio: float) -> list[Site[Removed]]:
+        """Prune the pruned graph further, with statistics of its own, and return what was done."""
         edit.tidy(graph)
-        sites: list[Site] = []
-        if ratio < 1:
-            pass_ = replace(self, ratio=ratio, steps=1)
-            again = Bench(graph.copy(), bench.calib, bench.seed, bench.progress)
-            view = View(graph)
-            again.stats = bench.collect(graph, pass_.needs(view))
-            plan = list(pass_.plan(view, again.stats))
-            if any(isinstance(entry, Site) for entry in plan):
-                plan = pass_.select(plan, again)
-            sites = [entry for entry in plan if isinstance(entry, Site)]
-        if not sites:
-            _PRUNED[graph] = Pruned(_PRUNED[graph].problem, {})
+        if ratio >= 1:
+            return []
+        pass_ = replace(self, ratio=ratio, steps=1)
+        again = Bench(graph.copy(), bench.calib, bench.seed, bench.progress)
+        view = View(graph)
+        again.stats = bench.collect(graph, pass_.needs(view))
+        plan = list(pass_.plan(view, again.stats))
+        if any(isinstance(entry, Site) for entry in plan):
+            plan = pass_.select(plan, again)
+        sites = [entry for entry in plan if isinstance(entry, Site)]
         for site in sites:
             pass_.apply(site, graph)
-        units = sum(len(site.work.units) for site in sites if isinstance(site.work, Work))
-        return f"{units} more units of {len(sites)} groups"
+        return sites
 
     @property
     def _first(self) -> float | None:
         return None if self.ratio is None else self._target(1)
 
-    def _pose(self, view: View, stats: Statistics, coupling: Coupling) -> Problem | None:
+    def _pose(self, view: View, stats: Statistics, coupling: Coupling) -> Removal | None:
         chosen = [entry for entry in self._groups(view, coupling) if isinstance(entry, Group)]
         if not chosen:
             return None
@@ -208,11 +216,11 @@ class Prune(Pass):
         names = {key_of(node): str(node.name) for node in view.nodes}
         for group in coupling.groups:
             called = [group.name, *group.producers, *(names.get(key, "") for key in group.producers)]
-            if self.only and not any(fnmatchcase(name, pattern) for name in called for pattern in self.only):
-                continue
             what = f"{group.size} {group.kind if group.kind != 'residual' else 'channels'}"
-            if any(fnmatchcase(name, pattern) for name in called for pattern in self.exclude):
+            if self.excluded(called):
                 yield Skip(group.name, f"{what}: excluded")
+            elif not self.wanted(called):
+                continue
             elif group.blocked:
                 yield Skip(group.name, f"{what}: {group.blocked}")
             elif group.kind == "residual" and not self.residual:
@@ -224,7 +232,7 @@ class Prune(Pass):
             else:
                 yield group
 
-    def _entries(self, problem: Problem, removed: list[int]) -> Iterator[Site | Skip]:
+    def _entries(self, problem: Removal, removed: list[int]) -> Iterator[Site[Removed] | Skip]:
         """Yield a site per group that gets smaller, and why the others stay."""
         for index, (candidate, count) in enumerate(zip(problem.candidates, removed, strict=True)):
             group = candidate.group
@@ -250,14 +258,14 @@ class Prune(Pass):
                 "label": f"{kind} removed",
             }
             words = f"{group.size} to {group.size - count} {kind}"
-            work = Work(problem, index, candidate.gone(count))
+            work = Removed(problem, index, candidate.gone(count))
             yield Site(group.name, words, detail, float(loss[count]), work=work)
 
-    def _proven(self, plan: list[Site | Skip], problem: Problem, bench: Bench) -> list[Site | Skip]:
+    def _proven(self, plan: list[Site[Removed] | Skip], problem: Removal, bench: Bench) -> list[Site[Removed] | Skip]:
         """Return the plan without the groups whose removal is not the same as masking them: a defect of ours."""
-        removals = {e.key: e.work.removal for e in plan if isinstance(e, Site) and isinstance(e.work, Work)}
+        removals = {e.key: e.work.removal for e in plan if isinstance(e, Site)}
         wrong = repair.proven(dict(removals.values()), problem.coupling, bench)
-        entries: list[Site | Skip] = []
+        entries: list[Site[Removed] | Skip] = []
         for entry in plan:
             off = wrong.get(removals[entry.key][0]) if entry.key in removals else None
             reason = f"removing its channels is not the same as masking them (off by {off}): a defect of ours"
@@ -271,33 +279,8 @@ def _behind(first: Kept, second: Kept) -> dict[str, tuple[int, Indices]]:
     return {**first, **both}
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a site carries: its problem, the candidate, and the units that leave."""
-
-    problem: Problem
-    index: int
-    units: tuple[int, ...]
-
-    @property
-    def removal(self) -> tuple[Group, tuple[int, ...]]:
-        """The group and its units."""
-        return self.problem.candidates[self.index].group, self.units
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What the last step has removed from a graph: how many units of each candidate."""
-
-    problem: Problem
-    removed: dict[int, int]
-
-    @property
-    def share(self) -> float:
-        """The share of the cost that is left."""
-        counts = [self.removed.get(i, 0) for i in range(len(self.problem.candidates))]
-        return self.problem.cost(counts) / self.problem.cost([0] * len(counts))
-
-
-_PRUNED: WeakKeyDictionary[Graph, Pruned] = WeakKeyDictionary()
-"""For ``tune``: weak, so that neither copies nor the graph itself carry it."""
+def _share(works: Sequence[Removed]) -> float:
+    """Return the share of the cost that is left after a step."""
+    problem, removed = works[0].problem, {work.index: len(work.units) for work in works}
+    counts = [removed.get(i, 0) for i in range(len(problem.candidates))]
+    return problem.cost(counts) / problem.cost([0] * len(counts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from onnxsqueeze.linear.chains import rewrite
 from onnxsqueeze.linear.fitting import Fitting, relative_error
 from onnxsqueeze.linear.layers import Linear, covariance, matrix
 from onnxsqueeze.measure.switchboard import impacts
-from onnxsqueeze.plugin import Bench, Graph, Level, Need, Pass, Site, Skip, Statistics, View, edit
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit
 from onnxsqueeze.techniques.sparsity.sparsifier import Pattern, Sparsifier
 from onnxsqueeze.words import amount
 
@@ -37,7 +37,15 @@ PACKED = 1 << 30
 
 
 @dataclass(frozen=True)
-class Sparsify(Pass):
+class Thinned:
+    """What a site carries: its layer, and the share of the weights that stay."""
+
+    layer: _Layer
+    share: float
+
+
+@dataclass(frozen=True)
+class Sparsify(Selected[Thinned]):
     """Replace ``y = W·x + b`` by ``y = Ŵ·x + b̂`` where most elements of ``Ŵ`` are zero.
 
     With the covariance S and the mean μ of the calibration inputs, the elements that stay are chosen and fitted to
@@ -55,6 +63,7 @@ class Sparsify(Pass):
     """Leave this share of the weights of all layers, over 0 and under 1; 0.5 without a pattern."""
     pattern: str | None = None
     """Leave N of each M neighbouring input channels in every layer, written N:M, like 2:4."""
+    _: KW_ONLY
     only: tuple[str, ...] = ()
     """Rewrite only the layers whose output or node name matches one of these patterns (* and ?)."""
     exclude: tuple[str, ...] = ()
@@ -70,9 +79,9 @@ class Sparsify(Pass):
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a layer that could become sparse."""
-        return select.needs(view, self.only, self.exclude)
+        return select.needs(view, self)
 
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Thinned] | Skip]:
         """Yield a site for every layer that gets zeros."""
         layers: list[_Layer] = []
         for entry in self._layers(view, stats):
@@ -82,7 +91,7 @@ class Sparsify(Pass):
                 layers.append(entry)
         yield from self._entries(layers, {})
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[Thinned] | Skip], bench: Bench) -> list[Site[Thinned] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
         if self.pattern is not None:
             return plan
@@ -128,15 +137,13 @@ class Sparsify(Pass):
         left = 0.5 if self.ratio is None else self.ratio
         return None if self.pattern is not None or left >= MILD else replace(self, ratio=MILD)
 
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[Thinned], graph: Graph) -> None:
         """Put the sparse weight where the dense one was."""
-        assert isinstance(site.work, tuple)
-        layer, share = site.work
-        layer.put(graph, site.key, weight=layer.fit(share))
+        site.work.layer.put(graph, site.key, weight=site.work.layer.fit(site.work.share))
 
     def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
         pattern = None if self.pattern is None else _pattern(self.pattern)
-        for entry in select.layers(view, self.only, self.exclude):
+        for entry in select.layers(view, self):
             if isinstance(entry, Skip):
                 yield entry
                 continue
@@ -150,7 +157,7 @@ class Sparsify(Pass):
             else:
                 yield Skip(linear.key, "its weight is zero")
 
-    def _entries(self, layers: Sequence[_Layer], gains: dict[str, float]) -> Iterator[Site | Skip]:
+    def _entries(self, layers: Sequence[_Layer], gains: dict[str, float]) -> Iterator[Site[Thinned] | Skip]:
         """Yield a site per layer that gets zeros, and why the others stay."""
         if self.pattern is not None:
             keep, of = _pattern(self.pattern)
@@ -168,7 +175,7 @@ class Sparsify(Pass):
             if layer.key in gains:
                 detail["gain"] = float(f"{gains[layer.key]:.3g}")
             words = f"{self.pattern or f'{share:.0%}'} of {layer.size} weights are left"
-            yield Site(layer.key, words, detail, layer.error(share), work=(layer, share))
+            yield Site(layer.key, words, detail, layer.error(share), work=Thinned(layer, share))
 
 
 @dataclass

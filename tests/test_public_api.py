@@ -59,6 +59,7 @@ FOR_PASSES = [
     "Node",
     "Pass",
     "Range",
+    "Selected",
     "Site",
     "Skip",
     "Statistics",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic
 
-from onnxsqueeze.contract.plan import Level, Site, Skip
+from onnxsqueeze.contract.plan import Level, Site, Skip, W
 from onnxsqueeze.statistics.needs import Need
 
 if TYPE_CHECKING:
@@ -20,11 +20,13 @@ __all__ = ["Pass"]
 
 
 @dataclass(frozen=True)
-class Pass(ABC):
+class Pass(ABC, Generic[W]):
     """A rewrite of the graph. The fields of the dataclass are its options: ``min_rank`` is written ``min-rank``.
 
     The engine calls ``needs`` (what to measure), collects it in one sweep over the calibration feeds, calls ``plan``
     (pure: it must not touch the graph) and then ``apply`` for each site, and checks the result.
+
+    A ``Pass[W]`` hands what ``plan`` has found out to ``apply`` as the ``work`` of its sites, of the type W.
     """
 
     name: ClassVar[str]
@@ -50,7 +52,7 @@ class Pass(ABC):
         return ()
 
     @abstractmethod
-    def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[W] | Skip]:
         """Yield what would be done at each candidate place, and why nothing is done at the others."""
 
     def level_needs(self, view: View) -> Iterable[Need]:
@@ -61,7 +63,7 @@ class Pass(ABC):
         """Yield, for a study of sensitivity, each layer at each level alone; a pass without levels yields none."""
         return iter(())
 
-    def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+    def select(self, plan: list[Site[W] | Skip], bench: Bench) -> list[Site[W] | Skip]:
         """Return the plan without the sites that do not pay, each replaced by a Skip that says why.
 
         Called between ``plan`` and the first ``apply`` when there are feeds and results are checked.
@@ -72,17 +74,21 @@ class Pass(ABC):
         """Return the pass in its mildest useful form, tried where the answers collapse; None if there is none."""
         return None
 
-    def tune(self, graph: Graph, bench: Bench) -> Iterable[str]:
+    def tune(self, graph: Graph, done: Sequence[Site[W]], bench: Bench) -> Iterable[str]:
         """Improve the rewritten graph in place by measuring it, and yield what was gained, in words for the report.
 
-        Called after the last ``apply`` when there are feeds and results are checked.
+        ``done`` are the sites that were applied, each with its ``work``. Called after the last ``apply`` when there
+        are feeds and results are checked.
         """
         return ()
 
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
-        """Yield what the report says about the result besides its figures; called at last, with or without feeds."""
+        """Yield what the report says about the result besides its figures; called at last, with or without feeds.
+
+        The sites that were done have no ``work`` any more.
+        """
         return ()
 
     @abstractmethod
-    def apply(self, site: Site, graph: Graph) -> None:
+    def apply(self, site: Site[W], graph: Graph) -> None:
         """Rewrite one site in place."""

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.contract.plan import Site
+from onnxsqueeze.contract.plan import Site, W
 from onnxsqueeze.graph.edit import duplicate, tidy
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, Deviation, Ruler, answer, decibels
@@ -78,7 +78,7 @@ class Bench:
         """The original's answers on ``feeds``."""
         return answer(self.original, None, self.feeds)
 
-    def variant(self, apply: Callable[[Site, Graph], None], sites: Iterable[Site]) -> Graph:
+    def variant(self, apply: Callable[[Site[W], Graph], None], sites: Iterable[Site[W]]) -> Graph:
         """Return a copy of the original with these sites applied, by the ``apply`` of a pass."""
         graph = duplicate(self.original)
         for site in sites:

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from onnxsqueeze.graph.edit import Rewrite
 
-__all__ = ["Level", "Site", "Skip"]
+    W = TypeVar("W", default=Any)
+    W_co = TypeVar("W_co", covariant=True, default=Any)
+else:  # type checkers bring that module themselves; at run time nothing reads the default
+    from typing import TypeVar
+
+    W = TypeVar("W")
+    W_co = TypeVar("W_co", covariant=True)
+
+__all__ = ["Level", "Site", "Skip", "W"]
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Generic[W_co]):
     """One place that a pass will rewrite.
 
     ``key`` is the name of the first output of the node concerned, with the channels in brackets if it is about a part
     of them (``y[16:32]``), ``action`` says in words what happens, ``detail`` holds the figures for the report (JSON
-    values), ``error`` the predicted relative output error ``‖Δy‖² / ‖y‖²`` and ``work`` whatever ``apply`` needs and
-    ``plan`` already has.
+    values), ``error`` the predicted relative output error ``‖Δy‖² / ‖y‖²`` and ``work``, of the type W of
+    ``Site[W]``, whatever ``apply`` needs and ``plan`` already has. A plain ``Site`` carries anything.
     """
 
     key: str
     action: str
     detail: dict[str, object] = field(default_factory=dict)
     error: float | None = None
-    work: object = field(default=None, compare=False, repr=False)
+    work: W_co = field(default=None, compare=False, repr=False)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

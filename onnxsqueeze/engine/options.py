@@ -7,7 +7,7 @@ import inspect
 import textwrap
 import types
 import typing
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine.syntax import Step, format_value
 from onnxsqueeze.errors import PassError, SpecError, UsageError
 
-__all__ = ["Option", "make", "options", "spec"]
+__all__ = ["Option", "make", "options", "ordered", "spec"]
 
 EXPECTS = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
 
@@ -36,7 +36,7 @@ class Option:
 def make(pass_: type[Pass], step: Step) -> Pass:
     """Return ``pass_`` with the options of ``step``, each converted to the type of its field."""
     types_ = _types(pass_)
-    known = {each.name.replace("_", "-"): each for each in fields(pass_) if each.init}
+    known = {each.name.replace("_", "-"): each for each in ordered(pass_)}
     values: dict[str, object] = {}
     for key, value in step.options.items():
         if key not in known:
@@ -61,8 +61,8 @@ def spec(pass_: Pass) -> Step:
     """Return the step that builds ``pass_`` again; options at their default are left out."""
     values = {
         each.name: getattr(pass_, each.name)
-        for each in fields(pass_)
-        if each.init and (_default(each) is MISSING or getattr(pass_, each.name) != _default(each))
+        for each in ordered(type(pass_))
+        if (_default(each) is MISSING or getattr(pass_, each.name) != _default(each))
     }
     try:
         return Step(pass_.name, values)
@@ -71,7 +71,7 @@ def spec(pass_: Pass) -> Step:
 
 
 def options(pass_: type[Pass]) -> tuple[Option, ...]:
-    """Return the options of a pass in the order of its fields."""
+    """Return the options of a pass in their order."""
     types_, meanings = _types(pass_), _meanings(pass_)
     return tuple(
         Option(
@@ -80,13 +80,30 @@ def options(pass_: type[Pass]) -> tuple[Option, ...]:
             None if _default(each) is MISSING else format_value(_default(each)),
             meanings.get(each.name, ""),
         )
-        for each in fields(pass_)
-        if each.init
+        for each in ordered(pass_)
     )
+
+
+def ordered(pass_: type[Pass]) -> list[Field[typing.Any]]:
+    """Return the fields that are options in the order in which they were last declared.
+
+    A dataclass keeps a field that is declared again where its base class had it.
+    """
+    known = {each.name: each for each in fields(pass_) if each.init}
+    names = [name for class_ in pass_.__mro__ for name in reversed(inspect.get_annotations(class_))]
+    return [known[name] for name in reversed(dict.fromkeys(names)) if name in known]
 
 
 def _meanings(pass_: type[Pass]) -> dict[str, str]:
     """Return the strings that stand under the fields in the source; none where there is no source."""
+    found: dict[str, str] = {}
+    for class_ in reversed(pass_.__mro__):
+        if issubclass(class_, Pass):
+            found.update(_own_meanings(class_))
+    return found
+
+
+def _own_meanings(pass_: type[Pass]) -> dict[str, str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(pass_))).body[0]
     except (OSError, TypeError, SyntaxError):
@@ -170,7 +187,7 @@ def _types(pass_: type[Pass]) -> dict[str, object]:
         hints = typing.get_type_hints(pass_)
     except Exception as error:
         raise PassError(f"{pass_.__name__}: the types of its fields cannot be resolved: {error}") from error
-    types_ = {each.name: hints[each.name] for each in fields(pass_) if each.init}
+    types_ = {each.name: hints[each.name] for each in ordered(pass_)}
     for name, each in types_.items():
         if not _has_text(each):
             raise PassError(f"{pass_.__name__}.{name} has the type {each}, which pipeline text cannot hold")

@@ -8,15 +8,16 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.engine import registry
-from onnxsqueeze.engine.options import make, spec
+from onnxsqueeze.engine.options import make, ordered, spec
 from onnxsqueeze.engine.syntax import Step
 from onnxsqueeze.errors import SpecError, UsageError
 from onnxsqueeze.files import whole
@@ -219,7 +220,7 @@ def _made(class_: type[Pass], name: str, options: Mapping[str, Any], where: str)
 
 def _without(pass_: Pass) -> Pass:
     """Return the pass of an override without the layers that its step leaves out: ``only`` is enough."""
-    return replace(cast("Any", pass_), exclude=()) if hasattr(pass_, "exclude") else pass_
+    return replace(pass_, exclude=()) if isinstance(pass_, Selected) else pass_
 
 
 def _scalars(key: str, value: object) -> object:
@@ -266,7 +267,7 @@ def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
 
 def _options(pass_: Pass) -> dict[str, object]:
     """Return all options of a pass that TOML can say: it has no word for none."""
-    values = {each.name.replace("_", "-"): getattr(pass_, each.name) for each in fields(pass_) if each.init}
+    values = {each.name.replace("_", "-"): getattr(pass_, each.name) for each in ordered(type(pass_))}
     return {key: value for key, value in values.items() if value is not None and value != ()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -213,14 +213,21 @@ def _rewrite(
             promises.apply(pass_, site, graph)
         if not sites:
             break
-        done += [replace(site, work=None) for site in sites]
+        # what no tune will read goes at once: a pass that repeats would hold the weights of all rounds
+        done += sites if bench is not None else _reported(sites)
         promises.tidied(pass_, graph, interface)
     if bench is not None and done:
-        notes += pass_.tune(graph, bench)
+        notes += pass_.tune(graph, tuple(done), bench)
         promises.tidied(pass_, graph, interface)
+    done = _reported(done)
     if done:
         notes += [*(bench.notes if bench is not None else ()), *pass_.notes(given, graph, done)]
     return done, skipped
+
+
+def _reported(sites: Iterable[Site]) -> list[Site]:
+    """Return the sites as the report holds them, without what only the pass itself reads."""
+    return [replace(site, work=None) for site in sites]
 
 
 def _bench(pass_: Pass, graph: Graph, run: Run) -> Bench | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -40,12 +39,6 @@ Rewrite = Callable[["Graph", str], None]
 """Rewrites, in a graph, the node that makes the tensor of a name."""
 
 
-# What a graph is known to hold while a pass edits it; weak, so that neither copies nor the graph itself carry it.
-_NAMES: WeakKeyDictionary[Graph, set[str]] = WeakKeyDictionary()
-_KEYS: WeakKeyDictionary[Graph, dict[str, tuple[gs.Node, Graph | None]]] = WeakKeyDictionary()
-_LAST: WeakKeyDictionary[Graph, int] = WeakKeyDictionary()
-
-
 def duplicate(graph: Graph) -> Graph:
     """Return a copy that can be edited without touching the graph."""
     return graph.copy()
@@ -56,9 +49,9 @@ def mint(graph: Graph, hint: str) -> str:
 
     Names that a pass gives by hand between here and the next ``tidy`` are not seen; ``tidy`` refuses duplicates.
     """
-    names = _NAMES.get(graph)
+    names = graph.index.names
     if names is None:
-        names = _NAMES[graph] = _names(graph)
+        names = graph.index.names = _names(graph)
     name, count = hint, 1
     while name in names:
         count += 1
@@ -102,9 +95,11 @@ def variable(graph: Graph, hint: str) -> gs.Variable:
 def find(graph: Graph, key: str) -> tuple[gs.Node, Graph]:
     """Return the node whose first output is named ``key``, and the graph that holds it."""
     for attempt in ("what is known", "a new look"):
-        if graph not in _KEYS or attempt == "a new look":
-            _KEYS[graph] = {key_of(node): (node, _unless(graph, scope)) for node, scope in walk(graph)}
-        node, body = _KEYS[graph].get(key, (None, None))
+        places = graph.index.places
+        if places is None or attempt == "a new look":
+            places = {key_of(node): (node, _unless(graph, scope)) for node, scope in walk(graph)}
+            graph.index.places = places
+        node, body = places.get(key, (None, None))
         scope = body or graph
         if node is not None and key_of(node) == key and _position(scope, node) is not None:
             return node, scope
@@ -112,7 +107,7 @@ def find(graph: Graph, key: str) -> tuple[gs.Node, Graph]:
 
 
 def _unless(graph: Graph, scope: Graph) -> Graph | None:
-    """Return the scope, None for the graph itself, which its own entry in a weak dictionary must not keep alive."""
+    """Return the scope, None for the graph itself, which what it owns must not keep alive."""
     return None if scope is graph else scope
 
 
@@ -159,8 +154,8 @@ def replace(
     node.outputs.clear()
     made = Node(op, name=node.name, attrs=dict(attrs or {}), inputs=list(inputs), outputs=outputs)
     scope.nodes[position] = made
-    if graph in _KEYS:
-        _KEYS[graph][key_of(made)] = made, _unless(graph, scope)
+    if graph.index.places is not None:
+        graph.index.places[key_of(made)] = made, _unless(graph, scope)
     return made
 
 
@@ -179,11 +174,11 @@ def _index(scope: Graph, node: gs.Node) -> int:
 
 def _position(scope: Graph, node: gs.Node) -> int | None:
     # sites come in the order of the nodes, so the search starts where the last one ended, and goes both ways
-    nodes, last = scope.nodes, _LAST.get(scope, 0)
+    nodes, last = scope.nodes, scope.index.last
     for distance in range(max(len(nodes), last)):
         for i in (last + distance, last - 1 - distance):
             if 0 <= i < len(nodes) and nodes[i] is node:
-                _LAST[scope] = i
+                scope.index.last = i
                 return i
     return None
 
@@ -202,8 +197,7 @@ def tidy(graph: Graph) -> None:
 
     Raises PassError for a cycle, and for two tensors of one name.
     """
-    for cache in (_NAMES, _KEYS):
-        cache.pop(graph, None)
+    graph.index.names = graph.index.places = None
     _sweep(graph, alive(graph))
     sort(graph)
     _refuse_equal_names(graph)

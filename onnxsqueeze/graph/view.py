@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
@@ -29,9 +28,6 @@ __all__ = ["View"]
 
 Shape = tuple[int | str | None, ...]
 
-_BODIES: WeakKeyDictionary[Graph, list[Graph]] = WeakKeyDictionary()
-"""The bodies that the last walk over a graph has found, so that a view made for a single edit need not walk again."""
-
 
 class View:
     """What passes read; it never changes the graph, and costs nothing until it is asked.
@@ -47,7 +43,7 @@ class View:
     @cached_property
     def _walked(self) -> list[tuple[gs.Node, Graph]]:
         walked = list(walk(self.graph))
-        _BODIES[self.graph] = [body for node, _ in walked for body in subgraphs(node)]
+        self.graph.index.bodies = [body for node, _ in walked for body in subgraphs(node)]
         return walked
 
     @cached_property
@@ -61,9 +57,9 @@ class View:
 
     @cached_property
     def _outputs(self) -> set[int]:
-        if self.graph not in _BODIES:
+        if self.graph.index.bodies is None:  # a view that is made for a single edit need not walk again
             _ = self._walked
-        return {id(tensor) for scope in (self.graph, *_BODIES[self.graph]) for tensor in scope.outputs}
+        return {id(tensor) for scope in (self.graph, *(self.graph.index.bodies or ())) for tensor in scope.outputs}
 
     @cached_property
     def ambiguous(self) -> frozenset[str]:

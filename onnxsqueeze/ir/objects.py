@@ -16,7 +16,7 @@ from onnx_graphsurgeon.util.misc import SynchronizedList
 from onnxsqueeze.ir.protos import shell
 from onnxsqueeze.ir.weights import Stored
 
-__all__ = ["Function", "Graph", "Node", "Source", "SourceFile", "subgraphs"]
+__all__ = ["Function", "Graph", "Index", "Node", "Source", "SourceFile", "subgraphs"]
 
 
 class Node(gs.Node):  # type: ignore[misc]
@@ -76,6 +76,23 @@ class SourceFile:
     """The files of its external data."""
 
 
+@dataclass(eq=False)
+class Index:
+    """What is known of a graph while it is edited, so that not every edit looks through all of it.
+
+    It is a memory and no part of the graph: a copy begins with an empty one.
+    """
+
+    names: set[str] | None = None
+    """The names of all tensors and nodes, those of bodies included."""
+    places: dict[str, tuple[gs.Node, Graph | None]] | None = None
+    """The nodes by their keys, each with the body that holds it, None for the graph itself."""
+    last: int = 0
+    """Where among the nodes the last one that was looked for stands."""
+    bodies: list[Graph] | None = None
+    """The bodies that the last walk has found."""
+
+
 class Graph(gs.Graph):  # type: ignore[misc]
     """A ``gs.Graph`` that equals only itself and keeps what graphsurgeon has no place for.
 
@@ -104,6 +121,7 @@ class Graph(gs.Graph):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.metadata = {}
         self.source = Source()
+        self.index = Index()
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -166,6 +184,7 @@ class _Copy:
         if isinstance(graph, gs.Function):
             copy.attrs = {name: self.value(value) for name, value in graph.attrs.items()}
         if isinstance(graph, Graph):
+            copy.index = Index()
             copy.metadata = dict(graph.metadata)
             copy.spare = tuple(self.tensors(graph.spare))
             copy.proto = None if graph.proto is None else shell(graph.proto)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.contract.plan import Skip
+from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.linear.layers import Linear, describe
@@ -20,17 +20,17 @@ LARGEST = 4096
 SMALLEST = 16
 
 
-def layers(view: View, only: Sequence[str], exclude: Sequence[str]) -> Iterator[tuple[gs.Node, Linear] | Skip]:
-    """Yield the layers that could be factored, and why the others could not."""
+def layers(view: View, pass_: Selected) -> Iterator[tuple[gs.Node, Linear] | Skip]:
+    """Yield the layers that could be factored, and why the others that the pass is asked for could not."""
     for node in view.of("Conv", "Gemm", "MatMul"):
         layer = describe(view, node)
         if layer is None:
             continue
         names = (key_of(node), str(node.name))
-        if only and not any(fnmatchcase(name, pattern) for name in names for pattern in only):
-            continue
-        if any(fnmatchcase(name, pattern) for name in names for pattern in exclude):
+        if pass_.excluded(names):
             yield Skip(key_of(node), "it is excluded")
+        elif not pass_.wanted(names):
+            continue
         elif isinstance(layer, str):
             yield Skip(key_of(node), layer)
         elif layer.outputs < SMALLEST or layer.columns < SMALLEST or layer.parameters < 1024:
@@ -41,8 +41,8 @@ def layers(view: View, only: Sequence[str], exclude: Sequence[str]) -> Iterator[
             yield node, layer
 
 
-def needs(view: View, only: Sequence[str], exclude: Sequence[str]) -> Iterator[Need]:
+def needs(view: View, pass_: Selected) -> Iterator[Need]:
     """Yield a Gram matrix per input of a layer that could be factored."""
-    for entry in layers(view, only, exclude):
+    for entry in layers(view, pass_):
         if not isinstance(entry, Skip) and not view.in_body(entry[0]):
             yield entry[1].gram

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxsqueeze import Depthwise, Int8, LowRank, Prune, Sparsify
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.plan import Site, Skip
+from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.engine.options import Option, make, options, spec
 from onnxsqueeze.engine.syntax import parse
 from onnxsqueeze.errors import PassError, UsageError
@@ -53,6 +55,24 @@ class Demanding(Nothing):
     name: ClassVar[str] = "demanding"
 
     ratio: float
+
+
+@dataclass(frozen=True)
+class Choosy(Selected):
+    name: ClassVar[str] = "choosy"
+    summary: ClassVar[str] = "for a test"
+
+    rank: int = 1
+    _: KW_ONLY
+    exclude: tuple[str, ...] = ()
+    """Own words."""
+    last: bool = False
+
+    def plan(self, view: Any, stats: Any) -> Iterator[Site | Skip]:
+        return iter(())
+
+    def apply(self, site: Site, graph: Any) -> None:
+        """Leave the graph alone."""
 
 
 def built(text: str, pass_: type[Pass] = Sample) -> Any:
@@ -162,3 +182,46 @@ def test_options_are_listed_with_their_meaning() -> None:
     assert listed[1] == Option("min-rank", "an integer", "1", "")
     assert [each.default for each in listed][3:6] == ['""', "head", "none"]
     assert options(Demanding) == (Option("ratio", "a number", None, ""),)
+
+
+def test_an_option_that_is_declared_again_stands_where_that_is_and_a_meaning_is_inherited() -> None:
+    found = {each.key: each.meaning for each in options(Choosy)}
+
+    assert list(found) == ["only", "rank", "exclude", "last"]
+    assert found["only"].startswith("Rewrite only the layers")
+    assert found["exclude"] == "Own words."
+    assert str(spec(Choosy(2, last=True, only=("a",), exclude=("b",)))) == "choosy{only=a rank=2 exclude=b last}"
+    assert built("choosy{only=a rank=2 exclude=b last}", Choosy) == Choosy(2, only=("a",), exclude=("b",), last=True)
+
+
+@pytest.mark.parametrize(
+    ("only", "exclude", "names", "found"),
+    [
+        ((), (), ("a", "b"), (True, False)),
+        (("a*",), (), ("a1",), (True, False)),
+        (("a*",), (), ("b", "c"), (False, False)),
+        (("a*",), ("b",), ("a1", "b"), (False, True)),
+        (("a*",), ("b",), ("b",), (False, False)),
+        ((), ("[ab]",), ("", "b"), (False, True)),
+    ],
+)
+def test_places_are_chosen_by_any_of_their_names(
+    only: tuple[str, ...], exclude: tuple[str, ...], names: tuple[str, ...], found: tuple[bool, bool]
+) -> None:
+    pass_ = Choosy(only=only, exclude=exclude)
+
+    assert (pass_.wanted(names), pass_.excluded(names)) == found
+
+
+@pytest.mark.parametrize(
+    ("pass_", "text"),
+    [
+        (Prune(0.5, only=("a",), steps=2, heads=True), "prune{ratio=0.5 heads only=a steps=2}"),
+        (LowRank(refit=False, only=("a",), rank=8), "lowrank{rank=8 only=a refit=false}"),
+        (Depthwise(refit=False, exclude=("a",), rank=8), "depthwise{rank=8 exclude=a refit=false}"),
+        (Sparsify(0.3, only=("a",), exclude=("b",)), "sparsify{ratio=0.3 only=a exclude=b}"),
+        (Int8(0.1, symmetric=True, only=("a",)), "int8{max-drop=0.1 only=a symmetric}"),
+    ],
+)  # fmt: skip
+def test_options_of_the_passes_keep_their_order_in_text(pass_: Pass, text: str) -> None:
+    assert str(spec(pass_)) == text

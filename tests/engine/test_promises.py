@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
-from small_models import MODELS
+from small_models import MODELS, feeds
 
 from onnxsqueeze import Clean, ContractError, Int8, LowRank, UsageError, squeeze
 from onnxsqueeze.contract.base import Pass
+from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.engine.order import refuse_order
 from onnxsqueeze.graph.view import View
@@ -161,3 +162,30 @@ def test_a_wrong_order_is_refused_with_the_right_one(passes: list[Pass], message
 
 def test_a_right_order_is_not_refused() -> None:
     refuse_order([Clean(), Early(), LowRank(), Late(), Int8()])
+
+
+@dataclass(frozen=True)
+class Typed(Pass[list[str]]):
+    """Rewrites nothing, and writes down what its site carries."""
+
+    name: ClassVar[str] = "typed"
+    summary: ClassVar[str] = "for a test"
+
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[list[str]] | Skip]:
+        yield Site(key_of(view.nodes[0]), "done", work=[])
+
+    def apply(self, site: Site[list[str]], graph: Graph) -> None:
+        site.work.append(site.key)
+
+    def tune(self, graph: Graph, done: Sequence[Site[list[str]]], bench: Bench) -> Iterator[str]:
+        yield from (key for site in done for key in site.work)
+
+
+def test_what_a_site_carries_reaches_apply_and_tune_but_not_the_report() -> None:
+    model = MODELS["conv_bn_relu"]()
+
+    step = squeeze(model, Typed(), feeds(model)).report.steps[-1]
+
+    (site,) = step.done
+    assert step.notes == (site.key,)
+    assert site.work is None

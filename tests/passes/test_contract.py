@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import pytest
 from small_models import MODELS, Feed, feeds
 
 from onnxsqueeze import squeeze
-from onnxsqueeze.contract.plan import Site
+from onnxsqueeze.contract.bench import Bench
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.options import spec
 from onnxsqueeze.engine.result import Result
@@ -114,6 +117,31 @@ def test_a_pass_works_without_feeds(pass_: str, name: str) -> None:
     result = squeeze(model, pass_)
 
     check_result(result, model, feeds_of(name))
+
+
+def reworded(plan: Iterable[Site | Skip]) -> list[Site | Skip]:
+    return [replace(entry, action="x") if isinstance(entry, Site) else entry for entry in plan]
+
+
+@pytest.mark.parametrize(
+    "name", ["attention", "branches", "conv_bn_relu", "depthwise", "hidden_weights", "spelled_out"]
+)
+@each_pass
+def test_other_words_for_what_is_done_do_not_change_a_model(pass_: str, name: str) -> None:
+    class_ = registry.find(pass_)
+
+    class Reworded(class_):  # type: ignore[misc, valid-type]
+        def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
+            yield from reworded(super().plan(view, stats))
+
+        def select(self, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+            return reworded(super().select(plan, bench))
+
+    found = squeeze(model_of(name), Reworded(), feeds_of(name))
+    expected = squeeze(model_of(name), class_(), feeds_of(name))
+
+    assert found.model.SerializeToString() == expected.model.SerializeToString()
+    assert {site.action for site in found.report.steps[-1].done} <= {"x"}
 
 
 @each_pass

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.prune import Prune
+from onnxsqueeze.plugin import Bench, Graph, Site
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.statistics.sweep import collect
 from onnxsqueeze.techniques.pruning.coupling import Coupling
@@ -238,6 +240,33 @@ def test_steps_measure_again_in_between() -> None:
 
     assert channels(result) == 24
     assert any("step 2" in note for note in result.report.steps[-1].notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [("steps=20 ratio=0.5", 24), ("steps=20 ratio=0.8", 32), ("steps=8 ratio=0.9", 40), ("steps=5 ratio=0.95", 40)],
+)
+def test_a_step_too_small_for_a_unit_to_leave_waits_for_the_next(options: str, left: int) -> None:
+    result = squeeze(bottleneck(spare=0), f"prune{{{options}}}", correlated(12, (8, 10, 10)))
+
+    assert channels(result) == left
+    assert any(note.endswith(": 0 more units of 0 groups") for note in result.report.steps[-1].notes)
+    assert sqnr(result) > 5
+
+
+def test_tune_is_told_what_was_done_with_its_work() -> None:
+    told: list[Site] = []
+
+    class Listening(Prune):
+        def tune(self, graph: Graph, done: Sequence[Site], bench: Bench) -> Iterable[str]:
+            told.extend(done)
+            return super().tune(graph, done, bench)
+
+    step = squeeze(bottleneck(), Listening(ratio=0.7), correlated(4, (8, 10, 10))).report.steps[-1]
+
+    assert [site.key for site in told] == [site.key for site in step.done] == ["a"]
+    assert told[0].work is not None
+    assert step.done[0].work is None
 
 
 def test_half_of_a_shipped_model_goes_for_less_than_a_point() -> None:

@@ -19,7 +19,7 @@ from onnxsqueeze.targets.work import Shape
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
-__all__ = ["Built", "Compose", "Joint", "Outline", "Problem", "Unit", "Work", "dense"]
+__all__ = ["Built", "Compose", "Factored", "Factoring", "Joint", "Outline", "Unit", "dense"]
 
 POINTS = 32
 """Points of the curve that a site carries, at most."""
@@ -48,7 +48,7 @@ class Unit:
 
 
 @dataclass
-class Problem:
+class Factoring:
     """All layers of a plan with their candidates, and the budget they share."""
 
     units: list[Unit]
@@ -133,7 +133,7 @@ class Problem:
             return spend(options, cost=self.ratio * whole)
         return spend(options, error=self.max_error if max_error is None else max_error)
 
-    def each(self, energy: float) -> Iterator[Site | Skip]:
+    def each(self, energy: float) -> Iterator[Site[Factored] | Skip]:
         """Decide layer by layer: the cheapest that keeps ``energy`` of the variance; the closest if that is 0."""
         for unit in self.units:
             for fitting, found in zip(unit.fittings, unit.found, strict=True):
@@ -148,7 +148,7 @@ class Problem:
                 best = min(close, key=lambda pair: (0.0 if energy else settled(pair[1].error), pair[0]))
                 yield self.site(fitting, best[1], found)
 
-    def entries(self, chosen: Sequence[Option]) -> Iterator[Site | Skip]:
+    def entries(self, chosen: Sequence[Option]) -> Iterator[Site[Factored] | Skip]:
         """Yield a site per rewritten layer or group of layers, and why the others stay."""
         for unit, option in zip(self.units, chosen, strict=True):
             if isinstance(option.choice, Joint):
@@ -158,7 +158,7 @@ class Problem:
             for fitting, found, candidate in zip(unit.fittings, unit.found, option.choice, strict=True):
                 yield self.site(fitting, candidate, found)
 
-    def site(self, fitting: Fitting, candidate: Candidate | None, found: Iterable[Candidate]) -> Site | Skip:
+    def site(self, fitting: Fitting, candidate: Candidate | None, found: Iterable[Candidate]) -> Site[Factored] | Skip:
         """Return the site of one layer out of all that was ``found`` for it, or why it stays as it is."""
         layer = fitting.layer
         if candidate is None:
@@ -182,13 +182,13 @@ class Problem:
             }
         kernel = "".join(f"x{k}" for k in layer.kernel)
         words = f"{layer.outputs}x{layer.channels}{kernel} to {candidate.form} rank {ranks}"
-        return Site(layer.key, words, detail, candidate.error, work=Work(self, (fitting,), candidate))
+        return Site(layer.key, words, detail, candidate.error, work=Factored(self, (fitting,), candidate))
 
     def _share(self, layer: Linear, candidate: Candidate) -> float:
         """Return what is left of the layer's multiply-accumulates."""
         return predicted.macs(self.outline(layer, candidate.form, candidate.ranks)) / predicted.macs(dense(layer))
 
-    def _joint_site(self, unit: Unit, joint: Joint, error: float) -> Site:
+    def _joint_site(self, unit: Unit, joint: Joint, error: float) -> Site[Factored]:
         names = [f.layer.key for f in unit.fittings]
         rows = sum(f.layer.outputs for f in unit.fittings)
         columns = unit.fittings[0].layer.columns
@@ -201,7 +201,9 @@ class Problem:
         }
         words = f"{len(names)} layers on one input share a first factor of rank {joint.rank}"
         weight = sum(self.gain(f) for f in unit.fittings)
-        return Site(names[0], words, detail, error / max(weight, 1e-30), work=Work(self, tuple(unit.fittings), joint))
+        return Site(
+            names[0], words, detail, error / max(weight, 1e-30), work=Factored(self, tuple(unit.fittings), joint)
+        )
 
     def build(self, fittings: Sequence[Fitting], choice: Candidate | Joint) -> Built:
         """Return the shared stages, a chain per layer and what its bias takes over."""
@@ -230,10 +232,10 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Work:
+class Factored:
     """What a site carries: its problem, the layers it rewrites, and how."""
 
-    problem: Problem
+    problem: Factoring
     fittings: tuple[Fitting, ...]
     choice: Candidate | Joint
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from math import prod
 
@@ -13,6 +13,7 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Level, Site, Skip
+from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
@@ -25,7 +26,7 @@ from onnxsqueeze.measure.switchboard import Probe, gains
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.techniques.lowrank import forms
-from onnxsqueeze.techniques.lowrank.choice import Compose, Outline, Problem, Unit, Work, dense
+from onnxsqueeze.techniques.lowrank.choice import Compose, Factored, Factoring, Outline, Unit, dense
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["apply", "levels", "measure", "pose", "reconsider"]
@@ -35,27 +36,25 @@ PROBE = 0.02
 LEVELS = (0.75, 0.5, 0.25)
 """Shares of a layer's multiply-accumulates at which ``levels`` treats it."""
 
+Plan = list[Site[Factored] | Skip]
 Find = Callable[[Fitting], Iterable[Candidate] | str]
 """The candidates of a layer, or why it has none."""
 
 
-def apply(site: Site, graph: Graph, label: str) -> None:
+def apply(site: Site[Factored], graph: Graph, label: str) -> None:
     """Rewrite the layer or layers of a site."""
-    assert isinstance(site.work, Work)
     problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
     shared, branches, shifts = problem.build(fittings, choice)
     rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
 
 
-def pose(
-    view: View, stats: Statistics, only: Sequence[str], exclude: Sequence[str], find: Find
-) -> tuple[list[Unit], list[Skip], dict[str, int]]:
+def pose(view: View, stats: Statistics, pass_: Selected, find: Find) -> tuple[list[Unit], list[Skip], dict[str, int]]:
     """Return the layers with their candidates, by the input they share, why others stay, and the output positions."""
     units: list[Unit] = []
     skips: list[Skip] = []
     positions: dict[str, int] = {}
     groups: dict[tuple[int, object], Unit] = {}
-    for entry in layers(view, only, exclude):
+    for entry in layers(view, pass_):
         if isinstance(entry, Skip):
             skips.append(entry)
             continue
@@ -82,16 +81,10 @@ def pose(
 
 
 def levels(
-    view: View,
-    stats: Statistics,
-    only: Sequence[str],
-    exclude: Sequence[str],
-    find: Find,
-    outline: Outline,
-    compose: Compose,
+    view: View, stats: Statistics, pass_: Selected, find: Find, outline: Outline, compose: Compose
 ) -> Iterator[Level]:
     """Yield each layer at each of LEVELS, in the form with the least error that is no dearer."""
-    for entry in layers(view, only, exclude):
+    for entry in layers(view, pass_):
         if isinstance(entry, Skip):
             continue
         node, layer = entry
@@ -123,7 +116,7 @@ def _positions(view: View, node: gs.Node, layer: Linear) -> int | None:
     return prod(int(d) for d in shape if isinstance(d, int)) // layer.outputs
 
 
-def measure(problem: Problem, bench: Bench) -> None:
+def measure(problem: Factoring, bench: Bench) -> None:
     """Measure the gain of every layer of the problem, and take the positions from a real feed."""
     counted = cost.macs(bench.original, bench.feeds[0])
     fittings = [f for unit in problem.units for f in unit.fittings]
@@ -162,13 +155,11 @@ def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
     return change, -change @ mean, error
 
 
-def reconsider(pass_: Pass, plan: list[Site | Skip], bench: Bench) -> list[Site | Skip]:
+def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench) -> Plan:
     """Solve the plan's problem again with measured gains, until the measured error keeps a budget of error too."""
-    work = next(e.work for e in plan if isinstance(e, Site))
-    assert isinstance(work, Work)
-    problem = work.problem
+    problem = next(e.work for e in plan if isinstance(e, Site)).problem
     measure(problem, bench)
-    kept: list[Site | Skip] = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
+    kept: Plan = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
     found = list(problem.entries(problem.solve()))
     limit, budget = problem.max_error, problem.max_error
     for _ in range(0 if problem.ratio is not None else 5):

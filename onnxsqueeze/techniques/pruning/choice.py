@@ -27,7 +27,7 @@ from onnxsqueeze.techniques.pruning.readers import Indices, Reader, read, rows_o
 from onnxsqueeze.techniques.pruning.surgeon import Part, Sweep, sweep
 from onnxsqueeze.techniques.pruning.units import Group, Slot
 
-__all__ = ["Candidate", "Layer", "Problem", "Score", "pose"]
+__all__ = ["Candidate", "Layer", "Removal", "Score", "pose"]
 
 Score = Literal["obs", "l1", "l2", "random"]
 ROUNDS = 4
@@ -83,7 +83,7 @@ class Candidate:
 
 
 @dataclass
-class Problem:
+class Removal:
     """All groups of a plan and what their layers cost."""
 
     coupling: Coupling
@@ -194,7 +194,7 @@ class Problem:
 
 def pose(
     view: View, stats: Statistics, coupling: Coupling, chosen: Sequence[Group], *, score: Score, by: By, round_to: int
-) -> Problem:
+) -> Removal:
     """Return the problem of pruning the ``chosen`` groups; positions are those of shapes that the graph states."""
     nodes = {key_of(node): node for node in view.nodes}
     constants = {str(t.name): t for node in view.nodes for t in node.inputs if isinstance(t, gs.Constant)}
@@ -210,7 +210,7 @@ def pose(
         step = max(1, round_to // min((s.indices.shape[1] for s in made), default=1))
         norms = sum((_norms(view, constants[s.constant], s, score) for s in made), np.zeros(group.size))
         candidates.append(Candidate(group, reads, norms, step))
-    problem = Problem(coupling, candidates, readers, list(_layers(view, chosen)), score, by)
+    problem = Removal(coupling, candidates, readers, list(_layers(view, chosen)), score, by)
     problem.rank()
     return problem
 

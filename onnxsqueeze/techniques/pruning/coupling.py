@@ -21,7 +21,7 @@ from onnxsqueeze.techniques.pruning import removal
 from onnxsqueeze.techniques.pruning.component import Component, Ref
 from onnxsqueeze.techniques.pruning.groups import groups_of
 from onnxsqueeze.techniques.pruning.removal import Survivors
-from onnxsqueeze.techniques.pruning.units import Consequence, Group, Kind, Reader
+from onnxsqueeze.techniques.pruning.units import Anchor, Consequence, Group, Kind
 
 __all__ = ["Coupling", "couple"]
 
@@ -39,7 +39,7 @@ class Coupling:
     groups: tuple[Group, ...]
     lengths: Mapping[tuple[str, int], int]
     """How many indices an axis of a constant or activation had at first."""
-    readers: Mapping[str, Reader]
+    readers: Mapping[str, Anchor]
     """For each constant with an axis that follows a group a node that reads it."""
     consequences: tuple[Consequence, ...] = ()
     """What else in the graph says how long an axis is, or where on it something stands."""
@@ -78,7 +78,7 @@ def couple(view: View) -> Coupling:
     order = {key_of(node): i for i, node in enumerate(view.nodes)}
     groups = list(_in_bodies(view))
     lengths: dict[tuple[str, int], int] = {}
-    readers: dict[str, Reader] = {}
+    readers: dict[str, Anchor] = {}
     consequences: dict[Consequence, None] = {}
     for component in _components(view):
         lengths.update({(str(component.tensors[key].name), i): size for (key, i), size in component.lengths.items()})
@@ -137,7 +137,7 @@ def _in_bodies(view: View) -> Iterator[Group]:
                 yield Group(key_of(node), kind, count, (), {}, reason)
 
 
-def _reader(constant: gs.Constant) -> Reader:
+def _reader(constant: gs.Constant) -> Anchor:
     node = constant.outputs[0]
     slot = next(slot for slot, tensor in enumerate(node.inputs) if tensor is constant)
-    return Reader(key_of(node), str(node.op), slot)
+    return Anchor(key_of(node), str(node.op), slot)

@@ -14,7 +14,7 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.constants import constant_value
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import peek
-from onnxsqueeze.techniques.pruning.units import Consequence, Indices, Reader
+from onnxsqueeze.techniques.pruning.units import Anchor, Consequence, Indices
 
 if TYPE_CHECKING:
     from onnxsqueeze.techniques.pruning.units import Group, Slot
@@ -25,7 +25,7 @@ __all__ = ["Survivors", "remove"]
 class Survivors:
     """The original indices that are left along the axes of a graph's constants and activations."""
 
-    def __init__(self, lengths: Mapping[tuple[str, int], int], readers: Mapping[str, Reader]) -> None:
+    def __init__(self, lengths: Mapping[tuple[str, int], int], readers: Mapping[str, Anchor]) -> None:
         self.lengths = lengths
         self.readers = readers
         self.left: dict[tuple[str, int], Indices] = {}

@@ -19,7 +19,7 @@ from onnxsqueeze.linear.chains import add_to_output
 from onnxsqueeze.linear.layers import laid_out, matrix, set_matrix
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.switchboard import impacts
-from onnxsqueeze.techniques.pruning.choice import Candidate, Problem
+from onnxsqueeze.techniques.pruning.choice import Candidate, Removal
 from onnxsqueeze.techniques.pruning.coupling import Coupling
 from onnxsqueeze.techniques.pruning.proof import disagreement
 from onnxsqueeze.techniques.pruning.readers import Indices, Reader, bias_of, unseen_error
@@ -36,7 +36,7 @@ WRONG = 1e-4
 """Relative deviation from the graph with the same channels masked, from which on a removal is wrong."""
 
 
-def take_out(graph: Graph, problem: Problem, candidate: Candidate, units: Sequence[int], *, repair: bool) -> None:
+def take_out(graph: Graph, problem: Removal, candidate: Candidate, units: Sequence[int], *, repair: bool) -> None:
     """Remove units of a group, and give the layers that read it the weights that make up for it best.
 
     What other groups have taken from the same layer before is respected: removing one after the other and repairing
@@ -81,7 +81,7 @@ def _write(graph: Graph, key: str, weight: Matrix, shift: Matrix) -> None:
         bias.values = (np.asarray(peek(bias), np.float64) + shift).astype(np.dtype(bias.dtype))
 
 
-def measure(problem: Problem, bench: Bench) -> None:
+def measure(problem: Removal, bench: Bench) -> None:
     """Count at how many positions each layer is applied, and measure what its errors do to the answers.
 
     Each layer loses, alone, the first quarter of the units of each of its groups and is repaired: the gain is the
@@ -122,7 +122,7 @@ def measure(problem: Problem, bench: Bench) -> None:
     problem.rank()
 
 
-def _cross(problem: Problem, bench: Bench, probes: Mapping[str, tuple[Indices, float]]) -> None:
+def _cross(problem: Removal, bench: Bench, probes: Mapping[str, tuple[Indices, float]]) -> None:
     """Let layers that have seen few rows count by the error that each half of the feeds has with a fit to the other."""
     view = View(bench.original)
     few = {c: r for c, r in problem.readers.items() if c in probes and r.rows < FEW * r.weight.shape[1]}

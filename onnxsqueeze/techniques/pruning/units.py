@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Consequence", "Group", "Indices", "Kind", "Reader", "Role", "Slot"]
+__all__ = ["Anchor", "Consequence", "Group", "Indices", "Kind", "Role", "Slot"]
 
 Indices = NDArray[np.int64]
 
@@ -34,7 +34,7 @@ class Consequence:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Anchor:
     """Where a constant is read: the key and operator of a node, and the input slot."""
 
     key: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,13 +22,13 @@ from onnxsqueeze.techniques.quantization.grids import Affine
 from onnxsqueeze.techniques.quantization.layers import weight_slots
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
 
-__all__ = ["Work", "as_stored", "quantize", "quantize_alone", "quantize_site"]
+__all__ = ["Quantized", "as_stored", "quantize", "quantize_alone", "quantize_site"]
 
 FloatArray = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Work:
+class Quantized:
     """How one node is quantized; ``quantize`` reads nothing else.
 
     ``form`` is ``static``, ``integer``, ``gate``, ``dynamic`` or ``stored``. ``input`` and ``output`` are the
@@ -37,7 +38,7 @@ class Work:
     shared by all plans of a graph.
     """
 
-    form: str
+    form: Literal["static", "integer", "gate", "dynamic", "stored"]
     input: Affine | None = None
     output: Affine | None = None
     mean: NDArray[np.float64] | None = None
@@ -50,6 +51,11 @@ class Work:
     tail: str = ""
     add: str = ""
     per_tensor: bool = False
+
+    @property
+    def between(self) -> bool:
+        """Whether it is an operator between layers, which has no weight of its own."""
+        return self.form in ("integer", "gate")
 
     @property
     def second(self) -> FloatArray | None:
@@ -65,7 +71,7 @@ class Work:
         return second if share == 0 else second * (1 - share) + np.diag(np.diag(second) * share)
 
 
-def quantize(graph: Graph, key: str, work: Work) -> None:
+def quantize(graph: Graph, key: str, work: Quantized) -> None:
     """Rewrite the node that makes the tensor ``key``."""
     node, scope = edit.find(graph, key)
     if work.form == "static":
@@ -80,34 +86,33 @@ def quantize(graph: Graph, key: str, work: Work) -> None:
         _stored(graph, scope, node, work)
 
 
-def quantize_site(site: Site, graph: Graph) -> None:
+def quantize_site(site: Site[Quantized], graph: Graph) -> None:
     """Rewrite the node of a site of ``int8``."""
-    assert isinstance(site.work, Work)
     quantize(graph, site.key, site.work)
 
 
-def quantize_alone(graph: Graph, key: str, site: Site) -> None:
+def quantize_alone(graph: Graph, key: str, site: Site[Quantized]) -> None:
     """Quantize the layer that makes ``key``, a copy of the site's, and no tensor around it."""
-    assert isinstance(site.work, Work)
     node, _ = edit.find(graph, key)
-    for slot in weight_slots(node) if site.action.startswith("stored") else ():
+    for slot in weight_slots(node) if site.work.form == "stored" else ():
         node.inputs[slot] = edit.constant(graph, f"{key}_weight", values_of(node.inputs[slot]))
     quantize(graph, key, replace(site.work, output=None, tail="", add=""))
 
 
-def as_stored(entry: Site | Skip, reason: str) -> Site | Skip:
+def as_stored(entry: Site[Quantized] | Skip, reason: str) -> Site[Quantized] | Skip:
     """Fall back to float arithmetic on a stored weight; operators without a weight are left alone for that reason."""
-    if isinstance(entry, Skip) or entry.action.startswith("stored"):
+    if isinstance(entry, Skip):
         return entry
-    if entry.action == "integer":
-        return Skip(entry.key, reason)
-    assert isinstance(entry.work, Work)
     old = entry.work
-    work = Work("stored", mean=old.mean, moments=old.moments, source=old.source, kept=old.kept)
+    if old.form == "stored":
+        return entry
+    if old.between:
+        return Skip(entry.key, reason)
+    work = Quantized("stored", mean=old.mean, moments=old.moments, source=old.source, kept=old.kept)
     return replace(entry, action="stored", detail={**entry.detail, "float": reason}, work=work)
 
 
-def _static(graph: Graph, node: gs.Node, work: Work) -> None:
+def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     assert work.input is not None
     values = values_of(node.inputs[1])
     transposed = bool(node.attrs.get("transB", 0))
@@ -137,7 +142,7 @@ def _static(graph: Graph, node: gs.Node, work: Work) -> None:
         qdq.requantize(graph, tail.outputs[0], work.output)
 
 
-def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Work) -> None:
+def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Quantized) -> None:
     for slot in weight_slots(node):
         before, shared = node.inputs[slot], len(node.inputs[slot].outputs) > 1
         after = store(graph, scope, node, slot, work.wide, work.second, work.source, work.kept)

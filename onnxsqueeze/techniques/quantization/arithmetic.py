@@ -15,9 +15,9 @@ from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Mean
 from onnxsqueeze.targets.kernels import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
-from onnxsqueeze.techniques.quantization.apply import Work
+from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
-from onnxsqueeze.techniques.quantization.grids import Affine, Form, activation, usable
+from onnxsqueeze.techniques.quantization.grids import Affine, Grids, activation, usable
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 
 __all__ = ["Arithmetic"]
@@ -36,7 +36,7 @@ class Arithmetic:
     that are not named, the error of the tensor itself is taken. Errors are added up. Times are nanoseconds.
     """
 
-    def __init__(self, layers: Layers, stats: Statistics, form: Form, kept: Kept) -> None:
+    def __init__(self, layers: Layers, stats: Statistics, form: Grids, kept: Kept) -> None:
         self.layers, self.view, self.stats, self.form, self.kept = layers, layers.view, stats, form, kept
         self.errors: Mapping[str, float] = {}
         self._roundings: dict[str, _Rounding | None] = {}
@@ -165,7 +165,7 @@ class Arithmetic:
                     total += CALL + DEQUANTIZE * self.elements(tensor)
         return total
 
-    def work(self, chosen: set[int]) -> Iterator[tuple[gs.Node, Work]]:
+    def work(self, chosen: set[int]) -> Iterator[tuple[gs.Node, Quantized]]:
         """Yield the chosen nodes with their parameters, in order: operators that keep values keep the scale as well."""
         carried: dict[int, Affine] = {}
 
@@ -182,21 +182,21 @@ class Arithmetic:
                 continue
             inputs = tuple(affine(t) for t in self.layers.data_inputs(node))
             if node.op == "HardSigmoid":
-                yield node, Work("gate", inputs=inputs)
+                yield node, Quantized("gate", inputs=inputs)
                 carried[id(node.outputs[0])] = Affine(1 / 255, 0)
                 continue
             output = inputs[0] if node.op in self.layers.KEEP_SCALE else affine(node.outputs[0])
-            yield node, Work("integer", inputs=inputs, output=output)
+            yield node, Quantized("integer", inputs=inputs, output=output)
             carried.update({id(t): output for t in node.outputs})
 
     def _target(self, node: gs.Node, affine: Affine) -> Affine:
         return affine if self.form.symmetric else self.layers.within_clip(self.layers.tail(node), affine)
 
-    def _layer(self, node: gs.Node, source: Affine, target: Affine, chosen: set[int]) -> Work:
+    def _layer(self, node: gs.Node, source: Affine, target: Affine, chosen: set[int]) -> Quantized:
         tail, add = self.layers.tail(node), self.layers.bias_add(node)
         moments = self.stats.of(Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1))
         read = node.op == "Conv" or tail.op in ("Relu", "Clip") or any(id(r) in chosen for r in tail.outputs[0].outputs)
-        return Work(
+        return Quantized(
             "static", source, target if read else None, None if moments is None else moments.mean,
             tail=key_of(tail), add="" if add is None else key_of(add), kept=self.kept,
             per_tensor=self.form.per_tensor,

@@ -13,23 +13,23 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Channels
 from onnxsqueeze.targets.kernels import CALL
-from onnxsqueeze.techniques.quantization.apply import Work
+from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
 from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.outliers import Smoothing, smoothing
 
-__all__ = ["RunTime", "RunTimeLayer", "run_time_times"]
+__all__ = ["Dynamic", "DynamicLayer", "run_time_times"]
 
 ROWS = 128
 """Rows of an input whose size is not known."""
 
 
 @dataclass(frozen=True)
-class RunTimeLayer:
+class DynamicLayer:
     """A layer in its form of run-time quantization; ``float_time`` and ``int8_time`` are in nanoseconds."""
 
     node: gs.Node
-    work: Work
+    work: Quantized
     float_time: float
     int8_time: float
 
@@ -39,7 +39,7 @@ class RunTimeLayer:
         return inf if self.work.smoothing is None else self.work.smoothing.error
 
 
-class RunTime:
+class Dynamic:
     """The layers of a graph that can quantize their input at run time; layers that share an input share the form."""
 
     def __init__(
@@ -49,7 +49,7 @@ class RunTime:
         self._known = known or {}
 
     @cached_property
-    def found(self) -> list[RunTimeLayer]:
+    def found(self) -> list[DynamicLayer]:
         """All of them, in the order of the graph."""
         root = self.layers.root
         static = [n for n in self.layers.static if n.op != "Conv" and not self.stats.range(root(n.inputs[0]).name)]
@@ -60,7 +60,7 @@ class RunTime:
         places = {id(node): i for i, node in enumerate(self.view.nodes)}
         return sorted(found, key=lambda layer: places[id(layer.node)])
 
-    def _group(self, nodes: list[gs.Node]) -> list[RunTimeLayer]:
+    def _group(self, nodes: list[gs.Node]) -> list[DynamicLayer]:
         source = nodes[0].inputs[0]
         moments = None if self.view.in_body(nodes[0]) else self.stats.of(Channels(source.name, -1, True))
         treatment = self._known.get(str(source.name))
@@ -69,9 +69,9 @@ class RunTime:
         rows = self._rows(source) if moments is None else moments.n / moments.runs
         made = []
         for node in nodes:
-            work = Work("dynamic", smoothing=treatment, source=str(source.name), moments=moments, kept=self.kept)
+            work = Quantized("dynamic", smoothing=treatment, source=str(source.name), moments=moments, kept=self.kept)
             times = run_time_times(self.layers.matrix(node).shape, rows, treatment or Smoothing(), len(nodes))
-            made.append(RunTimeLayer(node, work, *times))
+            made.append(DynamicLayer(node, work, *times))
         return made
 
     def _rows(self, tensor: gs.Tensor) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.statistics.histogram import BINS, Histogram
 
-__all__ = ["TINY", "Affine", "Form", "Gate", "activation", "fixed", "usable", "weight_scales"]
+__all__ = ["TINY", "Affine", "Gate", "Grids", "activation", "fixed", "usable", "weight_scales"]
 
 FloatArray = NDArray[np.floating]
 Gate = Callable[[NDArray[np.floating]], NDArray[np.floating]]
@@ -54,7 +54,7 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Form:
+class Grids:
     """How numbers are written in arithmetic: activations as signed integers or not, with the zero point in the middle
     or anywhere, and weights with one scale per output channel or ``per_tensor``.
     """
@@ -102,7 +102,7 @@ def usable(histogram: Histogram) -> bool:
 
 
 def activation(
-    histogram: Histogram, gate: Gate | None = None, form: Form = Form(), grid: int = 64
+    histogram: Histogram, gate: Gate | None = None, form: Grids = Grids(), grid: int = 64
 ) -> tuple[Affine, float]:
     """Return the parameters with the least mean squared error on the histogram, and that error over the signal.
 

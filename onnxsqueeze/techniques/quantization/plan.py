@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.statistics.needs import Mean
-from onnxsqueeze.techniques.quantization.apply import Work
-from onnxsqueeze.techniques.quantization.dynamic import RunTime
+from onnxsqueeze.techniques.quantization.apply import Quantized
+from onnxsqueeze.techniques.quantization.dynamic import Dynamic
 from onnxsqueeze.techniques.quantization.layers import weight_slots
 
 __all__ = ["planned"]
@@ -19,12 +19,12 @@ __all__ = ["planned"]
 _WORDS = {"static": "static", "integer": "integer", "gate": "integer", "dynamic": "dynamic", "stored": "stored"}
 
 
-def planned(run_time: RunTime, work: Iterable[tuple[gs.Node, Work]]) -> Iterator[Site | Skip]:
+def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Iterator[Site[Quantized] | Skip]:
     """Yield the plan in which these nodes compute in integers and all other weights are stored."""
     layers = run_time.layers
     decided = {id(node): each for node, each in work}
     known = {id(each.node): each.work for each in run_time.found}
-    stored: list[Site] = []
+    stored: list[Site[Quantized]] = []
     for node in layers.view.nodes:
         key = key_of(node)
         entry = decided.get(id(node))
@@ -32,7 +32,7 @@ def planned(run_time: RunTime, work: Iterable[tuple[gs.Node, Work]]) -> Iterator
             reasons = [layers.refusal(node, slot) for slot in weight_slots(node)]
             if "" in reasons:
                 moments = run_time.stats.of(Mean(node.inputs[0].name, 1)) if node.op == "Conv" else None
-                entry = replace(known.get(id(node), Work("stored", kept=run_time.kept)), form="stored")
+                entry = replace(known.get(id(node), Quantized("stored", kept=run_time.kept)), form="stored")
                 entry = replace(entry, mean=None if moments is None else moments.mean)
             elif any(reasons):
                 yield Skip(key, next(reason for reason in reasons if reason))

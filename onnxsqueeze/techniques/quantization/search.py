@@ -18,19 +18,19 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.attribution import effects
 from onnxsqueeze.measure.switchboard import SAMPLES, Detour, Switchboard, impacts
-from onnxsqueeze.techniques.quantization.apply import Work, as_stored, quantize_alone, quantize_site
+from onnxsqueeze.techniques.quantization.apply import Quantized, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.audit import audit
-from onnxsqueeze.techniques.quantization.dynamic import RunTime, RunTimeLayer
+from onnxsqueeze.techniques.quantization.dynamic import Dynamic, DynamicLayer
 from onnxsqueeze.techniques.quantization.emit import static as qdq
-from onnxsqueeze.techniques.quantization.grids import Affine, Form
+from onnxsqueeze.techniques.quantization.grids import Affine, Grids
 from onnxsqueeze.techniques.quantization.layers import Layers, weight_slots
 from onnxsqueeze.techniques.quantization.plan import planned
 from onnxsqueeze.techniques.quantization.words import explained, ranking
 
 __all__ = ["Search", "Settings"]
 
-Plan = list[Site | Skip]
+Plan = list[Site[Quantized] | Skip]
 
 PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 700.0, 1500.0, 4000.0, inf)
 """What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
@@ -67,7 +67,7 @@ class _Candidate:
     """A choice of what computes in integers, its predicted run time over that of the float model, and its error."""
 
     static: frozenset[int]
-    dynamic: tuple[RunTimeLayer, ...]
+    dynamic: tuple[DynamicLayer, ...]
     time: float
     error: float
 
@@ -81,7 +81,7 @@ def _loss(time: float, error: float) -> float:
 class Settings:
     """What ``int8`` is asked for: how numbers are written, the largest error of an output, and what it may touch."""
 
-    form: Form
+    form: Grids
     max_drop: float
     wanted: Callable[[gs.Node], bool]
 
@@ -94,11 +94,11 @@ class Search:
         self.view = View(bench.original)
         self.nodes = {key_of(node): node for node in self.view.nodes}
         self.layers = Layers(self.view, settings.wanted)
-        works = [site.work for site in _sites(plan) if isinstance(site.work, Work)]
+        works = [site.work for site in _sites(plan)]
         kept = works[0].kept
         known = {work.source: work.smoothing for work in works if work.source}
         self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
-        self.run_time = RunTime(self.layers, bench.stats, kept, known)
+        self.run_time = Dynamic(self.layers, bench.stats, kept, known)
         self.effects: dict[str, float] = {}
         """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: a relative error."""
         self.wide: set[str] = set()
@@ -115,7 +115,7 @@ class Search:
         return plan
 
     def _best(self) -> Plan:
-        if all(site.action == "stored" for site in _sites(self.first)):
+        if all(site.work.form == "stored" for site in _sites(self.first)):
             self._widen(self.first, 0.0)
             return self._finished(self.first)
         self._measure()
@@ -133,7 +133,7 @@ class Search:
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
-        static = [site.key for site in _sites(plan) if site.action == "static"]
+        static = [site.key for site in _sites(plan) if site.work.form == "static"]
         found = audit(graph, static, self.bench.feeds[:1]) if static else None
         if found is None:
             return plan
@@ -192,7 +192,7 @@ class Search:
             found.setdefault(chosen, _Candidate(frozenset(static), dynamic, time / whole, error))
         return list(found.values())
 
-    def _effect(self, layer: RunTimeLayer) -> float:
+    def _effect(self, layer: DynamicLayer) -> float:
         return self.effects.get(key_of(layer.node), 0.0)
 
     # ---------------------------------------------------------------------------------------- choosing
@@ -232,7 +232,7 @@ class Search:
         """Return the plan in which weights are only stored, with the reason why."""
         plan = {entry.key: entry for entry in planned(self.run_time, ())}
         for site in _sites(self.first):
-            if site.action != "stored":
+            if site.work.form != "stored":
                 entry = plan.get(site.key)
                 kept = replace(entry, detail={**entry.detail, "float": reason}) if isinstance(entry, Site) else None
                 plan[site.key] = kept or entry or Skip(site.key, reason)
@@ -282,7 +282,7 @@ class Search:
         """Return the stored sites that share weights together, with the number of elements."""
         found: dict[tuple[int, ...], tuple[list[str], int]] = {}
         for site in _sites(plan):
-            if site.action == "stored":
+            if site.work.form == "stored":
                 node = self.nodes[site.key]
                 tensors = [node.inputs[slot] for slot in weight_slots(node)]
                 size = sum(prod(tensor.shape) for tensor in tensors)
@@ -295,9 +295,8 @@ class Search:
         """Return the plan with 16 bits where they were chosen."""
         return [self._finished_site(entry) if isinstance(entry, Site) else entry for entry in plan]
 
-    def _finished_site(self, site: Site) -> Site:
-        assert isinstance(site.work, Work)
-        if site.action == "stored" and site.key in self.wide:
+    def _finished_site(self, site: Site[Quantized]) -> Site[Quantized]:
+        if site.work.form == "stored" and site.key in self.wide:
             site = replace(site, action="stored in 16 bits", work=replace(site.work, wide=True))
         return site
 
@@ -306,11 +305,10 @@ def _rounded(affine: Affine, graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
     return qdq.dequantized(graph, tensor, affine)
 
 
-def _plain(work: object) -> Work:
+def _plain(work: Quantized) -> Quantized:
     """Return the work without compensated rounding, which takes longer than what it changes here is worth."""
-    assert isinstance(work, Work)
     return replace(work, moments=None)
 
 
-def _sites(plan: Iterable[Site | Skip]) -> list[Site]:
+def _sites(plan: Iterable[Site[Quantized] | Skip]) -> list[Site[Quantized]]:
     return [entry for entry in plan if isinstance(entry, Site)]

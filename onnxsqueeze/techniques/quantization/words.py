@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.techniques.quantization.apply import Work
+from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 
 __all__ = ["explained", "ranking"]
@@ -21,12 +21,13 @@ SPARED = 50
 """Tensors that would cost less than this SQNR in dB are not named."""
 
 
-def explained(plan: Sequence[Site | Skip], layers: Layers, effects: Mapping[str, float]) -> list[Site | Skip]:
+def explained(
+    plan: Sequence[Site[Quantized] | Skip], layers: Layers, effects: Mapping[str, float]
+) -> list[Site[Quantized] | Skip]:
     """Return the plan with the remedies of each site, and as ``answers`` what it alone does to them, ‖Δy‖² / ‖y‖²."""
     nodes = {key_of(node): node for node in layers.view.nodes}
 
-    def facts(site: Site) -> dict[str, object]:
-        assert isinstance(site.work, Work)
+    def facts(site: Site[Quantized]) -> dict[str, object]:
         node = nodes[site.key]
         end = (layers.tail(node) if node.op in LAYERS and site.work.form == "static" else node).outputs[0]
         found: dict[str, object] = dict(site.detail)
@@ -41,7 +42,7 @@ def explained(plan: Sequence[Site | Skip], layers: Layers, effects: Mapping[str,
     return [replace(entry, detail=facts(entry)) if isinstance(entry, Site) else entry for entry in plan]
 
 
-def _remedies(work: Work) -> Iterator[str]:
+def _remedies(work: Quantized) -> Iterator[str]:
     smooth = work.smoothing if work.form == "dynamic" else None
     if smooth is not None and smooth.scale is not None and np.ptp(np.delete(smooth.scale, smooth.outliers)) > 0:
         yield "a scale per channel"
@@ -57,7 +58,7 @@ def _remedies(work: Work) -> Iterator[str]:
         yield "mean error taken off the bias"
 
 
-def ranking(plan: Sequence[Site | Skip], effects: Mapping[str, float]) -> Iterator[str]:
+def ranking(plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float]) -> Iterator[str]:
     """Yield which sites of an explained plan do most to the answers, and which tensors were left in float for it."""
     sites = [entry for entry in plan if isinstance(entry, Site)]
     ranked = sorted(((site.detail["answers"], site) for site in sites if "answers" in site.detail), key=_worst)
@@ -67,14 +68,14 @@ def ranking(plan: Sequence[Site | Skip], effects: Mapping[str, float]) -> Iterat
     ]
     if parts:
         yield f"what costs the answers most, each alone: {'; '.join(parts)}"
-    rounded = {site.key for site in sites if site.action in ("static", "integer", "dynamic")}
+    rounded = {site.key for site in sites if site.work.form != "stored"}
     names = sorted((name for name in effects if name not in rounded), key=lambda name: -effects[name])
     spared = [name for name in names if effects[name] > 10 ** (-SPARED / 10)][:WORST]
     if spared and rounded:
         yield f"left in float, since rounding them would cost: {', '.join(f'{n} {_db(effects[n])}' for n in spared)}"
 
 
-def _worst(entry: tuple[object, Site]) -> tuple[float, str]:
+def _worst(entry: tuple[object, Site[Quantized]]) -> tuple[float, str]:
     effect, site = entry
     assert isinstance(effect, float)
     return -effect, site.key

@@ -26,19 +26,19 @@ from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Need, Range
 from onnxsqueeze.statistics.sweep import collect
-from onnxsqueeze.techniques.quantization.apply import Work
+from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
-from onnxsqueeze.techniques.quantization.grids import Form
+from onnxsqueeze.techniques.quantization.grids import Grids
 from onnxsqueeze.techniques.quantization.layers import Layers
 
-PLAIN = Form()
+PLAIN = Grids()
 SHAPE: list[Any] = [1, 32, 8, 8]
 WEIGHT = constant("w", np.random.default_rng(0).normal(size=(32, 32, 3, 3)) / 17)
 OPERATORS = ("Conv", "Conv+Relu", "Add", "Mul", "MaxPool", "Sigmoid", "Transpose", "Neg")
 
 
-def arithmetic(proto: onnx.ModelProto, stats: Statistics, form: Form = PLAIN) -> Arithmetic:
+def arithmetic(proto: onnx.ModelProto, stats: Statistics, form: Grids = PLAIN) -> Arithmetic:
     return Arithmetic(Layers(View(load(proto))), stats, form, Kept())
 
 
@@ -69,7 +69,7 @@ def chosen(found: Arithmetic, *names: str) -> set[int]:
     return {id(node_of(found, name)) for name in names}
 
 
-def works(found: Arithmetic, nodes: set[int]) -> dict[str, Work]:
+def works(found: Arithmetic, nodes: set[int]) -> dict[str, Quantized]:
     return {key_of(node): work for node, work in found.work(nodes)}
 
 
@@ -221,9 +221,9 @@ def test_a_conv_with_clip_gives_its_narrower_parameters_to_what_moves_its_values
 
 @pytest.mark.parametrize(
     ("form", "scale", "zero"),
-    [(Form(), 1 / 255, 0), (Form(signed=True), 1 / 255, 0), (Form(symmetric=True), 1 / 127, 128)],
+    [(Grids(), 1 / 255, 0), (Grids(signed=True), 1 / 255, 0), (Grids(symmetric=True), 1 / 127, 128)],
 )
-def test_a_sigmoid_makes_values_from_0_to_1_whatever_was_measured(form: Form, scale: float, zero: int) -> None:
+def test_a_sigmoid_makes_values_from_0_to_1_whatever_was_measured(form: Grids, scale: float, zero: int) -> None:
     proto = chain("Sigmoid")
     proto.graph.initializer[0].CopyFrom(constant("w", np.full((32, 32, 3, 3), 1e-4)))
     found = arithmetic(proto, measured(proto, FEEDS), form)
@@ -247,7 +247,9 @@ def gated() -> onnx.ModelProto:
 def test_a_gate_needs_a_form_in_which_0_is_the_smallest_integer() -> None:
     stats = measured(gated(), FEEDS)
     plain = arithmetic(gated(), stats)
-    others = [arithmetic(gated(), stats, form) for form in (Form(signed=True), Form(symmetric=True), Form(True, True))]
+    others = [
+        arithmetic(gated(), stats, form) for form in (Grids(signed=True), Grids(symmetric=True), Grids(True, True))
+    ]
 
     assert [key_of(n) for n in plain.nodes] == ["c", "y", "h", "m"]
     assert [[key_of(n) for n in each.nodes] for each in others] == [["c", "y", "m"]] * 3
@@ -273,7 +275,7 @@ def test_what_only_a_gate_closes_need_not_be_represented() -> None:
 def test_signed_parameters_are_the_unsigned_ones_moved_by_128() -> None:
     proto = chain("Sigmoid", "MaxPool")
     stats = measured(proto, FEEDS)
-    one, two = arithmetic(proto, stats), arithmetic(proto, stats, Form(signed=True))
+    one, two = arithmetic(proto, stats), arithmetic(proto, stats, Grids(signed=True))
     pairs = [
         (a[0], two.roundings({id(n) for n in two.nodes})[name][0])
         for name, a in one.roundings({id(n) for n in one.nodes}).items()
@@ -291,7 +293,7 @@ def test_symmetric_parameters_have_their_zero_in_the_middle_even_after_relu(sign
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4), helper.make_node("Relu", ["c"], ["y"])]
     proto = model(nodes, [WEIGHT], {"x": SHAPE}, {"y": SHAPE})
     stats = measured(proto, FEEDS)
-    found = arithmetic(proto, stats, Form(signed, symmetric=True))
+    found = arithmetic(proto, stats, Grids(signed, symmetric=True))
     work = works(found, chosen(found, "c"))["c"]
 
     assert work.input is not None

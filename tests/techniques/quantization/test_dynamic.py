@@ -19,8 +19,8 @@ from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.sweep import collect
-from onnxsqueeze.techniques.quantization.apply import Work
-from onnxsqueeze.techniques.quantization.dynamic import ROWS, RunTime, RunTimeLayer, run_time_times
+from onnxsqueeze.techniques.quantization.apply import Quantized
+from onnxsqueeze.techniques.quantization.dynamic import ROWS, Dynamic, DynamicLayer, run_time_times
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
 from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
@@ -43,15 +43,15 @@ def feeds(rows: int, inputs: int, outliers: float = 1.0, count: int = 3) -> list
 
 def found(
     proto: onnx.ModelProto, data: list[dict[str, Array]] | None = None, known: dict[str, Smoothing | None] | None = None
-) -> dict[str, RunTimeLayer]:
+) -> dict[str, DynamicLayer]:
     graph = load(proto)
     stats = collect(graph, Int8().needs(View(graph)), data) if data else Statistics()
-    layers = RunTime(Layers(View(graph)), stats, Kept(), known).found
+    layers = Dynamic(Layers(View(graph)), stats, Kept(), known).found
     return {key_of(each.node): each for each in layers}
 
 
-def smoothing_of(layer: RunTimeLayer) -> Smoothing:
-    assert isinstance(layer.work, Work)
+def smoothing_of(layer: DynamicLayer) -> Smoothing:
+    assert isinstance(layer.work, Quantized)
     assert layer.work.smoothing is not None
     return layer.work.smoothing
 

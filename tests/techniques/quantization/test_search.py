@@ -35,7 +35,7 @@ class Planned:
         self.bench = Bench(graph, feeds, 0, lambda *step: None, known=[ratio] * 3)
         self.bench.stats = collect(graph, self.pass_.needs(View(graph)), feeds)
         first = list(self.pass_.plan(View(graph), self.bench.stats))
-        settings = Settings(self.pass_.form, self.pass_.max_drop, self.pass_.wanted)
+        settings = Settings(self.pass_.form, self.pass_.max_drop, self.pass_.wants)
         self.search = Search(settings, first, self.bench)
         self.plan = self.search.best()
 
