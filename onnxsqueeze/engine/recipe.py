@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -19,6 +18,7 @@ from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.options import make, ordered, spec
 from onnxsqueeze.engine.syntax import Step
+from onnxsqueeze.engine.toml import lines, written
 from onnxsqueeze.errors import SpecError, UsageError
 from onnxsqueeze.files import whole
 from onnxsqueeze.measure.output_kinds import Name, parse
@@ -118,17 +118,17 @@ class Recipe:
 
     def to_toml(self, folder: Path | None = None) -> str:
         """Return the text of the file; every option is written out, so that other defaults do not change it."""
-        lines = [f"# Made by {_versions()}.", "", f"seed = {self.seed}", f"validate = {_toml(self.validate)}"]
-        lines += [] if self.min_sqnr is None else [f"min-sqnr = {_toml(self.min_sqnr)}"]
-        lines += [] if self.score is None else [f"score = {_toml(self.score)}"]
-        lines += [] if self.max_score_drop is None else [f"max-score-drop = {_toml(self.max_score_drop)}"]
-        lines += ["", "[outputs]", *_lines(self.outputs)] if self.outputs else []
-        lines += ["", "[calibration]", *_lines(_relative(self.calibration, folder))]
+        text = [f"# Made by {_versions()}.", "", f"seed = {self.seed}", f"validate = {written(self.validate)}"]
+        text += [] if self.min_sqnr is None else [f"min-sqnr = {written(self.min_sqnr)}"]
+        text += [] if self.score is None else [f"score = {written(self.score)}"]
+        text += [] if self.max_score_drop is None else [f"max-score-drop = {written(self.max_score_drop)}"]
+        text += ["", "[outputs]", *lines(self.outputs)] if self.outputs else []
+        text += ["", "[calibration]", *lines(_relative(self.calibration, folder))]
         for each in self.steps:
-            lines += ["", "[[step]]", f"pass = {_toml(each.pass_.name)}", *_lines(_options(each.pass_))]
-            lines += [f"latency = {_toml(each.latency)}"] if each.latency else []
-            lines += ["[step.chosen]", *_lines(each.chosen)] if each.chosen else []
-        return "\n".join(lines) + "\n"
+            text += ["", "[[step]]", f"pass = {written(each.pass_.name)}", *lines(_options(each.pass_))]
+            text += [f"latency = {written(each.latency)}"] if each.latency else []
+            text += ["[step.chosen]", *lines(each.chosen)] if each.chosen else []
+        return "\n".join(text) + "\n"
 
 
 # Reading
@@ -149,22 +149,22 @@ def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
     for key in ("mean", "std", "scale"):
         values = calibration.get(key, 0.0)
         if not all(_is_number(each) for each in (values if isinstance(values, list) else [values])):
-            raise UsageError(f"[calibration] {key} takes a number or a list of them, not {_toml(values)}")
+            raise UsageError(f"[calibration] {key} takes a number or a list of them, not {written(values)}")
     steps = table.get("step", [])
     if not isinstance(steps, list) or not steps or not all(isinstance(each, dict) for each in steps):
         raise UsageError('there are no steps: write [[step]] and under it pass = "..." for each pass')
     validate, seed = table.get("validate", "full"), _typed(table, "seed", int, "an integer")
     if validate not in ("full", "none"):
-        raise UsageError(f'validate is "full" or "none", not {_toml(validate)}')
+        raise UsageError(f'validate is "full" or "none", not {written(validate)}')
     if seed is not None and seed < 0:
         raise UsageError(f"seed is 0 or more, not {seed}")
     tolerance = table.get("min-sqnr")
     if tolerance is not None and not _is_number(tolerance):
-        raise UsageError(f"min-sqnr takes a number of dB, not {_toml(tolerance)}")
+        raise UsageError(f"min-sqnr takes a number of dB, not {written(tolerance)}")
     made = [ingredient for number, step in enumerate(steps, 1) for ingredient in _ingredients(step, number)]
     drop = table.get("max-score-drop")
     if drop is not None and not _is_number(drop):
-        raise UsageError(f"max-score-drop takes a share like 0.005, not {_toml(drop)}")
+        raise UsageError(f"max-score-drop takes a share like 0.005, not {written(drop)}")
     return Recipe(
         tuple(made),
         calibration,
@@ -232,7 +232,7 @@ def _scalars(key: str, value: object) -> object:
 def _texts(value: object) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)) or not all(isinstance(each, str) for each in values):
-        raise UsageError(f"names of layers are text or a list of texts, not {_toml(value)}")
+        raise UsageError(f"names of layers are text or a list of texts, not {written(value)}")
     return [str(each) for each in values]
 
 
@@ -246,7 +246,7 @@ def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _typed(table: Mapping[str, Any], key: str, type_: type, words: str) -> Any:
     value = table.get(key)
     if value is not None and type(value) is not type_:
-        raise UsageError(f"{key} takes {words}, not {_toml(value)}")
+        raise UsageError(f"{key} takes {words}, not {written(value)}")
     return value
 
 
@@ -284,25 +284,6 @@ def _relative(calibration: Mapping[str, object], folder: Path | None) -> dict[st
     if "stats" in found:
         found["stats"] = [path(each) for each in cast("Iterable[object]", found["stats"])]
     return found
-
-
-def _lines(table: Mapping[str, object]) -> list[str]:
-    return [f"{_key(key)} = {_toml(value)}" for key, value in table.items()]
-
-
-def _key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else _toml(key)
-
-
-def _toml(value: object) -> str:
-    """Return a value as TOML; a JSON string is a TOML string but for DEL."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)
 
 
 def _versions() -> str:
