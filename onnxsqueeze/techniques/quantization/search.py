@@ -37,7 +37,9 @@ PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 700.0, 1500.0, 4000.0, inf)
 RATE = 0.025
 """The share of the run time that a decibel is worth."""
 FINE = 32.0
-"""The SQNR in dB from which more accuracy is worth nothing."""
+"""The SQNR in dB from which more accuracy is worth no time."""
+STORED = 42.0
+"""The SQNR in dB from which stored weights need no more bits, which cost no time."""
 NEAR_STORED = 3.0
 """Where stored weights alone miss ``max_drop``, int8 arithmetic may cost this many dB more."""
 FEEDS = 2
@@ -253,7 +255,7 @@ class Search:
         It ends when the rest does less than a quarter of what ``arithmetic`` does, or next to nothing.
         """
         shared = self._stored(plan)
-        if not shared or len(shared) > WIDENED or (not arithmetic and self.bench.sqnr(self._variant(plan)) >= FINE):
+        if not shared or len(shared) > WIDENED or (not arithmetic and self.bench.sqnr(self._variant(plan)) >= STORED):
             return
         sites = {site.key: site for site in _sites(plan)}
         alone: dict[str, list[Rewrite]] = {
@@ -272,7 +274,7 @@ class Search:
             self.effects.update(dict.fromkeys(keys, effect))
         left, budget = sum(effect for effect, _, _ in effects), MORE * sum(size for _, size, _ in effects)
         for effect, size, keys in sorted(effects, key=lambda each: -each[0] / each[1]):
-            if left <= max(10 ** (-FINE / 10), arithmetic / 4):
+            if left <= max(10 ** (-STORED / 10), arithmetic / 4):
                 break
             if size <= budget and effect > 0.01 * left:
                 left, budget = left - effect, budget - size
