@@ -17,9 +17,10 @@ from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.bias import bias_value
 from onnxsqueeze.linear.chains import rewrite
 from onnxsqueeze.linear.fitting import Fitting
-from onnxsqueeze.linear.layers import Linear, bias, covariance, matrix
+from onnxsqueeze.linear.layers import Linear, covariance, matrix
 from onnxsqueeze.linear.select import layers
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.switchboard import Probe, gains
@@ -131,7 +132,7 @@ def measure(problem: Factoring, bench: Bench) -> None:
         node = nodes.get(fitting.layer.key)
         if node is None or view.in_body(node) or fitting.mean is None or np.dtype(node.inputs[1].dtype) != np.float32:
             continue
-        probes[fitting.layer.key] = probe(fitting, bias(view, node))
+        probes[fitting.layer.key] = probe(fitting, bias_value(view, node))
         axes[fitting.layer.key] = 1 if fitting.layer.op == "Conv" else -1
     if not probes:
         return
