@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.arrays import Matrix
+from onnxsqueeze.budget.spend import within
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Level, Site, Skip
@@ -97,9 +98,9 @@ def levels(
             else [(predicted.macs(outline(layer, c.form, c.ranks)) / predicted.macs(dense(layer)), c) for c in answer]
         )
         for limit in LEVELS:
-            within = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]
-            if within:
-                share, candidate = costs[min(within)[1]]
+            cheap = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]
+            if cheap:
+                share, candidate = costs[min(cheap)[1]]
                 put = partial(_put, fitting=fitting, candidate=candidate, compose=compose)
                 yield Level(layer.key, f"{limit:.0%}", share, candidate.error, {layer.key: put})
 
@@ -161,13 +162,15 @@ def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench) -> Plan:
     problem = next(e.work for e in plan if isinstance(e, Site)).problem
     measure(problem, bench)
     kept: Plan = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
-    found = list(problem.entries(problem.solve()))
-    limit, budget = problem.max_error, problem.max_error
-    for _ in range(0 if problem.ratio is not None else 5):
+
+    def solve(limit: float) -> Plan:
+        return list(problem.entries(problem.solve(limit)))
+
+    def error_of(found: Plan) -> float:
         sites = [entry for entry in found if isinstance(entry, Site)]
-        error = bench.error(bench.variant(pass_.apply, sites)) if sites else 0.0
-        if error <= budget:
-            return kept + found
-        limit *= 0.8 * budget / error if np.isfinite(error) else 0.1
-        found = list(problem.entries(problem.solve(limit)))
-    return kept + (found if problem.ratio is not None else list(problem.entries(problem.solve(0.0))))
+        return bench.error(bench.variant(pass_.apply, sites)) if sites else 0.0
+
+    if problem.ratio is not None:
+        return kept + solve(problem.max_error)
+    found, holds = within(problem.max_error, solve, error_of, tries=5)
+    return kept + (found if holds else solve(0.0))
