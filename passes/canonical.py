@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, is_standard, key_of
 from onnxsqueeze.techniques.canonical import kernel_forms
 
@@ -247,7 +248,8 @@ def _linear(view: View, node: gs.Node, tensor: gs.Tensor) -> bool:
     weight = view.value(node.inputs[1])
     if weight is None or weight.dtype != np.float32 or (node.op != "Conv" and weight.ndim != 2):
         return False
-    if len(node.inputs) > 2 and node.inputs[2].name and view.value(node.inputs[2]) is None:
+    bias = bias_tensor(node)
+    if bias is not None and view.value(bias) is None:
         return False
     if node.op == "Gemm":
         return not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
@@ -303,14 +305,10 @@ def _fold_forward(graph: Graph, scope: Graph, node: gs.Node, affine: _Affine) ->
             continue
         assert affine.shift is not None
         moved = (weight * _along_inputs(reader, weight, affine.shift)).sum(axis=_input_axes(reader, weight))
-        has = len(reader.inputs) > 2 and bool(reader.inputs[2].name)
-        old = np.asarray(view.value(reader.inputs[2]), np.float64).reshape(-1) if has else 0.0
-        hint = reader.inputs[2].name if has else f"{reader.inputs[1].name}_bias"
-        bias = edit.constant(graph, f"{hint}_shifted", (old + moved).astype(np.float32))
-        if len(reader.inputs) > 2:
-            reader.inputs[2] = bias
-        else:
-            reader.inputs.append(bias)
+        bias = bias_tensor(reader)
+        hint = f"{reader.inputs[1].name}_bias" if bias is None else bias.name
+        shifted = (bias_value(view, reader) + moved).astype(np.float32)
+        set_bias(reader, edit.constant(graph, f"{hint}_shifted", shifted))
     edit.remove(scope, node)
     edit.redirect(output, source)
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, Weight, edit, is_standard, key_of, subgraphs
 from onnxsqueeze.techniques.canonical.folding import fold
 
@@ -182,15 +183,11 @@ def _is_linear(node: gs.Node | None) -> bool:
     return node is not None and node.op in LINEAR and is_standard(node)
 
 
-def _bias(linear: gs.Node) -> gs.Tensor | None:
-    return linear.inputs[2] if len(linear.inputs) > 2 and linear.inputs[2].name else None
-
-
 def _bias_is_a_vector(view: View, linear: gs.Node, channels: int) -> bool:
     """Whether the bias is absent, or constant with one number (per channel); a Gemm may add a whole matrix."""
     if linear.op == "Gemm" and linear.attrs.get("beta", 1.0) != 1.0:
         return False
-    bias = _bias(linear)
+    bias = bias_tensor(linear)
     if bias is None:
         return True
     value = view.value(bias)
@@ -231,19 +228,13 @@ def _channels(linear: gs.Node, weight: Array) -> int:
 def _fold_linear(graph: Graph, scope: Graph, node: gs.Node, scaling: _Scaling) -> None:
     view = View(graph)
     linear: gs.Node = next(p for tensor in node.inputs for p in tensor.inputs if _is_linear(p))
-    weight, bias = np.asarray(view.value(linear.inputs[1])), _bias(linear)
-    old = 0.0 if bias is None else np.asarray(view.value(bias), np.float64).reshape(-1)
+    weight, bias = np.asarray(view.value(linear.inputs[1])), bias_tensor(linear)
     name = linear.inputs[1].name
-    shift = edit.constant(
-        graph, bias.name if bias else f"{name}_bias", (old * scaling.factor + scaling.shift).astype(weight.dtype)
-    )
+    shift = (bias_value(view, linear) * scaling.factor + scaling.shift).astype(weight.dtype)
+    set_bias(linear, edit.constant(graph, f"{name}_bias" if bias is None else bias.name, shift))
     if np.any(scaling.factor != 1):
         scaled = weight.astype(np.float64) * _along(linear, weight, scaling.factor)
         linear.inputs[1] = edit.constant(graph, f"{name}_folded", scaled.astype(weight.dtype))
-    if len(linear.inputs) > 2:
-        linear.inputs[2] = shift
-    else:
-        linear.inputs.append(shift)
     output = node.outputs[0]
     edit.remove(scope, node)
     linear.outputs[0] = output

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxsqueeze.budget.spend import By
+from onnxsqueeze.budget.spend import By, within
 from onnxsqueeze.linear import refit
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.linear.refit import Kept
@@ -135,16 +135,17 @@ class Prune(Selected[Removed]):
         members = {c.group.name for c in problem.candidates}
         others: list[Site[Removed] | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
         repair.measure(problem, bench)
-        budget = limit = self.max_error or 0.01
-        found = list(self._entries(problem, problem.solve(self._first, limit)))
-        for _ in range(6 if self.ratio is None else 0):
+
+        def solve(limit: float) -> list[Site[Removed] | Skip]:
+            return list(self._entries(problem, problem.solve(self._first, limit)))
+
+        def error_of(found: list[Site[Removed] | Skip]) -> float:
             sites = [e for e in found if isinstance(e, Site)]
             error = bench.error(bench.variant(self.apply, sites)) if sites else 0.0
-            error *= max((reader.unseen for reader in problem.readers.values()), default=1.0)
-            if error <= budget:
-                break
-            limit *= 0.8 * budget / error if np.isfinite(error) else 0.1
-            found = list(self._entries(problem, problem.solve(None, limit)))
+            return error * max((reader.unseen for reader in problem.readers.values()), default=1.0)
+
+        budget = self.max_error or 0.01
+        found = solve(budget) if self.ratio is not None else within(budget, solve, error_of, tries=6)[0]
         return others + self._proven(found, problem, bench)
 
     def milder(self) -> Prune | None:

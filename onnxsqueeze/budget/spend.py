@@ -6,15 +6,15 @@ a unit of saved cost adds is the Lagrangian ``min Σ error + μ·Σ cost`` for e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf
-from typing import Literal
+from math import inf, isfinite
+from typing import Literal, TypeVar
 
-__all__ = ["By", "Option", "combined", "frontier", "hull", "settled", "spend", "uniform"]
+__all__ = ["By", "Option", "combined", "frontier", "hull", "settled", "spend", "uniform", "within"]
 
 By = Literal["macs", "params", "latency"]
-
+Found = TypeVar("Found")
 
 FLOOR = 1e-9
 """Relative squared errors under this, 90 dB, are rounding noise of the algebra and count as none."""
@@ -145,6 +145,24 @@ def uniform(layers: Sequence[Sequence[Option]], cost: float) -> list[Option] | N
         if sum(o.cost for o in chosen) <= cost:
             return chosen
     return None
+
+
+def within(
+    budget: float, solve: Callable[[float], Found], error_of: Callable[[Found], float], *, tries: int
+) -> tuple[Found, bool]:
+    """Return what ``solve`` finds under a limit of predicted error, and whether its measured error keeps the budget.
+
+    The limit starts at the budget and shrinks, by a little more than the measured error exceeds the budget, until that
+    holds or ``tries`` measurements have failed; what is found under the limit after those is not measured.
+    """
+    limit, found = budget, solve(budget)
+    for _ in range(tries):
+        error = error_of(found)
+        if error <= budget:
+            return found, True
+        limit *= 0.8 * budget / error if isfinite(error) else 0.1
+        found = solve(limit)
+    return found, False
 
 
 def _error(options: Sequence[Option]) -> float:

@@ -2,72 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.arrays import Array
 from onnxsqueeze.graph.operators import operator
-from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.weights import peek
 
-__all__ = ["constant_of", "constant_value", "source", "stored"]
+__all__ = ["Followed", "constant_of", "constant_value", "followed", "source", "stored"]
 
+_HANDS_ON = ("Identity", "Cast", "Transpose")
 _CONSTANT_KINDS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+
+
+class Followed(NamedTuple):
+    """The constant behind a tensor, None where a Constant node holds numbers, and the nodes passed, nearest first."""
+
+    constant: gs.Constant | None
+    passed: list[gs.Node]
+
+
+def followed(tensor: gs.Tensor, through: Collection[str], *, fixed: bool = False) -> Followed | None:
+    """Follow a tensor to its constant through standard operators that hand on their first input.
+
+    ``through`` names them; with "Constant" in it the path may also end at a Constant node, which is the last one passed
+    and may hold its value in an attribute of numbers. With ``fixed`` an initializer that the caller may override is
+    none.
+    """
+    passed: list[gs.Node] = []
+    while not isinstance(tensor, gs.Constant) or (fixed and getattr(tensor, "overridable", False)):
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or operator(node) not in through or node in passed:
+            return None
+        passed.append(node)
+        if node.op == "Constant":
+            value = node.attrs.get("value")
+            return Followed(value if isinstance(value, gs.Constant) else None, passed)
+        tensor = node.inputs[0]
+    return Followed(tensor, passed)
 
 
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
     """Return the constant behind a tensor: an initializer, or the value of a Constant node, maybe through Identity."""
-    node = None
-    while not isinstance(tensor, gs.Constant):
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or node.op not in ("Constant", "Identity") or node.domain not in (None, "", "ai.onnx"):
-            return None
-        if node.op == "Constant":
-            break
-        tensor = node.inputs[0]
-    else:
-        return tensor
-    value = node.attrs.get("value")
-    return value if isinstance(value, gs.Constant) else None
+    found = followed(tensor, ("Constant", "Identity"))
+    return None if found is None else found.constant
 
 
 def source(tensor: gs.Tensor) -> tuple[gs.Constant, list[int]] | None:
     """Return the constant behind Identity, Cast and Transpose, and its axis for each axis of the tensor."""
-    steps: list[gs.Node] = []
-    while not isinstance(tensor, gs.Constant):
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or operator(node) not in ("Identity", "Cast", "Transpose") or node in steps:
-            return None
-        steps.append(node)
-        tensor = node.inputs[0]
-    axes = list(range(len(tensor.shape)))
-    for node in reversed(steps):
+    found = followed(tensor, _HANDS_ON)
+    if found is None or found.constant is None:
+        return None
+    axes = list(range(len(found.constant.shape)))
+    for node in reversed(found.passed):
         if node.op == "Transpose":
             axes = [axes[i] for i in node.attrs.get("perm") or list(range(len(axes)))[::-1]]
-    return tensor, axes
+    return found.constant, axes
 
 
 def constant_value(tensor: gs.Tensor) -> Array | None:
     """Return the value of a tensor that is constant, also through Constant, Identity, Cast and Transpose."""
-    steps: list[gs.Node] = []
-    while not (isinstance(tensor, gs.Constant) and not getattr(tensor, "overridable", False)):
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or not is_standard(node) or node in steps:
-            return None
-        if node.op == "Constant":
-            return _after(steps, _constant_value(node))
-        if node.op not in ("Identity", "Cast", "Transpose"):
-            return None
-        steps.append(node)
-        tensor = node.inputs[0]
-    return _after(steps, peek(tensor))
+    found = followed(tensor, ("Constant", *_HANDS_ON), fixed=True)
+    if found is None:
+        return None
+    value = _numbers(found.passed[-1]) if found.constant is None else peek(found.constant)
+    return _after(found.passed, value)
 
 
-def _constant_value(node: gs.Node) -> Array | None:
-    value = node.attrs.get("value")
-    if isinstance(value, gs.Constant):
-        return peek(value)
+def _numbers(node: gs.Node) -> Array | None:
+    """Return the value of a Constant node that holds numbers."""
     for name, dtype in _CONSTANT_KINDS.items():
         if name in node.attrs:
             return np.asarray(node.attrs[name], dtype)

@@ -13,6 +13,7 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.bias import bias_tensor, bias_value
 
 __all__ = ["Chain", "Stage", "add_to_output", "rewrite"]
 
@@ -63,10 +64,10 @@ def rewrite(
             source = x if shared else None
         elif shared:
             gemm = {}
-        bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+        bias = bias_tensor(node)
         if shift is not None and node.op != "MatMul":
-            old = 0.0 if bias is None else np.asarray(view.value(bias), np.float64).reshape(-1)
-            bias = edit.constant(graph, f"{bias.name if bias else name + '_bias'}_{label}", (old + shift).astype(dtype))
+            hint = f"{bias.name if bias else name + '_bias'}_{label}"
+            bias = edit.constant(graph, hint, (bias_value(view, node) + shift).astype(dtype))
         ends: list[gs.Tensor] = []
         for b, chain in enumerate(mine):
             end, attrs = x, gemm

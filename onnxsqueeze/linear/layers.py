@@ -15,11 +15,12 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.linear.chains import Stage
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Gram
 
-__all__ = ["Linear", "as_gram", "bias", "covariance", "describe", "laid_out", "matrix", "set_matrix"]
+__all__ = ["Linear", "as_gram", "covariance", "describe", "laid_out", "matrix", "set_matrix"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def describe(view: View, node: gs.Node) -> Linear | str | None:
         return "it is a grouped convolution"
     if node.op == "Gemm" and (node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0):
         return "its alpha or beta is not 1"
-    if node.op != "MatMul" and len(node.inputs) > 2 and node.inputs[2].name and view.value(node.inputs[2]) is None:
+    offset = bias_tensor(node)
+    if offset is not None and view.value(offset) is None:
         return "its bias is computed at run time"
     if view.value(node.inputs[0]) is not None:
         return "its input is constant"
@@ -161,14 +163,6 @@ def covariance(stats: Statistics, layer: Linear) -> tuple[Matrix | None, Matrix 
     level = float(np.trace(spread)) / layer.columns
     spread[np.diag_indices_from(spread)] += max(ridge * level, 1e-12)
     return spread, mean
-
-
-def bias(view: View, node: gs.Node) -> Matrix | float:
-    """Return the bias of a Conv or Gemm, 0 where there is none."""
-    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
-        return 0.0
-    value: Matrix = np.asarray(view.value(node.inputs[2]), np.float64).reshape(-1)
-    return value
 
 
 def as_gram(node: gs.Node, weight_shape: Sequence[int]) -> Gram:

@@ -19,6 +19,7 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.bias import bias_tensor, bias_value
 from onnxsqueeze.linear.layers import Linear, describe, matrix, set_matrix
 from onnxsqueeze.measure import cost
 from onnxsqueeze.statistics.paired import Cross, Pair, accumulate, targets
@@ -209,8 +210,7 @@ def _update(graph: Graph, place: Place, even: Cross, odd: Cross, undo: list[tupl
         return False
     old = np.zeros(len(weight))
     for node in nodes:
-        if node.op != "MatMul" and len(node.inputs) > 2 and node.inputs[2].name:
-            old = old + np.asarray(view.value(node.inputs[2]), np.float64).reshape(-1)
+        old = old + bias_value(view, node)
     offset = next((t for node in _adds(view, place) for t in node.inputs if t.name == place.offset), None)
     fixed = (
         np.zeros(len(weight))
@@ -233,9 +233,9 @@ def _update(graph: Graph, place: Place, even: Cross, odd: Cross, undo: list[tupl
         set_matrix(graph, node, part, "refit")
     values = bias - fixed if holder.op != "Add" else bias - old
     if holder.op != "Add":  # other biases among the members stay
-        others = [n for n in nodes if n is not holder and len(n.inputs) > 2 and n.inputs[2].name]
-        for node in others:
-            values = values - np.asarray(view.value(node.inputs[2]), np.float64).reshape(-1)
+        for node in nodes:
+            if node is not holder:
+                values = values - bias_value(view, node)
     present = holder.inputs[slot] if slot < len(holder.inputs) else None
     dtype = np.asarray(view.value(nodes[0].inputs[1])).dtype
     constant = edit.constant(graph, f"{nodes[0].inputs[1].name}_bias", values.astype(dtype))
@@ -272,7 +272,7 @@ def _adds(view: View, place: Place) -> Iterator[gs.Node]:
 def _bias_slot(view: View, place: Place, nodes: Sequence[gs.Node]) -> tuple[gs.Node | None, int]:
     """Return the node and the input that hold the place's bias: of a member, or the constant addend."""
     if nodes[0].op != "MatMul":
-        with_bias = [n for n in nodes if len(n.inputs) > 2 and n.inputs[2].name]
+        with_bias = [n for n in nodes if bias_tensor(n) is not None]
         chosen = (with_bias or [n for n in nodes if len(n.inputs) == 2] or [None])[0]
         return chosen, 2
     for node in _adds(view, place):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from itertools import pairwise, product
+from math import inf, nan
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxsqueeze.budget.spend import Option, combined, hull, spend, uniform
+from onnxsqueeze.budget.spend import Option, combined, hull, spend, uniform, within
 
 costs = st.integers(1, 100).map(float)
 errors = st.integers(0, 1000).map(lambda n: n / 100)
@@ -86,3 +87,39 @@ def test_when_nothing_fits_the_cheapest_options_are_returned() -> None:
 
     assert [o.cost for o in chosen] == pytest.approx([5, 8])
     assert uniform([[Option(10, 0)]], 1.0) is None
+
+
+def test_the_limit_shrinks_by_what_the_measured_error_is_over_the_budget() -> None:
+    limits: list[float] = []
+
+    def solve(limit: float) -> float:
+        limits.append(limit)
+        return limit
+
+    found, holds = within(0.1, solve, lambda found: 2 * found, tries=5)
+
+    assert holds
+    assert found == limits[-1]
+    assert limits == pytest.approx([0.1, 0.04])
+
+
+@pytest.mark.parametrize("error", [nan, inf])
+def test_an_error_that_is_no_number_shrinks_the_limit_tenfold(error: float) -> None:
+    found, holds = within(0.1, lambda limit: limit, lambda found: error if found > 0.05 else found, tries=5)
+
+    assert holds
+    assert found == pytest.approx(0.01)
+
+
+def test_what_is_found_after_the_last_try_is_said_not_to_hold() -> None:
+    measured: list[float] = []
+
+    def error_of(found: float) -> float:
+        measured.append(found)
+        return 1.0
+
+    found, holds = within(0.1, lambda limit: limit, error_of, tries=2)
+
+    assert not holds
+    assert measured == pytest.approx([0.1, 0.008])
+    assert found == pytest.approx(0.00064)

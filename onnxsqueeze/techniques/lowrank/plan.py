@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.arrays import Matrix
+from onnxsqueeze.budget.spend import within
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Level, Site, Skip
@@ -17,9 +18,10 @@ from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.bias import bias_value
 from onnxsqueeze.linear.chains import rewrite
 from onnxsqueeze.linear.fitting import Fitting
-from onnxsqueeze.linear.layers import Linear, bias, covariance, matrix
+from onnxsqueeze.linear.layers import Linear, covariance, matrix
 from onnxsqueeze.linear.select import layers
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.switchboard import Probe, gains
@@ -96,9 +98,9 @@ def levels(
             else [(predicted.macs(outline(layer, c.form, c.ranks)) / predicted.macs(dense(layer)), c) for c in answer]
         )
         for limit in LEVELS:
-            within = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]
-            if within:
-                share, candidate = costs[min(within)[1]]
+            cheap = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]
+            if cheap:
+                share, candidate = costs[min(cheap)[1]]
                 put = partial(_put, fitting=fitting, candidate=candidate, compose=compose)
                 yield Level(layer.key, f"{limit:.0%}", share, candidate.error, {layer.key: put})
 
@@ -131,7 +133,7 @@ def measure(problem: Factoring, bench: Bench) -> None:
         node = nodes.get(fitting.layer.key)
         if node is None or view.in_body(node) or fitting.mean is None or np.dtype(node.inputs[1].dtype) != np.float32:
             continue
-        probes[fitting.layer.key] = probe(fitting, bias(view, node))
+        probes[fitting.layer.key] = probe(fitting, bias_value(view, node))
         axes[fitting.layer.key] = 1 if fitting.layer.op == "Conv" else -1
     if not probes:
         return
@@ -160,13 +162,15 @@ def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench) -> Plan:
     problem = next(e.work for e in plan if isinstance(e, Site)).problem
     measure(problem, bench)
     kept: Plan = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
-    found = list(problem.entries(problem.solve()))
-    limit, budget = problem.max_error, problem.max_error
-    for _ in range(0 if problem.ratio is not None else 5):
+
+    def solve(limit: float) -> Plan:
+        return list(problem.entries(problem.solve(limit)))
+
+    def error_of(found: Plan) -> float:
         sites = [entry for entry in found if isinstance(entry, Site)]
-        error = bench.error(bench.variant(pass_.apply, sites)) if sites else 0.0
-        if error <= budget:
-            return kept + found
-        limit *= 0.8 * budget / error if np.isfinite(error) else 0.1
-        found = list(problem.entries(problem.solve(limit)))
-    return kept + (found if problem.ratio is not None else list(problem.entries(problem.solve(0.0))))
+        return bench.error(bench.variant(pass_.apply, sites)) if sites else 0.0
+
+    if problem.ratio is not None:
+        return kept + solve(problem.max_error)
+    found, holds = within(problem.max_error, solve, error_of, tries=5)
+    return kept + (found if holds else solve(0.0))

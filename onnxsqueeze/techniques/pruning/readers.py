@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.linear.layers import Linear, covariance, describe, matrix
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.techniques.pruning.surgeon import compensate
@@ -121,7 +122,7 @@ def _shrunk(spread: Matrix, rows: int) -> Matrix:
 
 def bias_of(view: View, node: gs.Node) -> gs.Constant | None:
     """Return the initializer with a number per output that this layer alone adds, that of a MatMul in the next Add."""
-    tensor = node.inputs[2] if node.op != "MatMul" and len(node.inputs) > 2 else None
+    tensor = bias_tensor(node)
     if node.op == "MatMul":
         reader = view.only_consumer(node.outputs[0])
         if reader is not None and reader.op == "Add":

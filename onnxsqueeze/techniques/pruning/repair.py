@@ -15,6 +15,7 @@ from onnxsqueeze.graph.edit import Rewrite
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import peek
+from onnxsqueeze.linear.bias import bias_value, set_bias
 from onnxsqueeze.linear.chains import add_to_output
 from onnxsqueeze.linear.layers import laid_out, matrix, set_matrix
 from onnxsqueeze.measure import cost
@@ -152,8 +153,8 @@ def put(graph: Graph, key: str, weight: Matrix, shift: Matrix) -> None:
     if node.op == "MatMul":
         add_to_output(graph, scope, node, shift.astype(dtype))
     elif shift.any():  # there is a bias, or the mean would be 0
-        old = np.asarray(View(graph).value(node.inputs[2]), np.float64).reshape(-1)
-        node.inputs[2] = edit.constant(graph, f"{node.inputs[2].name}_probe", (old + shift).astype(dtype))
+        old = bias_value(View(graph), node)
+        set_bias(node, edit.constant(graph, f"{node.inputs[2].name}_probe", (old + shift).astype(dtype)))
 
 
 def proven(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: Bench) -> dict[Group, float]:

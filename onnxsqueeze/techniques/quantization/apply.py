@@ -13,6 +13,7 @@ from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.bias import bias_tensor, set_bias
 from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic as quantize_input
@@ -149,16 +150,13 @@ def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Quantized) -> None:
         if after is None or work.mean is None or node.op != "Conv" or slot != 1 or shared:
             continue
         values = values_of(before)
-        has = len(node.inputs) > 2 and bool(node.inputs[2].name)
-        if has and not isinstance(node.inputs[2], gs.Constant):
+        bias = bias_tensor(node)
+        if bias is not None and not isinstance(bias, gs.Constant):
             continue
-        old = values_of(node.inputs[2]) if has else np.zeros(len(values), np.float32)
+        old = np.zeros(len(values), np.float32) if bias is None else values_of(bias)
         corrected = (old + _mean_error(node, values, after.astype(np.float64), work.mean)).astype(np.float32)
-        constant = edit.constant(graph, f"{node.inputs[2].name if has else before.name + '_bias'}_corrected", corrected)
-        if len(node.inputs) > 2:
-            node.inputs[2] = constant
-        else:
-            node.inputs.append(constant)
+        name = before.name + "_bias" if bias is None else bias.name
+        set_bias(node, edit.constant(graph, f"{name}_corrected", corrected))
 
 
 def _mean_error(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
+from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.techniques.quantization.grids import Affine, Gate, fixed
 
 __all__ = ["LAYERS", "Layers", "weight_slots"]
@@ -178,8 +179,8 @@ class Layers:
         return node.op == "MatMul" and (shape is None or len(shape) >= 3)
 
     def _bias_is_known(self, node: gs.Node) -> bool:
-        has = node.op != "MatMul" and len(node.inputs) > 2 and bool(node.inputs[2].name)
-        return not has or self._is_row(self.view.value(node.inputs[2]), node)
+        bias = bias_tensor(node)
+        return bias is None or self._is_row(self.view.value(bias), node)
 
     def _is_row(self, bias: NDArray[np.generic] | None, node: gs.Node) -> bool:
         """Whether the bias is one value, or one per output channel, and not one per row of a Gemm."""

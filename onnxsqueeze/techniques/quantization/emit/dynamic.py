@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     FloatArray,
@@ -80,8 +81,9 @@ def dynamic(
         result = edit.insert(graph, scope, "Mul", [result, peaks], f"{output.name}_times_peak", before=node)
     if beside is not None:
         result = edit.insert(graph, scope, "Add", [result, beside], f"{output.name}_sum", before=node)
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        edit.replace(graph, scope, node, "Add", [result, node.inputs[2]])
+    bias = bias_tensor(node)
+    if bias is not None:
+        edit.replace(graph, scope, node, "Add", [result, bias])
         return
     maker = result.inputs[0]
     edit.remove(scope, node)
