@@ -6,6 +6,9 @@ takes 0.3 of its float time in int8 from 64 input values per output on, as much 
 kernel takes about 4 ns a tap, and twice that where the channels are no multiple of 4, so that the first Conv of a
 picture is 3 times as slow in int8; a depthwise Conv takes 2–3 times its float time; an AveragePool takes 30 times as
 long, its kernel in int8 being scalar; a Q or DQ costs as much as a float Conv with 10–20 input values per output.
+
+This is for the int8 pass, which keeps the shapes and weighs the two arithmetics and the conversions between them. For
+float layers of other shapes see ``onnxsqueeze.targets.work``.
 """
 
 from __future__ import annotations
