@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from onnxsqueeze import inspect_model, squeeze
 from onnxsqueeze.analysis.diff.diff import diff
@@ -104,8 +105,11 @@ def test_a_layer_that_is_not_named_is_right_on_this_processor(name: str) -> None
     floats = proto.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
     feed = {"x": np.ones(shape, np.float32) if floats else np.full(shape, 255, np.uint8)}
 
-    usual, exact = Session(proto).run(feed), Session(proto, optimize="none").run(feed)
-    agree = worst(compare([exact], [usual])) > 60
+    if floats:
+        exact = Session(proto, optimize="none").run(feed)
+    else:  # no session has other kernels for integer operators
+        exact = {"y": np.asarray(ReferenceEvaluator(proto).run(None, feed)[0])}
+    agree = worst(compare([exact], [Session(proto).run(feed)])) > 60
     assert agree or wrong
     assert agree == (not wrong) or not saturates_here()
 
