@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from math import prod
 from typing import ClassVar
 
-from onnxsqueeze.budget.spend import By
+from onnxsqueeze.budget.spend import DEFAULT_ERROR, By
 from onnxsqueeze.linear import refit, select
 from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View
@@ -41,7 +41,7 @@ class Depthwise(Selected[Factored]):
     by: By = "macs"
     """What ratio counts: macs (multiply-accumulates), params (weights) or latency (predicted time)."""
     max_error: float | None = None
-    """Save what this relative squared error of the answers allows; 0.01 (20 dB) if no other budget is given."""
+    """Save what this relative squared error of the answers allows; 0.003 (25 dB) if no other budget is given."""
     rank: int | None = None
     """Give each layer this many branches, even where lowrank would be better; k² is exact."""
     _: KW_ONLY
@@ -73,7 +73,7 @@ class Depthwise(Selected[Factored]):
         """Yield a site for every convolution that the budget rewrites."""
         units, skips, positions = factorize.pose(view, stats, self, self._candidates)
         problem = Factoring(
-            units, separable.outline, separable.branches, self.by, self.ratio, self.max_error or 0.01, shares=False
+            units, separable.outline, separable.branches, self.by, self.ratio, self.max_error or DEFAULT_ERROR, shares=False
         )
         problem.positions = positions
         yield from skips
@@ -113,7 +113,7 @@ class Depthwise(Selected[Factored]):
     def milder(self) -> Depthwise | None:
         """Return the pass with the default budget of error, if it has another one."""
         mild = replace(self, ratio=None, rank=None, max_error=None)
-        return None if mild == self or self.max_error == 0.01 else mild
+        return None if mild == self or self.max_error == DEFAULT_ERROR else mild
 
     def apply(self, site: Site[Factored], graph: Graph) -> None:
         """Put the branches where the convolution was."""

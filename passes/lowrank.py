@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxsqueeze.budget.spend import By
+from onnxsqueeze.budget.spend import DEFAULT_ERROR, By
 from onnxsqueeze.linear import refit, select
 from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View
@@ -46,7 +46,7 @@ class LowRank(Selected[Factored]):
     by: By = "macs"
     """What ratio counts: macs (multiply-accumulates), params (weights) or latency (predicted time)."""
     max_error: float | None = None
-    """Save what this relative squared error of the answers allows; 0.01 (20 dB) if no other budget is given."""
+    """Save what this relative squared error of the answers allows; 0.003 (25 dB) if no other budget is given."""
     energy: float | None = None
     """Keep in each layer this share of its output's variance, over 0 and at most 1."""
     rank: int | None = None
@@ -81,7 +81,7 @@ class LowRank(Selected[Factored]):
         units, skips, positions = factorize.pose(
             view, stats, self, lambda fitting: forms.candidates(fitting, rank=self.rank)
         )
-        problem = Factoring(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or 0.01)
+        problem = Factoring(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or DEFAULT_ERROR)
         problem.positions = positions
         yield from skips
         if self.rank is None and self.energy is None:
@@ -96,7 +96,7 @@ class LowRank(Selected[Factored]):
     def milder(self) -> LowRank | None:
         """Return the pass with the default budget of error, if it has another one."""
         mild = replace(self, ratio=None, energy=None, rank=None, max_error=None)
-        return None if mild == self or self.max_error == 0.01 else mild
+        return None if mild == self or self.max_error == DEFAULT_ERROR else mild
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer in the form channel at 3/4, 1/2 and 1/4 of its multiply-accumulates.

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxsqueeze.budget.spend import By, within
+from onnxsqueeze.budget.spend import DEFAULT_ERROR, By, within
 from onnxsqueeze.linear import refit
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.linear.refit import Kept
@@ -64,7 +64,7 @@ class Prune(Selected[Removed]):
     by: By = "macs"
     """What ratio counts: macs (multiply-accumulates), params (weights) or latency (predicted time)."""
     max_error: float | None = None
-    """Save what this relative squared error of the answers allows; 0.01 (20 dB) if no ratio is given."""
+    """Save what this relative squared error of the answers allows; 0.003 (25 dB) if no ratio is given."""
     score: Score = "obs"
     """What decides which units go: obs, or, to compare with, l1, l2 (norms of the weights that make them) or random."""
     round_to: int = 8
@@ -113,7 +113,7 @@ class Prune(Selected[Removed]):
         yield from (entry for entry in self._groups(view, coupling) if isinstance(entry, Skip))
         problem = self._pose(view, stats, coupling)
         if problem is not None:
-            yield from self._entries(problem, problem.solve(self._first, self.max_error or 0.01))
+            yield from self._entries(problem, problem.solve(self._first, self.max_error or DEFAULT_ERROR))
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each group with 0.75, 0.5 and 0.25 of its units left, masked in all layers that read them."""
@@ -144,14 +144,14 @@ class Prune(Selected[Removed]):
             error = bench.error(bench.variant(self.apply, sites)) if sites else 0.0
             return error * max((reader.unseen for reader in problem.readers.values()), default=1.0)
 
-        budget = self.max_error or 0.01
+        budget = self.max_error or DEFAULT_ERROR
         found = solve(budget) if self.ratio is not None else within(budget, solve, error_of, tries=6)[0]
         return others + self._proven(found, problem, bench)
 
     def milder(self) -> Prune | None:
         """Return the pass with the default budget of error, if it has another one."""
         mild = replace(self, ratio=None, max_error=None, steps=1)
-        return None if mild == self or self.max_error == 0.01 else mild
+        return None if mild == self or self.max_error == DEFAULT_ERROR else mild
 
     def apply(self, site: Site[Removed], graph: Graph) -> None:
         """Remove the units of a group."""

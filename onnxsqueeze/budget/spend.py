@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Literal, TypeVar
 
-__all__ = ["By", "Option", "combined", "frontier", "hull", "settled", "spend", "uniform", "within"]
+__all__ = ["DEFAULT_ERROR", "By", "Option", "combined", "frontier", "hull", "settled", "spend", "uniform", "within"]
 
 By = Literal["macs", "params", "latency"]
 Found = TypeVar("Found")
 
+DEFAULT_ERROR = 0.003
+"""The relative squared error of the answers, 25 dB, that a pass may make whose user gave no budget.
+
+At 0.01 (20 dB) detectors lost 1 to 2 points of their score; see docs/passes.md.
+"""
 FLOOR = 1e-9
 """Relative squared errors under this, 90 dB, are rounding noise of the algebra and count as none."""
 
