@@ -41,7 +41,7 @@ class Depthwise(Selected[Factored]):
     by: By = "macs"
     """What ratio counts: macs (multiply-accumulates), params (weights) or latency (predicted time)."""
     max_error: float | None = None
-    """Save what this relative squared error of the answers allows; 0.003 (25 dB) if no other budget is given."""
+    """Save what this relative squared error of the answers allows; 0.002 (27 dB) if no other budget is given."""
     rank: int | None = None
     """Give each layer this many branches, even where lowrank would be better; k² is exact."""
     _: KW_ONLY

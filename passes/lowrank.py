@@ -46,7 +46,7 @@ class LowRank(Selected[Factored]):
     by: By = "macs"
     """What ratio counts: macs (multiply-accumulates), params (weights) or latency (predicted time)."""
     max_error: float | None = None
-    """Save what this relative squared error of the answers allows; 0.003 (25 dB) if no other budget is given."""
+    """Save what this relative squared error of the answers allows; 0.002 (27 dB) if no other budget is given."""
     energy: float | None = None
     """Keep in each layer this share of its output's variance, over 0 and at most 1."""
     rank: int | None = None

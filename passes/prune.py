@@ -64,7 +64,7 @@ class Prune(Selected[Removed]):
     by: By = "macs"
     """What ratio counts: macs (multiply-accumulates), params (weights) or latency (predicted time)."""
     max_error: float | None = None
-    """Save what this relative squared error of the answers allows; 0.003 (25 dB) if no ratio is given."""
+    """Save what this relative squared error of the answers allows; 0.002 (27 dB) if no ratio is given."""
     score: Score = "obs"
     """What decides which units go: obs, or, to compare with, l1, l2 (norms of the weights that make them) or random."""
     round_to: int = 8

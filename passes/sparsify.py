@@ -60,7 +60,7 @@ class Sparsify(Selected[Thinned]):
     ratio: float | None = None
     """Leave this share of the weights of all layers, over 0 and under 1."""
     max_error: float | None = None
-    """Take the weights that this relative squared error of the answers allows; 0.003 (25 dB) without another budget."""
+    """Take the weights that this relative squared error of the answers allows; 0.002 (27 dB) without another budget."""
     pattern: str | None = None
     """Leave N of each M neighbouring input channels in every layer, written N:M, like 2:4."""
     _: KW_ONLY

@@ -16,8 +16,8 @@ __all__ = ["DEFAULT_ERROR", "By", "Option", "combined", "frontier", "hull", "set
 By = Literal["macs", "params", "latency"]
 Found = TypeVar("Found")
 
-DEFAULT_ERROR = 0.003
-"""The relative squared error of the answers, 25 dB, that a pass may make whose user gave no budget.
+DEFAULT_ERROR = 0.002
+"""The relative squared error of the answers, 27 dB, that a pass may make whose user gave no budget.
 
 At 0.01 (20 dB) detectors lost 1 to 2 points of their score; see docs/passes.md.
 """
