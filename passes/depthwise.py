@@ -73,7 +73,13 @@ class Depthwise(Selected[Factored]):
         """Yield a site for every convolution that the budget rewrites."""
         units, skips, positions = factorize.pose(view, stats, self, self._candidates)
         problem = Factoring(
-            units, separable.outline, separable.branches, self.by, self.ratio, self.max_error or DEFAULT_ERROR, shares=False
+            units,
+            separable.outline,
+            separable.branches,
+            self.by,
+            self.ratio,
+            self.max_error or DEFAULT_ERROR,
+            shares=False,
         )
         problem.positions = positions
         yield from skips

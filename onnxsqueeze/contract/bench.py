@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,8 @@ class Bench:
         """Run-time ratios of an earlier run, in order, which ``latency`` returns before it measures anything."""
         self.measured = [] if measured is None else measured
         """Run-time ratios that ``latency`` has returned."""
+        self.keeps: Callable[[Graph], bool] | None = None
+        """Whether a graph keeps the limit that the user has set for a score of his own; None if there is none."""
         self.notes: list[str] = []
         """What the report should say of the experiments."""
 
@@ -95,8 +98,9 @@ class Bench:
         return decibels(self.error(graph))
 
     def error(self, graph: Graph) -> float:
-        """Return the relative squared error of the worst output, infinity if there is NaN."""
-        return self.ruler.error(self.expected, self._answers(graph))
+        """Return the relative squared error of the worst output; infinity for NaN, or where the score falls too far."""
+        error = self.ruler.error(self.expected, self._answers(graph))
+        return error if self.keeps is None or self.keeps(graph) else inf
 
     def _answers(self, graph: Graph) -> Answers:
         return answer(graph, None, self.feeds[: len(self.expected)])

@@ -14,14 +14,17 @@ from onnxsqueeze.engine.recipe import FROM_PYTHON, Recipe
 from onnxsqueeze.engine.step import Run
 from onnxsqueeze.errors import ToleranceError, UsageError
 from onnxsqueeze.feeds.types import Feeds
-from onnxsqueeze.measure.answers import Answers
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.measure.answers import Answers, answer
 from onnxsqueeze.measure.output_kinds import parse
 from onnxsqueeze.report.run import Report, Scored
 
-__all__ = ["Score", "load", "refuse_drop", "scored", "scoring", "with_score"]
+__all__ = ["Score", "keeping", "load", "refuse_drop", "scored", "scoring", "with_score"]
 
 Function = Callable[..., Any]
 Feed = Mapping[str, Any]
+WATCHED = 64
+"""Calibration feeds, from the first on, whose score the searches watch; their order is drawn."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,21 @@ def scoring(score: Score, held: Feeds, names: tuple[str, ...], count: int) -> Ca
         return score([{name: each[name] for name in names} for each in answers], labelled)
 
     return scored
+
+
+def keeping(
+    score: Score, calib: Feeds, feeds: Sequence[dict[str, Any]], names: tuple[str, ...], original: Graph, most: float
+) -> Callable[[Graph], bool]:
+    """Return what says whether a graph loses at most ``most`` of the score on the calibration feeds."""
+    count = min(len(calib), WATCHED)
+    taken = scoring(score, calib, names, count)
+    few = [feeds[i] for i in range(count)]
+    least = taken(answer(original, None, few)) - most
+
+    def keeps(graph: Graph) -> bool:
+        return taken(answer(graph, None, few)) >= least
+
+    return keeps
 
 
 def scored(run: Run, score: Score | None) -> Scored | None:

@@ -18,7 +18,7 @@ from onnxsqueeze.engine.order import IMPLIED, refuse_order
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
-from onnxsqueeze.engine.score import refuse_drop, scored, scoring, with_score
+from onnxsqueeze.engine.score import keeping, refuse_drop, scored, scoring, with_score
 from onnxsqueeze.engine.step import Run, quantized, refuse_quantized, run_pass
 from onnxsqueeze.errors import ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
@@ -114,7 +114,10 @@ def squeeze(
     whole = path or original if rig.graph is original else rig.graph
     notes = prepare(run, whole, inputs, data, rig)
     if scorer is not None and run.reference and isinstance(held, Feeds):
-        run.score = scoring(scorer, held, tuple(str(t.name) for t in original.outputs), len(run.reference))
+        names = tuple(str(t.name) for t in original.outputs)
+        run.score = scoring(scorer, held, names, len(run.reference))
+        if recipe.max_score_drop is not None and isinstance(calib, Feeds):
+            run.keeps = keeping(scorer, calib, drawn[0], names, rig.graph, recipe.max_score_drop)
     feed = next(iter(held or calib), None)
     before = cost(original, _size(original, model), feed)
 

@@ -74,6 +74,8 @@ class Run:
     """Whether the feeds are made up."""
     score: Callable[[Answers], float] | None = None
     """The user's own score of answers on the held-out feeds."""
+    keeps: Callable[[Graph], bool] | None = None
+    """Whether the score of a graph on the calibration feeds stays within the user's limit, if there is one."""
 
 
 def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) -> tuple[Graph, StepReport]:
@@ -235,7 +237,9 @@ def _bench(pass_: Pass, graph: Graph, run: Run) -> Bench | None:
     own = type(pass_)
     if not run.check or not len(run.calib) or (own.select is Pass.select and own.tune is Pass.tune):
         return None
-    return Bench(graph.copy(), run.calib, run.seed, run.progress, run.known, run.measured, run.ruler)
+    bench = Bench(graph.copy(), run.calib, run.seed, run.progress, run.known, run.measured, run.ruler)
+    bench.keeps = run.keeps
+    return bench
 
 
 def _collect(pass_: Pass, view: View, run: Run, stage: str) -> Statistics:

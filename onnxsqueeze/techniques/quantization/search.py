@@ -204,7 +204,7 @@ class Search:
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
-        near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0)
+        near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0) if self.base < inf else 0.0
         allowed, factor = max(self.settings.max_drop**2, near), 1.0
         tried: dict[_Candidate, tuple[float, Plan, Graph]] = {}
         for _ in range(TRIES):
@@ -220,7 +220,7 @@ class Search:
             graph = self._variant(plan)
             error = self._error(graph)
             tried[pick] = error, plan, graph
-            factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12)
+            factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12) if error < inf else 4 * factor
         good = [each for each in tried if tried[each][0] <= allowed]
         if good:
             return tried[min(good, key=lambda each: _loss(each.time, tried[each][0]))]
