@@ -110,7 +110,8 @@ class Depthwise(Selected[Factored]):
 
     def select(self, plan: list[Site[Factored] | Skip], bench: Bench) -> list[Site[Factored] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
-        return plan if self.rank is not None else factorize.reconsider(self, plan, bench)
+        asked = self.ratio is not None or self.max_error is not None
+        return plan if self.rank is not None else factorize.reconsider(self, plan, bench, asked=asked)
 
     def tune(self, graph: Graph, done: Sequence[Site[Factored]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind rewritten ones to the original's outputs."""

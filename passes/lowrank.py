@@ -91,7 +91,10 @@ class LowRank(Selected[Factored]):
 
     def select(self, plan: list[Site[Factored] | Skip], bench: Bench) -> list[Site[Factored] | Skip]:
         """Decide again with the measured effect of each layer on the answers."""
-        return plan if self.rank is not None or self.energy is not None else factorize.reconsider(self, plan, bench)
+        if self.rank is not None or self.energy is not None:
+            return plan
+        asked = self.ratio is not None or self.max_error is not None
+        return factorize.reconsider(self, plan, bench, asked=asked)
 
     def milder(self) -> LowRank | None:
         """Return the pass with the default budget of error, if it has another one."""

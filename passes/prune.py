@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxsqueeze.budget.spend import DEFAULT_ERROR, By, within
+from onnxsqueeze.budget.spend import DEFAULT_ERROR, By, within, worth
+from onnxsqueeze.contract.plan import forgone
 from onnxsqueeze.linear import refit
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.linear.refit import Kept
@@ -136,17 +137,22 @@ class Prune(Selected[Removed]):
         others: list[Site[Removed] | Skip] = [e for e in plan if isinstance(e, Skip) and e.key not in members]
         repair.measure(problem, bench)
 
-        def solve(limit: float) -> list[Site[Removed] | Skip]:
-            return list(self._entries(problem, problem.solve(self._first, limit)))
+        def solve(limit: float) -> list[int]:
+            return problem.solve(self._first, limit)
 
-        def error_of(found: list[Site[Removed] | Skip]) -> float:
-            sites = [e for e in found if isinstance(e, Site)]
+        def error_of(removed: list[int]) -> float:
+            sites = [e for e in self._entries(problem, removed) if isinstance(e, Site)]
             error = bench.error(bench.variant(self.apply, sites)) if sites else 0.0
             return error * max((reader.unseen for reader in problem.readers.values()), default=1.0)
 
         budget = self.max_error or DEFAULT_ERROR
         found = solve(budget) if self.ratio is not None else within(budget, solve, error_of, tries=6)[0]
-        return others + self._proven(found, problem, bench)
+        if self.ratio is None and self.max_error is None and any(found):
+            saved, error = 1 - problem.cost(found) / problem.cost([0] * len(found)), error_of(found)
+            if not worth(saved, error):
+                nothing = self._entries(problem, [0] * len(found))
+                return [*others, *forgone(nothing, self._entries(problem, found), saved, error)]
+        return others + self._proven(list(self._entries(problem, found)), problem, bench)
 
     def milder(self) -> Prune | None:
         """Return the pass with the default budget of error, if it has another one."""

@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Literal, TypeVar
 
-__all__ = ["DEFAULT_ERROR", "By", "Option", "combined", "frontier", "hull", "settled", "spend", "uniform", "within"]
+__all__ = [
+    "DEFAULT_ERROR",
+    "By",
+    "Option",
+    "combined",
+    "frontier",
+    "hull",
+    "settled",
+    "spend",
+    "uniform",
+    "within",
+    "worth",
+]
 
 By = Literal["macs", "params", "latency"]
 Found = TypeVar("Found")
@@ -21,6 +33,8 @@ DEFAULT_ERROR = 0.002
 
 At 0.01 (20 dB) detectors lost 1 to 2 points of their score; see docs/passes.md.
 """
+LEAST = 0.05
+"""The share of the cost that the whole of that error has to save."""
 FLOOR = 1e-9
 """Relative squared errors under this, 90 dB, are rounding noise of the algebra and count as none."""
 
@@ -168,6 +182,15 @@ def within(
         limit *= 0.8 * budget / error if isfinite(error) else 0.1
         found = solve(limit)
     return found, False
+
+
+def worth(saved: float, error: float) -> bool:
+    """Return whether a share of the cost is worth a relative squared error that nobody asked for.
+
+    >>> worth(0.05, DEFAULT_ERROR), worth(0.02, DEFAULT_ERROR), worth(0.02, DEFAULT_ERROR / 3)
+    (True, False, True)
+    """
+    return saved >= LEAST * error / DEFAULT_ERROR
 
 
 def _error(options: Sequence[Option]) -> float:

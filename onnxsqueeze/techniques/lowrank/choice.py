@@ -125,12 +125,16 @@ class Factoring:
         energy = [max(float(np.trace(f.output_covariance())), 1e-30) for f in unit.fittings]
         return [float(np.sqrt(max(self.gain(f), 1e-9) / e)) for f, e in zip(unit.fittings, energy, strict=True)]
 
+    @property
+    def whole(self) -> float:
+        """The cost of all layers as they came."""
+        return sum(self.cost(f.layer, dense(f.layer)) for unit in self.units for f in unit.fittings)
+
     def solve(self, max_error: float | None = None) -> list[Option]:
         """Return the choice for every unit within ``ratio``, or else within ``max_error`` (None: its own)."""
         options = [self.unit_options(unit) for unit in self.units]
         if self.ratio is not None:
-            whole = sum(self.cost(f.layer, dense(f.layer)) for unit in self.units for f in unit.fittings)
-            return spend(options, cost=self.ratio * whole)
+            return spend(options, cost=self.ratio * self.whole)
         return spend(options, error=self.max_error if max_error is None else max_error)
 
     def each(self, energy: float) -> Iterator[Site[Factored] | Skip]:

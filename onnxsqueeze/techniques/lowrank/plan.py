@@ -10,10 +10,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.arrays import Matrix
-from onnxsqueeze.budget.spend import within
+from onnxsqueeze.budget.spend import Option, within, worth
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
-from onnxsqueeze.contract.plan import Level, Site, Skip
+from onnxsqueeze.contract.plan import Level, Site, Skip, forgone
 from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
@@ -157,20 +157,25 @@ def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
     return change, -change @ mean, error
 
 
-def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench) -> Plan:
-    """Solve the plan's problem again with measured gains, until the measured error keeps a budget of error too."""
+def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench, *, asked: bool) -> Plan:
+    """Solve the plan's problem again with measured gains, until the measured error keeps a budget of error too.
+
+    What was not ``asked`` for, by a budget of the user's, has to be worth its error.
+    """
     problem = next(e.work for e in plan if isinstance(e, Site)).problem
     measure(problem, bench)
     kept: Plan = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
 
-    def solve(limit: float) -> Plan:
-        return list(problem.entries(problem.solve(limit)))
-
-    def error_of(found: Plan) -> float:
-        sites = [entry for entry in found if isinstance(entry, Site)]
+    def error_of(found: list[Option]) -> float:
+        sites = [entry for entry in problem.entries(found) if isinstance(entry, Site)]
         return bench.error(bench.variant(pass_.apply, sites)) if sites else 0.0
 
-    if problem.ratio is not None:
-        return kept + solve(problem.max_error)
-    found, holds = within(problem.max_error, solve, error_of, tries=5)
-    return kept + (found if holds else solve(0.0))
+    found = problem.solve(problem.max_error)
+    if problem.ratio is None:
+        found, holds = within(problem.max_error, problem.solve, error_of, tries=5)
+        saved = 1 - sum(option.cost for option in found) / max(problem.whole, 1e-30)
+        if not holds:
+            found = problem.solve(0.0)
+        elif not asked and not worth(saved, error := error_of(found)):
+            return [*kept, *forgone(problem.entries(problem.solve(0.0)), problem.entries(found), saved, error)]
+    return [*kept, *problem.entries(found)]
