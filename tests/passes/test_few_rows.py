@@ -43,7 +43,7 @@ def wide(seed: int) -> onnx.ModelProto:
         helper.make_node("MatMul", ["t", "w2"], ["y"]),
     ]
     constants = [constant("w1", weight / 30), constant("w2", rng.normal(size=(384, 16)) / 20)]
-    return model(nodes, constants, {"x": ["tokens", 384]}, {"y": ["tokens", 16]})  # type: ignore[dict-item]
+    return model(nodes, constants, {"x": ["tokens", 384]}, {"y": ["tokens", 16]})  # type: ignore[list-item]
 
 
 def tokens(count: int, length: int, seed: int) -> list[dict[str, np.ndarray]]:
