@@ -131,6 +131,7 @@ TOGETHER = {
         "linear/select",
         "linear/chains",
     ),
+    "tests/passes/test_few_rows.py": ("techniques/lowrank/unseen",),
     "tests/passes/test_depthwise.py": ("techniques/lowrank/separable",),
     "tests/techniques/lowrank/test_forms.py": (
         "linear/fitting",

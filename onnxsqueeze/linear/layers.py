@@ -18,9 +18,11 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.linear.chains import Stage
 from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.needs import Gram
+from onnxsqueeze.statistics.shrinkage import shrunk
 
-__all__ = ["Linear", "as_gram", "covariance", "describe", "laid_out", "matrix", "set_matrix"]
+__all__ = ["Linear", "as_gram", "covariance", "describe", "laid_out", "matrix", "regular", "set_matrix"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Linear:
     def parameters(self) -> int:
         """The elements of the weight."""
         return self.outputs * self.columns
+
+    @property
+    def by_taps(self) -> list[int]:
+        """The columns with the channels of one tap side by side."""
+        return [int(i) for i in np.arange(self.columns).reshape(self.channels, -1).T.reshape(-1)]
 
     def stage(self, weight: Matrix, axes: Sequence[int] = (), *, group: int = 1) -> Stage:
         """Return a stage that takes over the kernel, stride, dilation and padding of the spatial ``axes``.
@@ -149,18 +156,23 @@ def laid_out(node: gs.Node, weight: Matrix) -> NDArray[np.generic]:
 
 
 def covariance(stats: Statistics, layer: Linear) -> tuple[Matrix | None, Matrix | None]:
-    """Return the regularised covariance ``S + λ·tr(S)/K·I`` and the mean of the input rows, None without feeds.
-
-    λ is 1e-4 from 64 rows per column on, 1e-3 from 4 and 1e-2 below.
-    """
+    """Return the regularised covariance and the mean of the input rows, None without feeds."""
     found = stats.of(layer.gram)
     if found is None or found.gram is None or len(found.total) != layer.columns:
         return None, None
+    return regular(found)
+
+
+def regular(found: Moments) -> tuple[Matrix, Matrix]:
+    """Return the covariance, ``shrunk`` by what few rows leave uncertain, plus ``λ·tr(S)/K·I``, and the mean.
+
+    λ is 1e-4 from 64 rows per column on, 1e-3 from 4 and 1e-2 below.
+    """
     mean = found.mean
-    spread = found.second - np.outer(mean, mean)
-    per_column = found.n / layer.columns
+    spread = shrunk(found.second - np.outer(mean, mean), found.n)
+    per_column = found.n / len(mean)
     ridge = 1e-4 if per_column >= 64 else 1e-3 if per_column >= 4 else 1e-2
-    level = float(np.trace(spread)) / layer.columns
+    level = float(np.trace(spread)) / len(mean)
     spread[np.diag_indices_from(spread)] += max(ridge * level, 1e-12)
     return spread, mean
 

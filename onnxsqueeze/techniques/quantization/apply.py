@@ -15,6 +15,7 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor, set_bias
 from onnxsqueeze.statistics.moments import Moments
+from onnxsqueeze.statistics.shrinkage import shrunk
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic as quantize_input
 from onnxsqueeze.techniques.quantization.emit.stored import stored as store
@@ -60,16 +61,10 @@ class Quantized:
 
     @property
     def second(self) -> FloatArray | None:
-        """``E[xxᵀ]`` of the input, rows relative to their size, None if it was not measured.
-
-        With fewer rows than twice the channels it is drawn towards its diagonal, which it is with as many: what a few
-        rows do not have in them must not be used to hide errors.
-        """
+        """``E[xxᵀ]`` of the input, rows relative to their size and few of them shrunk, None if not measured."""
         if self.moments is None or self.moments.gram is None:
             return None
-        second = self.moments.second
-        share = min(max(2 * len(second) / max(self.moments.n, 1) - 1, 0.0), 1.0)
-        return second if share == 0 else second * (1 - share) + np.diag(np.diag(second) * share)
+        return shrunk(self.moments.second, self.moments.n)
 
 
 def quantize(graph: Graph, key: str, work: Quantized) -> None:
