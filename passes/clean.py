@@ -173,7 +173,7 @@ def _into_linear(view: View, node: gs.Node) -> Site[Work] | Skip | None:
     with np.errstate(over="ignore"):
         if not np.isfinite((np.abs(weight).max(initial=0) * np.abs(scaling.factor).max()).astype(weight.dtype)):
             return None
-    if len(linear.inputs[1].outputs) > 1 and np.any(scaling.factor != 1):
+    if not view.alone(linear.inputs[1]) and np.any(scaling.factor != 1):
         return Skip(key_of(node), "the weight before it is shared with another layer")
     detail: dict[str, object] = {"into": key_of(linear)}
     return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=partial(_fold_linear, scaling=scaling))

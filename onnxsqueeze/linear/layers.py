@@ -86,7 +86,7 @@ def describe(view: View, node: gs.Node) -> Linear | str | None:
         return None
     if value.dtype.kind != "f":
         return f"its weight is {value.dtype}"
-    if len(weight.outputs) > 1:
+    if not view.alone(weight):
         return "its weight is shared"
     if node.op == "MatMul" and value.ndim != 2:
         return f"its weight has {value.ndim} axes"
