@@ -101,7 +101,8 @@ class Sparsify(Selected[Thinned]):
         layers = [layer for layer in self._layers(View(bench.original), bench.stats) if not isinstance(layer, Skip)]
         trial = self.ratio or 0.5
         rewrites = {layer.key: [partial(layer.put, weight=layer.guess(trial))] for layer in layers}
-        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
+        also = {layer.key: layer.fitting.layer.also for layer in layers}
+        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler, also)
         gains = {
             layer.key: found[layer.key][0] / max(layer.error(trial), 1e-12) for layer in layers if layer.key in found
         }
@@ -127,7 +128,8 @@ class Sparsify(Selected[Thinned]):
             for share in LEVELS if layer.pattern is None else (layer.pattern[0] / layer.pattern[1],):
                 weight, error = quick(share)
                 label = self.pattern or f"{share:.0%}"
-                yield Level(layer.key, label, share, error, {layer.key: partial(layer.put, weight=weight)})
+                put = partial(layer.put, weight=weight)
+                yield Level(layer.key, label, share, error, dict.fromkeys(layer.fitting.layer.keys, put))
 
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
         """Say what the zeros bring, and what feeds would."""
@@ -152,7 +154,9 @@ class Sparsify(Selected[Thinned]):
 
     def apply(self, site: Site[Thinned], graph: Graph) -> None:
         """Put the sparse weight where the dense one was."""
-        site.work.layer.put(graph, site.key, weight=site.work.layer.fit(site.work.share))
+        weight = site.work.layer.fit(site.work.share)
+        for key in site.work.layer.fitting.layer.keys:
+            site.work.layer.put(graph, key, weight=weight)
 
     def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
         pattern = None if self.pattern is None else _pattern(self.pattern)
@@ -256,7 +260,9 @@ class _Layer:
 
 def _guessed(site: Site[Thinned], graph: Graph) -> None:
     """Apply a site with weights in a tenth of the time of its fit, which has less error."""
-    site.work.layer.put(graph, site.key, weight=site.work.layer.guess(site.work.share))
+    weight = site.work.layer.guess(site.work.share)
+    for key in site.work.layer.fitting.layer.keys:
+        site.work.layer.put(graph, key, weight=weight)
 
 
 def _pattern(text: str) -> Pattern:

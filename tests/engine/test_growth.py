@@ -13,6 +13,7 @@ from onnxsqueeze import squeeze
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, key_of
 
 WIDE = 128
+COUNT = 40
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,15 @@ class Relents(Doubles):
 
 @dataclass(frozen=True)
 class Copies(Doubles):
-    """Puts an Identity behind a layer."""
+    """Puts Identities behind a layer."""
 
     name: ClassVar[str] = "copies"
 
     def apply(self, site: Site, graph: Graph) -> None:
         node, scope = edit.find(graph, site.key)
         raw = edit.insert(graph, scope, "MatMul", list(node.inputs), "raw", before=node)
+        for _ in range(COUNT):
+            raw = edit.insert(graph, scope, "Identity", [raw], "raw", before=node)
         edit.replace(graph, scope, node, "Identity", [raw])
 
 

@@ -31,7 +31,10 @@ def _rng() -> np.random.Generator:
 
 
 def _weight(name: str, *shape: int) -> onnx.TensorProto:
-    return constant(name, _rng().normal(size=shape) / np.sqrt(shape[0]))
+    """Return a weight most of which lies in few directions."""
+    rng = _rng()
+    low = rng.normal(size=(shape[0], 8)) @ rng.normal(size=(8, *shape[1:])) / 3
+    return constant(name, (low + 0.1 * rng.normal(size=shape)) / np.sqrt(shape[0]))
 
 
 def _made(
@@ -191,7 +194,9 @@ def siamese() -> Model:
     weights = []
     for k in range(3):
         scale = np.sqrt(sizes[k] * 4.5)
-        weights.append(constant(f"w{k}", rng.normal(size=(sizes[k + 1], sizes[k], 3, 3)) / scale))
+        low = rng.normal(size=(sizes[k + 1], 8)) @ rng.normal(size=(8, sizes[k] * 9)) / 3
+        noise = 0.1 * rng.normal(size=(sizes[k + 1], sizes[k] * 9))
+        weights.append(constant(f"w{k}", (low + noise).reshape(sizes[k + 1], sizes[k], 3, 3) / scale))
         weights.append(constant(f"b{k}", rng.normal(size=sizes[k + 1]) / 4))
     inputs: Inputs = {name: (TensorProto.FLOAT, [1, 16, 12, 12]) for name in "zx"}
     proto = _made(nodes, weights, inputs, ("y", [1, 64, 1, 1]))

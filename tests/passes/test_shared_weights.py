@@ -43,6 +43,27 @@ def test_int8_keeps_one_integer_copy_of_a_weight(name: str, data: bool) -> None:
     assert worst_db(model, result) > 26
 
 
+@pytest.mark.parametrize("by", ["macs", "params"])
+@pytest.mark.parametrize("name", ["tokens", "branches", "siamese"])
+def test_factors_of_a_shared_weight_are_shared(name: str, by: str) -> None:
+    model = SHARED[name]()
+    result = squeeze(model.proto, f"lowrank{{ratio=0.5 by={by} refit=false}}", model.feeds)
+
+    assert result.report.steps[-1].done
+    assert size(result.model) < 0.75 * size(model.proto)
+    assert worst_db(model, result) > 8
+
+
+@pytest.mark.parametrize("name", ["recurrent", "tokens", "branches", "loop", "siamese"])
+def test_a_shared_weight_becomes_sparse_for_all_readers(name: str) -> None:
+    model = SHARED[name]()
+    result = squeeze(model.proto, "sparsify{ratio=0.5}", model.feeds)
+    after = weights(result, np.float32)
+
+    assert len(after) == len(weights(squeeze(model.proto, "clean"), np.float32))
+    assert sum(np.count_nonzero(w.values) for w in after) < 0.75 * sum(w.values.size for w in after)
+
+
 @each_model
 @pytest.mark.parametrize(
     "pipeline", ["clean", "sparsify", "lowrank{ratio=0.5}", "lowrank{ratio=0.5 by=params}", "prune{ratio=0.7}"]

@@ -47,7 +47,9 @@ def apply(site: Site[Factored], graph: Graph, label: str) -> None:
     """Rewrite the layer or layers of a site."""
     problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
     shared, branches, shifts = problem.build(fittings, choice)
-    rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
+    also = fittings[0].layer.also if len(fittings) == 1 else ()
+    for keys in ([f.layer.key for f in fittings], *([key] for key in also)):
+        rewrite(graph, keys, shared, branches, shifts, label)
 
 
 def pose(view: View, stats: Statistics, pass_: Selected, find: Find) -> tuple[list[Unit], list[Skip], dict[str, int]]:
@@ -71,8 +73,8 @@ def pose(view: View, stats: Statistics, pass_: Selected, find: Find) -> tuple[li
             continue
         count = _positions(view, node, layer)
         if count is not None:
-            positions[layer.key] = count
-        same = (id(view.scope(node)), (layer.gram, layer.op))
+            positions[layer.key] = count * len(layer.keys)
+        same = (id(view.scope(node)), (layer.gram, layer.op, layer.also and layer.key))
         if same in groups:
             groups[same].fittings.append(fitting)
             groups[same].found.append(found)
@@ -102,7 +104,7 @@ def levels(
             if cheap:
                 share, candidate = costs[min(cheap)[1]]
                 put = partial(_put, fitting=fitting, candidate=candidate, compose=compose)
-                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, {layer.key: put})
+                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, dict.fromkeys(layer.keys, put))
 
 
 def _put(graph: Graph, key: str, fitting: Fitting, candidate: Candidate, compose: Compose) -> None:
@@ -123,7 +125,9 @@ def measure(problem: Factoring, bench: Bench) -> None:
     counted = cost.macs(bench.original, bench.feeds[0])
     fittings = [f for unit in problem.units for f in unit.fittings]
     problem.positions = {
-        f.layer.key: counted[f.layer.key] // f.layer.parameters for f in fittings if f.layer.key in counted
+        f.layer.key: sum(counted.get(key, 0) for key in f.layer.keys) // f.layer.parameters
+        for f in fittings
+        if f.layer.key in counted
     }
     view = View(bench.original)
     nodes = {key_of(node): node for node in view.nodes}
@@ -138,7 +142,8 @@ def measure(problem: Factoring, bench: Bench) -> None:
     if not probes:
         return
     feeds = bench.affordable(sum(counted.values()), len(probes))
-    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler)
+    also = {f.layer.key: f.layer.also for f in fittings}
+    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also)
 
 
 def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
