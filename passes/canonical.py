@@ -243,7 +243,7 @@ def _linear(view: View, node: gs.Node, tensor: gs.Tensor) -> bool:
     """Whether the node is a layer that reads the tensor as its data alone and whose weight it alone reads."""
     if node.op not in ("Conv", "Gemm", "MatMul") or not is_standard(node) or node.inputs[0] is not tensor:
         return False
-    if any(t is tensor for t in node.inputs[1:]) or len(node.inputs[1].outputs) != 1:
+    if any(t is tensor for t in node.inputs[1:]) or not view.alone(node.inputs[1]):
         return False
     weight = view.value(node.inputs[1])
     if weight is None or weight.dtype != np.float32 or (node.op != "Conv" and weight.ndim != 2):

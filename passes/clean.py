@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, Weight, edit, is_standard, key_of, subgraphs
-from onnxsqueeze.techniques.canonical.folding import fold
+from onnxsqueeze.techniques.canonical.folding import fold, growth
 
 __all__ = ["Clean"]
 
@@ -47,7 +47,7 @@ class Clean(Pass[Work]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
-        folded, alive = fold(view, self.fold_limit), edit.alive(view.graph)
+        folded, alive = fold(view, self.fold_limit, view.graph.index.folded), edit.alive(view.graph)
         changed: set[int] = set()
         gone: set[int] = set()
         for node in view.nodes:
@@ -61,7 +61,7 @@ class Clean(Pass[Work]):
             elif not is_standard(node):
                 continue
             elif key in folded:
-                work = partial(_put_constant, values=folded[key])
+                work = partial(_put_folded, values=folded[key])
                 site = Site(key, f"{node.op} folded to a constant", work=work)
             elif node.op == "Constant":
                 site = _as_initializer(view, node)
@@ -103,6 +103,11 @@ def _put_constant(graph: Graph, scope: Graph, node: gs.Node, values: Array | Wei
     output = node.outputs[0]
     edit.remove(scope, node)
     edit.redirect(output, gs.Constant(output.name, values))
+
+
+def _put_folded(graph: Graph, scope: Graph, node: gs.Node, values: Array | Weight) -> None:
+    graph.index.folded += max(growth(node, int(values.nbytes)), 0)
+    _put_constant(graph, scope, node, values)
 
 
 def _remove_dead(graph: Graph, scope: Graph, node: gs.Node) -> None:
@@ -173,7 +178,7 @@ def _into_linear(view: View, node: gs.Node) -> Site[Work] | Skip | None:
     with np.errstate(over="ignore"):
         if not np.isfinite((np.abs(weight).max(initial=0) * np.abs(scaling.factor).max()).astype(weight.dtype)):
             return None
-    if len(linear.inputs[1].outputs) > 1 and np.any(scaling.factor != 1):
+    if not view.alone(linear.inputs[1]) and np.any(scaling.factor != 1):
         return Skip(key_of(node), "the weight before it is shared with another layer")
     detail: dict[str, object] = {"into": key_of(linear)}
     return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=partial(_fold_linear, scaling=scaling))

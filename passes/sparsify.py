@@ -102,8 +102,9 @@ class Sparsify(Selected[Thinned]):
         trial = self.ratio or 0.5
         few = any(layer.early is not layer for layer in layers)
         rewrites = {each.key: [partial(each.put, weight=each.guess(trial))] for each in (la.early for la in layers)}
+        also = {layer.key: layer.fitting.layer.also for layer in layers}
         feeds = bench.unseen[:4] if few else bench.feeds[:1]
-        found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler)
+        found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler, also)
         gains = {
             layer.key: found[layer.key][0] / max(min(layer.seen_error(trial), layer.unseen_error(trial)), 1e-12)
             for layer in layers
@@ -135,7 +136,8 @@ class Sparsify(Selected[Thinned]):
             for share in LEVELS if layer.pattern is None else (layer.pattern[0] / layer.pattern[1],):
                 weight, error = quick(share)
                 label = self.pattern or f"{share:.0%}"
-                yield Level(layer.key, label, share, error, {layer.key: partial(layer.put, weight=weight)})
+                put = partial(layer.put, weight=weight)
+                yield Level(layer.key, label, share, error, dict.fromkeys(layer.fitting.layer.keys, put))
 
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
         """Say what the zeros bring, and what feeds would."""
@@ -160,7 +162,9 @@ class Sparsify(Selected[Thinned]):
 
     def apply(self, site: Site[Thinned], graph: Graph) -> None:
         """Put the sparse weight where the dense one was."""
-        site.work.layer.put(graph, site.key, weight=site.work.layer.fit(site.work.share))
+        weight = site.work.layer.fit(site.work.share)
+        for key in site.work.layer.fitting.layer.keys:
+            site.work.layer.put(graph, key, weight=weight)
 
     def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
         pattern = None if self.pattern is None else pattern_of(self.pattern)
@@ -285,7 +289,9 @@ class _Layer:
 def _guessed(site: Site[Thinned], graph: Graph) -> None:
     """Apply a site with weights in a tenth of the time of its fit, which has less error."""
     layer = site.work.layer.early
-    layer.put(graph, site.key, weight=layer.guess(site.work.share))
+    weight = layer.guess(site.work.share)
+    for key in layer.fitting.layer.keys:
+        layer.put(graph, key, weight=weight)
 
 
 def _packed(graph: Graph, sites: Sequence[Site]) -> int:

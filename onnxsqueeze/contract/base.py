@@ -47,6 +47,9 @@ class Pass(ABC, Generic[W]):
     repeats: ClassVar[bool] = False
     """Whether one rewrite may make another possible, so that the engine plans again until nothing is left."""
 
+    grows: ClassVar[str] = ""
+    """Why the file may become larger, in words for the report; a pass that says nothing is rolled back if it does."""
+
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""
         return ()

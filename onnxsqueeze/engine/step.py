@@ -14,6 +14,7 @@ from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.engine import options, promises
+from onnxsqueeze.engine.growth import LargerError, growth
 from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, SqueezeError, UsageError
 from onnxsqueeze.graph.edit import distinguish
 from onnxsqueeze.graph.opset import raise_opset
@@ -93,14 +94,14 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
     try:
         try:
             trial, done, skipped, own = _attempt(pass_, graph, run, stage, notes)
-        except _CollapseError as error:
+        except (_CollapseError, LargerError) as error:
             mild = pass_.milder()
             if mild is None:
                 raise
             del notes[:]
             trial, done, skipped, own = _again(mild, error, graph, run, stage, notes)
     except SqueezeError as error:
-        if isinstance(error, (UsageError, ContractError)) or not run.check:
+        if isinstance(error, (UsageError, ContractError)) or not (run.check or isinstance(error, LargerError)):
             raise
         reason, done = str(error), []
     except (MemoryError, OSError):
@@ -133,19 +134,21 @@ def _attempt(
     trial = _raised(pass_, graph, run, notes) or graph.copy()
     distinguish(trial)
     done, skipped = _rewrite(pass_, trial, graph, run, stage, notes)
+    if done:
+        notes += growth(pass_, trial, graph)
     own = _judge(trial, graph, run) if done and run.check else None
     return trial, done, skipped, own
 
 
 def _again(
-    mild: Pass, first: _CollapseError, graph: Graph, run: Run, stage: str, notes: list[str]
+    mild: Pass, first: ModelError, graph: Graph, run: Run, stage: str, notes: list[str]
 ) -> tuple[Graph, list[Site], list[Skip], float | None]:
     """Try the mildest form of a pass whose answers have collapsed; ModelError if they do again, or nothing is done."""
     spec = options.spec(mild)
     try:
         trial, done, skipped, own = _attempt(mild, graph, run, stage, notes)
-    except _CollapseError as error:
-        raise ModelError(f"{first}; with {spec}, its mildest form, {error}") from error
+    except (_CollapseError, LargerError) as error:
+        raise type(error)(f"{first}; with {spec}, its mildest form, {error}") from error
     if not done:
         raise ModelError(f"{first}; with {spec}, its mildest form, there is nothing to do")
     notes.insert(0, f"as asked for, {first}: done in its mildest form, {spec}")

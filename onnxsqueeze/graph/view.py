@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.arrays import Array
-from onnxsqueeze.graph.constants import constant_value
+from onnxsqueeze.graph.constants import alone, constant_value
 from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode
@@ -111,6 +111,10 @@ class View:
     def value(self, tensor: gs.Tensor) -> Array | None:
         """Return the value of a tensor that is constant, also through Constant, Identity, Cast and Transpose."""
         return constant_value(tensor)
+
+    def alone(self, tensor: gs.Tensor) -> bool:
+        """Return whether the constant behind a tensor is read there alone: else an edit leaves it in the file."""
+        return alone(tensor)
 
     def scalar(self, tensor: gs.Tensor) -> float | None:
         """Return the value of a constant with one element."""

@@ -29,7 +29,8 @@ __all__ = ["Linear", "as_gram", "covariance", "describe", "laid_out", "matrix", 
 class Linear:
     """A layer ``y = W·x + b``: W has ``outputs`` rows and ``columns`` = channels·Πkernel columns.
 
-    ``kernel`` is empty for Gemm and MatMul; ``gram`` asks for the moments of its input rows.
+    ``kernel`` is empty for Gemm and MatMul; ``gram`` asks for the moments of its input rows. ``also`` are the keys of
+    other layers on the same weight: it is edited for all of them, and ``gram`` stands for the rows of all.
     """
 
     key: str
@@ -42,6 +43,12 @@ class Linear:
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     auto_pad: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all layers on the weight."""
+        return (self.key, *self.also)
 
     @property
     def columns(self) -> int:
@@ -81,8 +88,11 @@ class Linear:
         )
 
 
-def describe(view: View, node: gs.Node) -> Linear | str | None:
-    """Return the layer, why it must be left alone in words, or None if it is no layer with a constant weight."""
+def describe(view: View, node: gs.Node, *, shared: bool = False) -> Linear | str | None:
+    """Return the layer, why it must be left alone in words, or None if it is no layer with a constant weight.
+
+    A weight that others read too is one to leave alone unless ``shared`` is set.
+    """
     if node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]
@@ -93,7 +103,7 @@ def describe(view: View, node: gs.Node) -> Linear | str | None:
         return None
     if value.dtype.kind != "f":
         return f"its weight is {value.dtype}"
-    if len(weight.outputs) > 1:
+    if not shared and not view.alone(weight):
         return "its weight is shared"
     if node.op == "MatMul" and value.ndim != 2:
         return f"its weight has {value.ndim} axes"

@@ -10,7 +10,8 @@ from onnxsqueeze.contract.plan import Skip
 from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.linear.layers import Linear, describe
+from onnxsqueeze.linear.layers import Linear
+from onnxsqueeze.linear.tied import together
 from onnxsqueeze.statistics.needs import Need
 
 __all__ = ["layers", "needs"]
@@ -23,7 +24,7 @@ SMALLEST = 16
 def layers(view: View, pass_: Selected) -> Iterator[tuple[gs.Node, Linear] | Skip]:
     """Yield the layers that could be factored, and why the others that the pass is asked for could not."""
     for node in view.of("Conv", "Gemm", "MatMul"):
-        layer = describe(view, node)
+        layer = together(view, node, lambda each: pass_.wanted((key_of(each), str(each.name))))
         if layer is None:
             continue
         names = (key_of(node), str(node.name))
@@ -44,5 +45,8 @@ def layers(view: View, pass_: Selected) -> Iterator[tuple[gs.Node, Linear] | Ski
 def needs(view: View, pass_: Selected) -> Iterator[Need]:
     """Yield a Gram matrix per input of a layer that could be factored."""
     for entry in layers(view, pass_):
-        if not isinstance(entry, Skip) and not view.in_body(entry[0]):
-            yield entry[1].gram
+        if not isinstance(entry, Skip):
+            inside = {key_of(node) for node in view.nodes if view.in_body(node)} if entry[1].also else set()
+            for key, gram in zip(entry[1].keys, entry[1].gram.each, strict=True):
+                if key not in inside and not (key == entry[1].key and view.in_body(entry[0])):
+                    yield gram

@@ -188,8 +188,8 @@ def test_a_shared_and_a_tiny_weight_are_skipped_with_a_reason() -> None:
     step = squeeze(proto, "lowrank", correlated(4, (32, 6, 6))).report.steps[-1]
 
     assert {skip.key: skip.reason for skip in step.skipped} == {
-        "a": "its weight is shared",
-        "b": "its weight is shared",
+        "a": "the budget is better spent elsewhere, or no factors of it are faster",
+        "b": "it shares the weight of 'a', and what is done about it",
         "y": "its weight is only 4x32",
     }
 

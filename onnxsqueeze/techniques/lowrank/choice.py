@@ -184,6 +184,8 @@ class Factoring:
             "form": candidate.form, "rows": layer.outputs, "columns": layer.columns, "rank": candidate.ranks[-1],
             "macs": round(share, 3),
         }  # fmt: skip
+        if layer.also:
+            detail["layers"] = list(layer.keys)
         if layer.key in self.gains:
             detail["gain"] = float(f"{self.gains[layer.key]:.3g}")
         points = [p for p in frontier(Option(self._share(layer, c), c.error) for c in found) if p.cost < 1][::-1]

@@ -50,7 +50,9 @@ def apply(site: Site[Factored], graph: Graph, label: str) -> None:
     """Rewrite the layer or layers of a site."""
     problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
     shared, branches, shifts = problem.build(fittings, choice)
-    rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
+    also = fittings[0].layer.also if len(fittings) == 1 else ()
+    for keys in ([f.layer.key for f in fittings], *([key] for key in also)):
+        rewrite(graph, keys, shared, branches, shifts, label)
 
 
 def pose(
@@ -75,8 +77,8 @@ def pose(
             continue
         count = _positions(view, node, layer)
         if count is not None:
-            positions[layer.key] = count
-        same = (id(view.scope(node)), (layer.gram, layer.op))
+            positions[layer.key] = count * len(layer.keys)
+        same = (id(view.scope(node)), (layer.gram, layer.op, layer.also and layer.key))
         if same in groups:
             groups[same].fittings.append(fitting)
             groups[same].found.append(found)
@@ -106,7 +108,7 @@ def levels(
             if cheap:
                 share, candidate = costs[min(cheap)[1]]
                 put = partial(_put, fitting=fitting, candidate=candidate, compose=compose)
-                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, {layer.key: put})
+                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, dict.fromkeys(layer.keys, put))
 
 
 def _put(graph: Graph, key: str, fitting: Fitting, candidate: Candidate, compose: Compose) -> None:
@@ -127,7 +129,9 @@ def measure(problem: Factoring, bench: Bench) -> None:
     counted = cost.macs(bench.original, bench.feeds[0])
     fittings = [f for unit in problem.units for f in unit.fittings]
     problem.positions = {
-        f.layer.key: counted[f.layer.key] // f.layer.parameters for f in fittings if f.layer.key in counted
+        f.layer.key: sum(counted.get(key, 0) for key in f.layer.keys) // f.layer.parameters
+        for f in fittings
+        if f.layer.key in counted
     }
     view = View(bench.original)
     nodes = {key_of(node): node for node in view.nodes}
@@ -144,7 +148,8 @@ def measure(problem: Factoring, bench: Bench) -> None:
     feeds = bench.affordable(sum(counted.values()), len(probes))
     if any(fitting.unseen is not None for fitting in fittings):
         feeds = bench.unseen[: len(feeds)]
-    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler)
+    also = {f.layer.key: f.layer.also for f in fittings}
+    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also)
 
 
 def probe(fitting: Fitting, offset: Matrix | float) -> Probe:

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.linear.bias import bias_tensor
+from onnxsqueeze.techniques.quantization.emit.weights import read_by
 from onnxsqueeze.techniques.quantization.grids import Affine, Gate, fixed
+from onnxsqueeze.techniques.quantization.sharing import Sharing
 
 __all__ = ["LAYERS", "Layers", "weight_slots"]
 
@@ -55,8 +57,10 @@ class Layers:
     OWN_SCALE: ClassVar = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 
     def __init__(self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True) -> None:
-        self.view = view
+        self.view, self.wanted = view, wanted
         layers = [n for n in view.of("Conv", "Gemm", "MatMul") if wanted(n) and self._is_layer(n)]
+        self.sharing = Sharing(view, layers, self._stays)
+        layers = [n for n in layers if self._agrees(n)]
         self.static = [n for n in layers if not view.in_body(n) and not self._on_tokens(n) and self._bias_is_known(n)]
         chosen = {id(n) for n in self.static}
         self.dynamic = [
@@ -64,7 +68,6 @@ class Layers:
             for n in layers
             if id(n) not in chosen and n.op != "Conv" and np.asarray(view.value(n.inputs[1])).size >= SMALL
         ]
-        self.wanted = wanted
 
     @cached_property
     def carried(self) -> list[gs.Node]:
@@ -141,26 +144,34 @@ class Layers:
         tensor = node.inputs[slot]
         if not isinstance(tensor, gs.Constant):
             return "its weight is computed at run time"
+        if reason := self._unfit(tensor):
+            return reason
+        tied = self.sharing.of(tensor)
+        return f"its weight is shared with '{tied.held}', which keeps it in float" if tied and tied.held else ""
+
+    def _unfit(self, tensor: gs.Constant) -> str:
+        """Return why an initializer stays as it is, "" if it need not."""
         if getattr(tensor, "overridable", False):
             return "its weight is also an input, so the caller may override it"
         if np.dtype(tensor.dtype) != np.float32:
             return f"its weight is {np.dtype(tensor.dtype)}"
-        if prod(tensor.shape) < self._least:
+        if prod(tensor.shape) < SMALL:
             return f"its weight has only {prod(tensor.shape)} elements"
+        if id(tensor) in self._spared:
+            return f"its weight has only {prod(tensor.shape)} elements: it is one of the smallest, {SPARED:.0%} of all"
         return ""
 
     @cached_property
-    def _least(self) -> int:
-        """How many elements a weight must have to be stored in int8."""
+    def _spared(self) -> set[int]:
+        """The ids of the weights that are left in float: the smallest, of equal ones the first, ``SPARED`` at most."""
         tensors = {id(n.inputs[s]): n.inputs[s] for n in self.view.nodes for s in weight_slots(n)}
-        sizes = sorted(prod(t.shape) for t in tensors.values())
-        budget, least = SPARED * sum(sizes), SMALL
-        for size in sizes:
-            budget -= size
+        budget, spared = SPARED * sum(prod(t.shape) for t in tensors.values()), set()
+        for key, tensor in sorted(tensors.items(), key=lambda each: prod(each[1].shape)):
+            budget -= prod(tensor.shape)
             if budget < 0:
                 break
-            least = max(least, size + 1)
-        return least
+            spared.add(key)
+        return spared
 
     def _is_layer(self, node: gs.Node) -> bool:
         value = self.view.value(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -172,6 +183,20 @@ class Layers:
             plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
             return plain and not node.attrs.get("transA", 0)
         return node.op == "Conv" or value.ndim == 2
+
+    def _stays(self, node: gs.Node, slot: int) -> bool:
+        """Whether a reader of a weight needs it in float."""
+        if not self.wanted(node) or not is_standard(node):
+            return True
+        tensor = node.inputs[slot]
+        if not isinstance(tensor, gs.Constant):
+            return False
+        return slot not in weight_slots(node) or bool(self._unfit(tensor))
+
+    def _agrees(self, node: gs.Node) -> bool:
+        """Whether nothing else that reads the layer's weight keeps it from being integers."""
+        tied = self.sharing.layer(node)
+        return tied is None or (not tied.held and any(node is each for each in tied.layers))
 
     def _on_tokens(self, node: gs.Node) -> bool:
         """MatMul on (batch, sequence, features): outliers come and go, so ranges are taken at run time."""
@@ -189,6 +214,11 @@ class Layers:
             return False
         outputs = weight.shape[0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1]
         return bias.size == 1 or bias.shape in ((outputs,), (1, outputs))
+
+    def weight(self, node: gs.Node) -> gs.Tensor:
+        """Return what a layer multiplies by: the initializer, however it is handed on, or what is computed."""
+        found = read_by(node)
+        return node.inputs[1] if found is None else found.constant
 
     def matrix(self, node: gs.Node) -> NDArray[np.float32]:
         """Return the weight of a Gemm or MatMul as (inputs, outputs)."""

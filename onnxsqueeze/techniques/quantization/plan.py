@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 import onnx_graphsurgeon as gs
@@ -28,7 +28,7 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
     for node in layers.view.nodes:
         key = key_of(node)
         entry = decided.get(id(node))
-        if entry is None and layers.wanted(node):
+        if entry is None and layers.wanted(node) and not _handed_on(node, decided):
             reasons = [layers.refusal(node, slot) for slot in weight_slots(node)]
             if "" in reasons:
                 moments = run_time.stats.of(Mean(node.inputs[0].name, 1)) if node.op == "Conv" else None
@@ -42,4 +42,12 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
                 yield site
             else:
                 stored.append(site)
-    yield from stored  # at last: a weight that another layer shares must still be float when that one is rewritten
+    # at last: a weight that another layer shares must still be float when that one is rewritten; and of those the
+    # tables first, whose integers serve the others as well
+    yield from sorted(stored, key=lambda site: site.detail["op"] != "Gather")
+
+
+def _handed_on(node: gs.Node, decided: Collection[int]) -> bool:
+    """Whether the node only hands its weight on, and to layers that compute in integers alone."""
+    readers = node.outputs[0].outputs if node.op in ("Identity", "Transpose") else ()
+    return bool(readers) and all(id(reader) in decided for reader in readers)

@@ -15,9 +15,14 @@ from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     FloatArray,
+    Integers,
     Kept,
+    known,
+    laid,
     multiplied,
     product_scales,
+    read_by,
+    remember,
     values_of,
 )
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
@@ -34,20 +39,25 @@ def dynamic(
     second: FloatArray | None = None,
     source: str = "",
     kept: Kept | None = None,
+    tied: bool = False,
 ) -> None:
     """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
 
     ``smooth`` says what is done about outliers of the input first, ``second`` is ``E[xxᵀ]`` of the input as it comes,
-    which the rounding of the weight looks at, and ``source`` the name of the input.
+    which the rounding of the weight looks at, and ``source`` the name of the input. All readers of a ``tied`` weight
+    read the same integers, which are laid out as it was.
     """
     kept = kept or Kept()
     smooth = smooth or Smoothing()
     tensor = node.inputs[1]
-    transposed = bool(node.op == "Gemm" and node.attrs.get("transB", 0))
-    hint, x, output = tensor.name, node.inputs[0], node.outputs[0]
+    shared = read_by(node) if tied else None
+    whole = tensor if shared is None else shared.constant
+    across = shared is not None and shared.axis == 0  # it is laid out as (N, K)
+    transposed = across if shared else bool(node.op == "Gemm" and node.attrs.get("transB", 0))
+    hint, x, output = whole.name, node.inputs[0], node.outputs[0]
 
     def rows() -> FloatArray:
-        return values_of(tensor).T if transposed else values_of(tensor)
+        return values_of(whole).T if transposed else values_of(whole)
 
     def read() -> FloatArray:
         return rows() if factor is None else rows() * factor[:, None]
@@ -62,21 +72,35 @@ def dynamic(
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
     scales = kept.get(lambda: product_scales(values, "MatMul"), values, "columns")
-    if second is not None and values.size <= HELD and len(values) <= LARGEST:
-        inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
 
-        def fitted() -> NDArray[np.int8]:
-            back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
-            return compensated(values, scales, back, pairs=True)
+    def made() -> tuple[gs.Constant, gs.Constant]:
+        if second is not None and values.size <= HELD and len(values) <= LARGEST:
+            inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
 
-        q = edit.constant(graph, f"{hint}_int8", kept.get(fitted, values, "rounded"))
+            def fitted() -> NDArray[np.int8]:
+                back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
+                return compensated(values, scales, back, pairs=True)
+
+            found = kept.get(fitted, values, "rounded")
+            q = edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(found.T) if across else found)
+        else:
+            side = (lambda: read().T) if across else read
+            lazy = side if isinstance(whole, gs.Constant) else None
+            q = multiplied(graph, hint, values.T if across else values, scales, "MatMul", across, read=lazy)
+        return q, edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
+
+    if shared is None:
+        q, weight_scale = made()
+        weight: gs.Tensor = q
     else:
-        q = multiplied(graph, hint, values, scales, "MatMul", read=read if isinstance(tensor, gs.Constant) else None)
-    weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
+        found = [each for each in known(graph, shared.constant) if each.axis == shared.axis]
+        same = [each for each in found if _alike(each.factor, factor)]
+        mine = same[0] if same else remember(graph, Integers(shared.constant, *made(), shared.axis, factor))
+        weight, weight_scale = laid(graph, scope, mine.q, across, node), mine.scale
     if smooth.rows:
         x, peaks = _over_peaks(graph, scope, x, smooth.low, node)
     parts = _run_time_quantized(graph, scope, x, node)
-    result = _product(graph, scope, parts, q, weight_scale, output.name, node)
+    result = _product(graph, scope, parts, weight, weight_scale, output.name, node)
     if peaks is not None:
         result = edit.insert(graph, scope, "Mul", [result, peaks], f"{output.name}_times_peak", before=node)
     if beside is not None:
@@ -90,8 +114,12 @@ def dynamic(
     maker.outputs[0] = output
 
 
+def _alike(one: FloatArray | None, other: FloatArray | None) -> bool:
+    return one is other if one is None or other is None else np.array_equal(one, other)
+
+
 def _product(
-    graph: Graph, scope: Graph, parts: Sequence[gs.Tensor], q: gs.Constant, scale: gs.Constant, hint: str, node: gs.Node
+    graph: Graph, scope: Graph, parts: Sequence[gs.Tensor], q: gs.Tensor, scale: gs.Constant, hint: str, node: gs.Node
 ) -> gs.Tensor:
     quantized, x_scale, zero = parts
     product = edit.insert(graph, scope, "MatMulInteger", [quantized, q, zero], f"{hint}_int32", before=node)
