@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, Weight, edit, is_standard, key_of, subgraphs
+from onnxsqueeze.techniques.canonical import calls
 from onnxsqueeze.techniques.canonical.folding import fold
 
 __all__ = ["Clean"]
@@ -31,6 +32,7 @@ class Clean(Pass[Work]):
     """Rewrite the graph without changing its answers, so that later passes see plain layers.
 
     * ``Constant`` nodes become initializers; ``Identity``, inference ``Dropout`` and what no output needs vanish.
+    * Calls of local functions that hold layers with weights are written out; other functions stay.
     * Nodes that read constants alone are evaluated, unless the result is larger than what it replaces.
     * ``BatchNormalization(W·x + b)`` becomes ``(s·W)·x + s·(b − μ) + β`` with ``s = γ/√(σ² + ε)``; in the same way
       ``Add`` and ``Mul`` by a constant per channel go into the Conv, ConvTranspose or Gemm before them.
@@ -58,6 +60,9 @@ class Clean(Pass[Work]):
             if id(node) not in alive:
                 site = Site(key, f"{node.op} removed, which no output needs", work=_remove_dead)
                 gone.update(map(id, _inside(node)))
+            elif (refusal := calls.refusal(view, node)) is not None:
+                words = f"{node.op}, a local function that holds layers, written out"
+                site = Skip(key, refusal) if refusal else Site(key, words, work=calls.write_out)
             elif not is_standard(node):
                 continue
             elif key in folded:

@@ -76,7 +76,7 @@ def test_what_is_inferred_is_what_is_measured() -> None:
 
 def test_a_budget_over_layers_of_computed_shapes_is_met() -> None:
     rng = np.random.default_rng(1)
-    nodes, weights, x, make = [], [], "x", helper.make_node
+    nodes, weights, x = [], [], "x"
     for k in range(4):
         thin = rng.standard_normal((256, 16)) @ rng.standard_normal((16, 256)) / 64
         weights.append(numpy_helper.from_array(thin.astype(np.float32), f"w{k}"))
