@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.linear.weights import Weighted, weighted
 from onnxsqueeze.statistics.needs import Mean
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.dynamic import Dynamic
@@ -25,6 +27,7 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
     decided = {id(node): each for node, each in work}
     known = {id(each.node): each.work for each in run_time.found}
     stored: list[Site[Quantized]] = []
+    others = {id(each.node): each for each in weighted(layers.view)}
     for node in layers.view.nodes:
         key = key_of(node)
         entry = decided.get(id(node))
@@ -36,6 +39,8 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
                 entry = replace(entry, mean=None if moments is None else moments.mean)
             elif any(reasons):
                 yield Skip(key, next(reason for reason in reasons if reason))
+            elif id(node) in others and key:
+                yield Skip(key, _left(others[id(node)]))
         if entry is not None:
             site = Site(key, _WORDS[entry.form], {"op": node.op}, work=entry)
             if entry.form != "stored":
@@ -43,3 +48,11 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
             else:
                 stored.append(site)
     yield from stored  # at last: a weight that another layer shares must still be float when that one is rewritten
+
+
+def _left(each: Weighted) -> str:
+    """Return why the weight of a node is not one to store."""
+    if each.apart:
+        return each.apart
+    kinds = {np.dtype(t.dtype).name for t in each.node.inputs if isinstance(t, gs.Constant) and len(t.shape) > 1}
+    return f"its weight is {' and '.join(sorted(kinds))}" if kinds else f"{each.node.op} may need its weight as it is"
