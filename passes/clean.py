@@ -15,6 +15,7 @@ from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, Weight, edit, is_standard, key_of, subgraphs
 from onnxsqueeze.techniques.canonical import calls
 from onnxsqueeze.techniques.canonical.folding import fold
+from onnxsqueeze.techniques.canonical.parts import parts
 
 __all__ = ["Clean"]
 
@@ -33,7 +34,8 @@ class Clean(Pass[Work]):
 
     * ``Constant`` nodes become initializers; ``Identity``, inference ``Dropout`` and what no output needs vanish.
     * Calls of local functions that hold layers with weights are written out; other functions stay.
-    * Nodes that read constants alone are evaluated, unless the result is larger than what it replaces.
+    * Nodes that read constants alone are evaluated, unless the result is larger than what it replaces; weights that
+      are cut out of one constant become constants of their own.
     * ``BatchNormalization(W·x + b)`` becomes ``(s·W)·x + s·(b − μ) + β`` with ``s = γ/√(σ² + ε)``; in the same way
       ``Add`` and ``Mul`` by a constant per channel go into the Conv, ConvTranspose or Gemm before them.
     """
@@ -49,7 +51,7 @@ class Clean(Pass[Work]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
-        folded, alive = fold(view, self.fold_limit), edit.alive(view.graph)
+        folded, alive, cut = fold(view, self.fold_limit), edit.alive(view.graph), parts(view)
         changed: set[int] = set()
         gone: set[int] = set()
         for node in view.nodes:
@@ -68,6 +70,8 @@ class Clean(Pass[Work]):
             elif key in folded:
                 work = partial(_put_constant, values=folded[key])
                 site = Site(key, f"{node.op} folded to a constant", work=work)
+            elif key in cut:
+                site = Site(key, f"{node.op} of a weight made a constant", work=partial(_put_parts, values=cut[key]))
             elif node.op == "Constant":
                 site = _as_initializer(view, node)
             elif not any(id(source) in changed for tensor in node.inputs for source in tensor.inputs):
@@ -108,6 +112,13 @@ def _put_constant(graph: Graph, scope: Graph, node: gs.Node, values: Array | Wei
     output = node.outputs[0]
     edit.remove(scope, node)
     edit.redirect(output, gs.Constant(output.name, values))
+
+
+def _put_parts(graph: Graph, scope: Graph, node: gs.Node, values: list[Weight]) -> None:
+    outputs = list(node.outputs)
+    edit.remove(scope, node)
+    for output, value in zip(outputs, values, strict=True):
+        edit.redirect(output, gs.Constant(output.name, value))
 
 
 def _remove_dead(graph: Graph, scope: Graph, node: gs.Node) -> None:
