@@ -10,7 +10,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, is_standard, key_of
-from onnxsqueeze.techniques.canonical import affine, einsum, fused, hard_sigmoid, kernel_forms
+from onnxsqueeze.techniques.canonical import affine, einsum, fused, hard_sigmoid, kernel_forms, regressor
 
 __all__ = ["Canonical"]
 
@@ -75,4 +75,5 @@ _FORMS = (
     _Form("masked scores bounded", kernel_forms.is_masked_softmax, kernel_forms.bound),
     _Form("Einsum with a weight as MatMul", einsum.is_product, einsum.write_as_product),
     _Form("fused layer taken apart", fused.is_fused, fused.take_apart),
+    _Form("LinearRegressor as Gemm", regressor.is_regressor, regressor.write_as_gemm),
 )

@@ -189,6 +189,8 @@ def _into_linear(view: View, node: gs.Node) -> Site[Work] | Skip | None:
     with np.errstate(over="ignore"):
         if not np.isfinite((np.abs(weight).max(initial=0) * np.abs(scaling.factor).max()).astype(weight.dtype)):
             return None
+        if not np.isfinite((bias_value(view, linear) * scaling.factor + scaling.shift).astype(weight.dtype)).all():
+            return None
     if len(linear.inputs[1].outputs) > 1 and np.any(scaling.factor != 1):
         return Skip(key_of(node), "the weight before it is shared with another layer")
     detail: dict[str, object] = {"into": key_of(linear)}

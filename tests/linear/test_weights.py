@@ -66,7 +66,7 @@ CASES = {
     "regressor": (
         parse(
             """g (float[8, 3] x) => (float[8, 1] y) {
-                y = ai.onnx.ml.LinearRegressor<coefficients = [0.5, -1.0, 2.0], targets = 1>(x) }""",
+                y = ai.onnx.ml.LinearRegressor<coefficients = [0.5, -1.0, 2.0], post_transform = "LOGISTIC">(x) }""",
             domains=', "ai.onnx.ml": 3',
         ),
         "its weights are attributes of ai.onnx.ml.LinearRegressor",
