@@ -29,10 +29,11 @@ _LISTS = ("coefficients", "nodes_values", "target_weights", "class_weights", "su
 
 @dataclass(frozen=True)
 class Weighted:
-    """A node with a weight. ``apart`` says what is special about it, in words that go on with "its weight"."""
+    """A node with a weight; ``apart`` says what is special about it, ``behind`` are the ids of the nodes that make it."""
 
     node: gs.Node
     apart: str
+    behind: frozenset[int] = frozenset()
 
     @property
     def reason(self) -> str:
@@ -59,9 +60,21 @@ def weighted(view: View) -> Iterator[Weighted]:
             continue
         found = [tensor for slot, tensor in enumerate(node.inputs) if _is_weight(view, node, slot, made)]
         if found:
-            yield Weighted(node, _apart(view, node, found[0], made))
+            yield Weighted(node, _apart(view, node, found[0], made), frozenset(_behind(found[0], made)))
         elif any(len(value) > 1 for name in _LISTS if isinstance(value := node.attrs.get(name), list)):
             yield Weighted(node, f"its weights are attributes of {operator(node)}")
+
+
+def _behind(tensor: gs.Tensor, made: dict[int, gs.Node]) -> set[int]:
+    """Return the ids of the nodes that a tensor is computed by, all of constants."""
+    found: set[int] = set()
+    stack = [tensor]
+    while stack:
+        node = made.get(id(stack.pop()))
+        if node is not None and id(node) not in found:
+            found.add(id(node))
+            stack.extend(node.inputs)
+    return found
 
 
 def is_stored(tensor: gs.Tensor) -> bool:

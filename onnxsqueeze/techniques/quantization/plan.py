@@ -28,6 +28,8 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
     known = {id(each.node): each.work for each in run_time.found}
     stored: list[Site[Quantized]] = []
     others = {id(each.node): each for each in weighted(layers.view)}
+    left: list[tuple[str, Weighted]] = []
+    in_few_bits: set[int] = set()
     for node in layers.view.nodes:
         key = key_of(node)
         entry = decided.get(id(node))
@@ -40,19 +42,21 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
             elif any(reasons):
                 yield Skip(key, next(reason for reason in reasons if reason))
             elif id(node) in others and key:
-                yield Skip(key, _left(others[id(node)]))
+                left.append((key, others[id(node)]))
         if entry is not None:
             site = Site(key, _WORDS[entry.form], {"op": node.op}, work=entry)
             if entry.form != "stored":
                 yield site
             else:
                 stored.append(site)
+                in_few_bits.add(id(node))
+    yield from (Skip(key, _left(each, in_few_bits)) for key, each in left)
     yield from stored  # at last: a weight that another layer shares must still be float when that one is rewritten
 
 
-def _left(each: Weighted) -> str:
-    """Return why the weight of a node is not one to store."""
+def _left(each: Weighted, stored: set[int]) -> str:
+    """Return why the weight of a node is not one to store; ``stored`` are the nodes whose weights are."""
     if each.apart:
-        return each.apart
+        return f"{each.apart}, which are stored" if each.behind & stored else each.apart
     kinds = {np.dtype(t.dtype).name for t in each.node.inputs if isinstance(t, gs.Constant) and len(t.shape) > 1}
     return f"its weight is {' and '.join(sorted(kinds))}" if kinds else f"{each.node.op} may need its weight as it is"
