@@ -29,7 +29,7 @@ _LISTS = ("coefficients", "nodes_values", "target_weights", "class_weights", "su
 
 @dataclass(frozen=True)
 class Weighted:
-    """A node with a weight; ``apart`` says what is special about it, ``behind`` are the ids of the nodes that make it."""
+    """A node with a weight: ``apart`` says what is special about it, ``behind`` holds the ids of what makes it."""
 
     node: gs.Node
     apart: str
