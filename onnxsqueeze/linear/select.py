@@ -11,7 +11,7 @@ from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.linear.layers import Linear, describe
-from onnxsqueeze.linear.weights import weighted
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.statistics.needs import Need
 
 __all__ = ["layers", "needs"]

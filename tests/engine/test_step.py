@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -37,12 +39,13 @@ def newest(op: str) -> onnx.ModelProto:
         helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("Conv", ["b", "v"], ["c"]), helper.make_node(op, ["c"], ["y"], **ATTRIBUTES[op]),
     ]  # fmt: skip
-    x, y = (helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["n", 3, 12, 12]), ("y", None)))
+    x = helper.make_tensor_value_info("x", 1, ["n", 3, 12, 12])
+    y = helper.make_tensor_value_info("y", 1, None)
     graph = helper.make_graph(nodes, "g", [x], [y], stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 28)], ir_version=13)
 
 
-ATTRIBUTES: dict[str, dict[str, object]] = {"Cast": {"to": 1}, "DepthToSpace": {"blocksize": 2}}
+ATTRIBUTES: dict[str, dict[str, Any]] = {"Cast": {"to": 1}, "DepthToSpace": {"blocksize": 2}}
 
 
 def test_the_opset_is_lowered_where_every_operator_says_the_same_there() -> None:

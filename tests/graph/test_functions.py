@@ -31,7 +31,7 @@ def written_out(model: onnx.ModelProto) -> onnx.ModelProto:
 def run(model: onnx.ModelProto, **feed: np.ndarray) -> list[np.ndarray]:
     onnx.checker.check_model(model)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, feed)
+    return [np.asarray(value) for value in session.run(None, feed)]
 
 
 def twice(body: str, functions: str, **feed: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray], onnx.ModelProto]:

@@ -29,7 +29,7 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
-from onnxsqueeze.linear.weights import weighted
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import Latency
 from onnxsqueeze.statistics.measured import Statistics
@@ -147,7 +147,8 @@ def test_every_node_with_a_weight_is_done_or_skipped(pass_: str, name: str) -> N
 
     step = squeeze(model, pass_, feeds_of(name), validate="none").report.steps[-1]
 
-    entries = [entry.key.partition("[")[0] for entry in (*step.done, *step.skipped)]
+    keys = [site.key for site in step.done] + [skip.key for skip in step.skipped]
+    entries = [key.partition("[")[0] for key in keys]
     inside = {key for group in couple(View(load(model))).groups for slot in group.slots for key in slot.nodes}
     joined = {str(key) for site in step.done for key in site.detail.get("layers", ())}  # type: ignore[attr-defined]
     assert not expected - set(entries) - joined - (inside if pass_ == "prune" else set())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from small_models import parse
 
@@ -12,6 +13,7 @@ from onnxsqueeze.ir.files import load
 from onnxsqueeze.measure.cost import cost, macs
 from onnxsqueeze.runtime.shapes import activations, inferred_and_measured
 
+Array = NDArray[np.generic]
 RNG = np.random.default_rng(0)
 
 
@@ -23,7 +25,7 @@ def computed(rows: int | str = "n") -> onnx.ModelProto:
         }}""")
 
 
-FEED = {"x": RNG.standard_normal((6, 64)).astype(np.float32), "to": np.array([3, 32], np.int64)}
+FEED: dict[str, Array] = {"x": RNG.standard_normal((6, 64)).astype(np.float32), "to": np.array([3, 32], np.int64)}
 
 
 def test_layers_behind_a_computed_shape_are_counted() -> None:
@@ -37,7 +39,7 @@ def test_layers_behind_a_computed_shape_are_counted() -> None:
 
 def test_a_run_that_fails_leaves_the_count_unknown_and_not_zero() -> None:
     graph = load(computed())
-    feed = {"x": FEED["x"], "to": np.array([3, 31], np.int64)}
+    feed: dict[str, Array] = {"x": FEED["x"], "to": np.array([3, 31], np.int64)}
 
     assert macs(graph, feed) == {}
     assert cost(graph, 1, feed).macs is None
@@ -48,7 +50,7 @@ def test_sequences_do_not_keep_other_tensors_from_being_measured() -> None:
         parts = SplitToSequence<axis = 0>(x) whole = ConcatFromSequence<axis = 0>(parts)
         sized = Reshape(whole, to) y = MatMul(sized, w)
     }""")
-    feed = {"x": np.ones((3, 4), np.float32), "to": np.array([3, 4], np.int64)}
+    feed: dict[str, Array] = {"x": np.ones((3, 4), np.float32), "to": np.array([3, 4], np.int64)}
 
     assert macs(load(model), feed) == {"y": 3 * 4 * 8}
 
@@ -59,7 +61,7 @@ def test_bodies_learn_from_what_was_measured_around_them() -> None:
         y = If<then_branch = a () => (float[?, ?] p) { p = MatMul(sized, w) },
                else_branch = b () => (float[?, ?] q) { m = MatMul(sized, w) q = Neg(m) }>(c)
     }""")
-    feed = FEED | {"to": np.array([6, 64], np.int64), "c": np.array(True)}
+    feed: dict[str, Array] = FEED | {"to": np.array([6, 64], np.int64), "c": np.array(True)}
 
     assert macs(load(model), feed) == {"p": 6 * 64 * 96, "m": 6 * 64 * 96}
 

@@ -76,7 +76,7 @@ def write_as_product(graph: Graph, scope: Graph, node: gs.Node) -> None:
     weight = given
     if found.perm != (0, 1):
 
-        def values() -> np.ndarray:  # type: ignore[type-arg]
+        def values() -> np.ndarray:
             return np.ascontiguousarray(np.transpose(peek(given), found.perm).reshape(shape))
 
         weight = edit.constant(graph, f"{given.name}_matrix", Derived(shape, np.dtype(np.float32), values))

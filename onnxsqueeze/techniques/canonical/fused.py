@@ -36,7 +36,9 @@ def is_fused(view: View, node: gs.Node) -> bool:
         if len(weight.shape) != 2 or len(weight.outputs) > 1:
             return False
         values = peek(weight)
-        return alpha == 1 or (np.isfinite(values).all() and fits(alpha, alpha * float(np.abs(values).max(initial=0))))
+        return alpha == 1 or bool(
+            np.isfinite(values).all() and fits(alpha, alpha * float(np.abs(values).max(initial=0)))
+        )
     if node.op == "FusedConv" and len(node.inputs) > 3 and node.inputs[3].name:
         return False  # adds a tensor in front of the activation
     if node.op not in ("FusedConv", "FusedGemm"):
@@ -68,7 +70,7 @@ def _plain_product(graph: Graph, scope: Graph, node: gs.Node) -> None:
     if transposed or alpha != 1:
         shape = tuple(weight.shape[::-1] if transposed else weight.shape)
 
-        def values() -> np.ndarray:  # type: ignore[type-arg]
+        def values() -> np.ndarray:
             found = peek(weight).T if transposed else peek(weight)
             return np.ascontiguousarray(found * alpha)
 

@@ -17,7 +17,7 @@ from onnxsqueeze.graph.shapes.known import Sizes
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph, subgraphs
-from onnxsqueeze.linear.weights import weighted
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.techniques.pruning import removal
 from onnxsqueeze.techniques.pruning.component import Component, Ref
 from onnxsqueeze.techniques.pruning.groups import groups_of

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.linear.bias import bias_tensor
-from onnxsqueeze.linear.weights import is_stored
+from onnxsqueeze.linear.weighted import is_stored
 from onnxsqueeze.techniques.quantization.grids import Affine, Gate, fixed
 
 __all__ = ["LAYERS", "Layers", "weight_slots"]

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.linear.weights import Weighted, weighted
+from onnxsqueeze.linear.weighted import Weighted, weighted
 from onnxsqueeze.statistics.needs import Mean
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.dynamic import Dynamic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -13,7 +15,7 @@ from onnxsqueeze import squeeze
 RNG = np.random.default_rng(0)
 
 
-def regressor(targets: int, columns: int, kind: int = 1, **attributes: object) -> onnx.ModelProto:
+def regressor(targets: int, columns: int, kind: int = 1, **attributes: Any) -> onnx.ModelProto:
     weights = (RNG.standard_normal(targets * columns) / np.sqrt(columns)).astype(np.float32)
     node = helper.make_node(
         "LinearRegressor",
@@ -31,7 +33,7 @@ def regressor(targets: int, columns: int, kind: int = 1, **attributes: object) -
 
 
 @pytest.mark.parametrize("intercepts", [{}, {"intercepts": [0.5] * 48}])
-def test_it_answers_the_same_as_a_gemm_and_is_quantized(intercepts: dict[str, object]) -> None:
+def test_it_answers_the_same_as_a_gemm_and_is_quantized(intercepts: dict[str, Any]) -> None:
     model = regressor(48, 64, **intercepts)
     feeds = [{"x": RNG.standard_normal((4, 64)).astype(np.float32)} for _ in range(4)]
 

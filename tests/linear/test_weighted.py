@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -13,7 +15,7 @@ from onnxsqueeze import squeeze
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.files import load
-from onnxsqueeze.linear.weights import weighted
+from onnxsqueeze.linear.weighted import weighted
 
 RNG = np.random.default_rng(0)
 
@@ -88,7 +90,8 @@ def test_every_pass_has_an_entry_for_it(name: str, pass_: str) -> None:
 
     step = squeeze(model, pass_, None if name == "custom" else feeds(model), validate="none").report.steps[-1]
 
-    entries = {entry.key.partition("[")[0]: getattr(entry, "reason", "") for entry in (*step.done, *step.skipped)}
+    done = {site.key.partition("[")[0]: "" for site in step.done}
+    entries = done | {skip.key.partition("[")[0]: skip.reason for skip in step.skipped}
     assert "y" in entries
     if entries["y"] and pass_ not in ("int8", "prune"):
         assert words in entries["y"]
@@ -107,7 +110,7 @@ def test_scales_of_a_weight_that_is_stored_in_integers_are_not_rounded_again() -
     assert {skip.reason for skip in step.skipped} == {"its weight is stored in integers already"}
 
 
-def contrib(op: str, x: list[int], out: list[int], /, *weights: tuple[int, ...], **attrs: object) -> onnx.ModelProto:
+def contrib(op: str, x: list[int], out: list[int], /, *weights: tuple[int, ...], **attrs: Any) -> onnx.ModelProto:
     names = [f"w{i}" for i in range(len(weights))]
     node = helper.make_node(op, ["x", *names], ["y"], domain="com.microsoft", **attrs)
     infos = [
