@@ -18,7 +18,7 @@ from onnxsqueeze.linear.refit import Kept
 from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.pruning import repair
 from onnxsqueeze.techniques.pruning.choice import Removal, Score, pose
-from onnxsqueeze.techniques.pruning.coupling import Coupling, couple
+from onnxsqueeze.techniques.pruning.coupling import Coupling, couple, outside
 from onnxsqueeze.techniques.pruning.readers import WIDEST, Indices, distrust
 from onnxsqueeze.techniques.pruning.repair import without
 from onnxsqueeze.techniques.pruning.units import Group
@@ -114,6 +114,7 @@ class Prune(Selected[Removed]):
         """Yield a site for every group that the budget makes smaller."""
         coupling = couple(view)
         yield from (entry for entry in self._groups(view, coupling, stats) if isinstance(entry, Skip))
+        yield from (Skip(names[0], reason) for names, reason in outside(view, coupling) if self.wanted(names))
         problem = self._pose(view, stats, coupling)
         if problem is not None:
             yield from self._entries(problem, problem.solve(self._first, self.max_error or DEFAULT_ERROR))

@@ -33,6 +33,8 @@ class Pass(ABC, Generic[W]):
     summary: ClassVar[str]
     min_opset: ClassVar[int] = 1
     """The engine raises the model's opset to this before ``plan`` if there is anything to do."""
+    max_opset: ClassVar[int | None] = None
+    """The newest opset whose operators the pass writes: a newer model is lowered to it where that is exact."""
     cleans_first: ClassVar[bool] = True
     """Whether ``clean`` runs before this pass when the pipeline does not say so itself."""
 

@@ -9,9 +9,10 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.contract.plan import Skip
 from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
-from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.linear.layers import Linear
 from onnxsqueeze.linear.tied import together
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.statistics.needs import Need
 
 __all__ = ["layers", "needs"]
@@ -22,10 +23,16 @@ SMALLEST = 16
 
 
 def layers(view: View, pass_: Selected) -> Iterator[tuple[gs.Node, Linear] | Skip]:
-    """Yield the layers that could be factored, and why the others that the pass is asked for could not."""
-    for node in view.of("Conv", "Gemm", "MatMul"):
-        layer = together(view, node, lambda each: pass_.wanted((key_of(each), str(each.name))))
-        if layer is None:
+    """Yield the layers that could be factored, and why others with a weight that the pass is asked for could not."""
+    others = {id(each.node): each.reason for each in weighted(view)}
+
+    def asked(node: gs.Node) -> bool:
+        return pass_.wanted((key_of(node), str(node.name)))
+
+    for node in view.nodes:
+        layer = together(view, node, asked) if is_standard(node) else None
+        layer = layer or others.get(id(node))
+        if layer is None or not key_of(node):
             continue
         names = (key_of(node), str(node.name))
         if pass_.excluded(names):

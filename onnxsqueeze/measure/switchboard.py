@@ -191,7 +191,9 @@ def _switch(graph: Graph, node: gs.Node, rewrite: Rewrite, switch: gs.Variable) 
     hint = f"{y.name}_{switch.name}"
     copy = edit.variable(graph, f"{hint}_copy")
     rest = [edit.variable(graph, f"{hint}_rest") for _ in node.outputs[1:]]
-    edit.insert(graph, graph, node.op, list(node.inputs), [copy, *rest], dict(node.attrs), after=node)
+    edit.insert(
+        graph, graph, node.op, list(node.inputs), [copy, *rest], dict(node.attrs), after=node, domain=node.domain
+    )
     readers = [r for r in y.outputs if r.outputs[0] is not copy]
     chosen: list[gs.Tensor] | str = f"{hint}_chosen"
     if any(y is t for t in graph.outputs):

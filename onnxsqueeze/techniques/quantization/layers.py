@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.linear.bias import bias_tensor
+from onnxsqueeze.linear.weighted import is_stored
 from onnxsqueeze.techniques.quantization.emit.weights import read_by
 from onnxsqueeze.techniques.quantization.grids import Affine, Gate, fixed
 from onnxsqueeze.techniques.quantization.sharing import Sharing
@@ -34,10 +35,14 @@ _SLOTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1), "
 
 
 def weight_slots(node: gs.Node) -> tuple[int, ...]:
-    """Return which inputs of the node are large initializers: those of known layers, and matrices elsewhere."""
+    """Return which inputs of the node are large initializers: those of known layers, and matrices elsewhere.
+
+    ONNX Runtime restores a stored weight when it loads the model, so its own operators get it as before; those of
+    other domains may be anything. Floats beside a weight of integers are its scales, and no weight.
+    """
     if node.op in _SLOTS and is_standard(node):
         return tuple(s for s in _SLOTS[node.op] if s < len(node.inputs) and isinstance(node.inputs[s], gs.Constant))
-    if not is_standard(node):
+    if not (is_standard(node) or node.domain == "com.microsoft") or any(map(is_stored, node.inputs)):
         return ()
     return tuple(
         slot for slot, t in enumerate(node.inputs)
