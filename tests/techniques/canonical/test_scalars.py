@@ -13,10 +13,10 @@ from onnxsqueeze import squeeze
 WEIGHT = np.random.default_rng(0).standard_normal((4, 3, 3, 3))
 
 
-def model_of(nodes: list[onnx.NodeProto], x: list[object], **constants: object) -> onnx.ModelProto:
+def model_of(nodes: list[onnx.NodeProto], x: list[int | str | None], **constants: object) -> onnx.ModelProto:
     stored = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()]
-    infos = [helper.make_tensor_value_info(n, 1, s) for n, s in (("x", x), ("y", None))]  # type: ignore[list-item]
-    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], stored)
+    given, made = helper.make_tensor_value_info("x", 1, x), helper.make_tensor_value_info("y", 1, None)
+    graph = helper.make_graph(nodes, "g", [given], [made], stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -25,12 +25,12 @@ def node(op: str, inputs: str, output: str, **attributes: list[int]) -> onnx.Nod
     return made
 
 
-def hard(shift: object, scale: object, x: list[object]) -> onnx.ModelProto:
+def hard(shift: object, scale: object, x: list[int | str | None]) -> onnx.ModelProto:
     nodes = [node("Add", "x b", "a"), node("Clip", "a low high", "k"), node("Mul", "k s", "y")]
     return model_of(nodes, x, b=shift, low=0, high=6, s=scale)
 
 
-def exchange(scale: object, shift: float, x: list[object]) -> onnx.ModelProto:
+def exchange(scale: object, shift: float, x: list[int | str | None]) -> onnx.ModelProto:
     nodes = [node("Mul", "x k", "q"), node("Add", "q s", "p"), node("Conv", "p w", "y", pads=[1, 1, 1, 1])]
     return model_of(nodes, x, w=WEIGHT, s=shift, k=scale)
 
