@@ -124,7 +124,6 @@ TOGETHER = {
         "techniques/canonical/folding",
         "techniques/canonical/hard_sigmoid",
         "techniques/canonical/kernel_forms",
-        "techniques/canonical/scalars",
         "graph/operators",
     ),
     "tests/passes/test_lowrank.py": (
