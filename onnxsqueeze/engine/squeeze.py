@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.engine import registry
+from onnxsqueeze.engine import promises, registry
 from onnxsqueeze.engine.order import IMPLIED, refuse_order
+from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
@@ -95,10 +96,15 @@ def squeeze(
     if recipe.min_sqnr is not None and recipe.validate == "none":
         raise UsageError('min_sqnr= needs the comparison that validate="none" leaves out: drop one of them')
     chosen = [each.pass_ for each in recipe.steps]
+    for pass_ in chosen:
+        promises.declared(pass_)
     refuse_order(chosen)
-    known, unwritten = _stats_files(recipe.calibration.get("stats", ()))
-    progress("loading", 0, 1)
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    files: Any = recipe.calibration.get("stats", ())
+    known, unwritten = statistics_files(files)
+    written = {"output=": None if dry_run else output}
+    refuse_places(written, {"the model": model}, calibration=recipe.calibration.get("source"), stats=files)
+    progress("loading", 0, 1)
     LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
     original = load(model)
     for pass_ in chosen:
@@ -260,17 +266,6 @@ def _feeds(
 def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
     progress("timing", 0, 1)
     return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
-
-
-def _stats_files(paths: Any) -> tuple[list[Path], Path | None]:
-    files = [Path(p) for p in paths]
-    new = [p for p in files if not p.exists()]
-    if len(new) > 1:
-        raise UsageError(f"of the statistics files at most one may be new, but {', '.join(map(str, new))} do not exist")
-    for path in new:
-        if not path.parent.is_dir():
-            raise UsageError(f"the statistics cannot be written to {path}: there is no folder {path.parent}")
-    return [p for p in files if p not in new], new[0] if new else None
 
 
 def _size(graph: Graph, source: AnyModel) -> int:

@@ -101,8 +101,11 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
         if isinstance(error, (UsageError, ContractError)) or not run.check:
             raise
         reason, done = str(error), []
-    except (MemoryError, OSError):
+    except MemoryError:
         raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise SqueezeError(f"the pass '{pass_.name}' cannot go on: {where}{error.strerror or error}") from error
     except Exception as error:
         raise PassError(f"the pass '{pass_.name}' failed on this model: {type(error).__name__}: {error}") from error
     after = trial if done else graph
@@ -217,11 +220,13 @@ def _rewrite(
         done += sites if bench is not None else _reported(sites)
         promises.tidied(pass_, graph, interface)
     if bench is not None and done:
-        notes += pass_.tune(graph, tuple(done), bench)
+        notes += promises.words(pass_, "tune", pass_.tune(graph, tuple(done), bench))
         promises.tidied(pass_, graph, interface)
     done = _reported(done)
     if done:
-        notes += [*(bench.notes if bench is not None else ()), *pass_.notes(given, graph, done)]
+        promises.writable(pass_, graph)
+        notes += promises.words(pass_, "bench.notes", bench.notes if bench is not None else ())
+        notes += promises.words(pass_, "notes", pass_.notes(given, graph, done))
     return done, skipped
 
 
