@@ -36,6 +36,7 @@ TOGETHER = {
     "tests/engine/test_recipe.py": ("engine/toml",),
     "tests/measure/test_answers.py": ("measure/agreement", "measure/output_kinds", "measure/rig", "measure/variation"),
     "tests/measure/test_equivalent_outputs.py": ("measure/taps",),
+    "tests/engine/test_judge.py": ("engine/run",),
     "tests/engine/test_guard.py": ("engine/reference", "report/verdict"),
     "tests/analysis/diff/test_diff.py": (
         "analysis/diff/changes",

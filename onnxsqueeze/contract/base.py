@@ -47,6 +47,9 @@ class Pass(ABC, Generic[W]):
     repeats: ClassVar[bool] = False
     """Whether one rewrite may make another possible, so that the engine plans again until nothing is left."""
 
+    lossless: ClassVar[bool] = False
+    """Whether answers stay the same but for rounding: under 60 dB SQNR what makes them differ is taken back."""
+
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""
         return ()

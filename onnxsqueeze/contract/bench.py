@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.contract.plan import Site, W
+from onnxsqueeze.errors import FeedError, ModelError, PassError, PlaceError
 from onnxsqueeze.graph.edit import duplicate, tidy
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, Deviation, Ruler, answer, decibels
@@ -79,10 +81,16 @@ class Bench:
         return answer(self.original, None, self.feeds)
 
     def variant(self, apply: Callable[[Site[W], Graph], None], sites: Iterable[Site[W]]) -> Graph:
-        """Return a copy of the original with these sites applied, by the ``apply`` of a pass."""
+        """Return a copy of the original with these sites applied, by the ``apply`` of a pass.
+
+        Raises PlaceError, which names the site, for what a pass says that it cannot do.
+        """
         graph = duplicate(self.original)
         for site in sites:
-            apply(site, graph)
+            try:
+                apply(site, graph)
+            except (ModelError, PassError) as error:
+                raise PlaceError(str(error), site.key, site.action) from error
         tidy(graph)
         return graph
 
@@ -95,8 +103,12 @@ class Bench:
         return decibels(self.error(graph))
 
     def error(self, graph: Graph) -> float:
-        """Return the relative squared error of the worst output, infinity if there is NaN."""
-        return self.ruler.error(self.expected, self._answers(graph))
+        """Return the relative squared error of the worst output, infinity if there is NaN or the graph does not run."""
+        expected = self.expected
+        try:
+            return self.ruler.error(expected, self._answers(graph))
+        except (FeedError, ModelError):  # the original has run on these feeds
+            return math.inf
 
     def _answers(self, graph: Graph) -> Answers:
         return answer(graph, None, self.feeds[: len(self.expected)])

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.engine import registry
-from onnxsqueeze.errors import ContractError, PassError, SqueezeError
+from onnxsqueeze.errors import ContractError, PassError, PlaceError, SqueezeError, UsageError
 from onnxsqueeze.graph.edit import tidy
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of, walk
@@ -26,7 +26,15 @@ from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Need, Range
 __all__ = ["apply", "checked", "declared", "interface", "needs", "plan", "tidied", "words", "writable"]
 
 T = TypeVar("T")
-DECLARED = {"min_opset": int, "cleans_first": bool, "float_only": bool, "quantizes": bool, "repeats": bool}
+BUILT_IN = "onnxsqueeze.passes."
+DECLARED = {
+    "min_opset": int,
+    "cleans_first": bool,
+    "float_only": bool,
+    "quantizes": bool,
+    "repeats": bool,
+    "lossless": bool,
+}
 
 
 def declared(pass_: Pass) -> None:
@@ -142,10 +150,14 @@ def apply(pass_: Pass, site: Site, graph: Graph) -> None:
     """Rewrite one site; what goes wrong names the place."""
     try:
         pass_.apply(site, graph)
-    except (SqueezeError, MemoryError, OSError):
+    except (ContractError, UsageError, PlaceError, MemoryError, OSError):
         raise
+    except SqueezeError as error:
+        raise PlaceError(str(error), site.key, site.action) from error
     except Exception as error:
         problem = f"{type(error).__name__}: {error} (ONNXSQUEEZE_DEBUG=1 shows where)"
+        if type(pass_).__module__.startswith(BUILT_IN):
+            raise PlaceError(f"a bug in onnxsqueeze, {problem}", site.key, site.action) from error
         raise _broken(pass_, f"apply() fails at '{site.key}' with {problem}") from error
 
 

@@ -19,9 +19,10 @@ from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
+from onnxsqueeze.engine.run import Run
 from onnxsqueeze.engine.score import refuse_drop, scored, scoring, with_score
-from onnxsqueeze.engine.step import Run, quantized, refuse_quantized, run_pass
-from onnxsqueeze.errors import ToleranceError, UsageError
+from onnxsqueeze.engine.step import quantized, refuse_quantized, run_pass
+from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import Feeds, Input, inputs_of
@@ -113,12 +114,19 @@ def squeeze(
     recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
     calib, held = data.split() if data is not None else ((), ())
     check = recipe.validate == "full" and not dry_run
-    rig = mount(original, recipe.outputs, check)
-    drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]
-    run = Run(drawn[0], drawn[1], load_statistics(known), check, recipe.seed, progress, ruler=rig.ruler)
-    run.invented = data is None or data.invented
-    whole = path or original if rig.graph is original else rig.graph
-    notes = prepare(run, whole, inputs, data, rig)
+    for taps in (check, False):
+        rig = mount(original, recipe.outputs, taps)
+        drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]
+        run = Run(drawn[0], drawn[1], load_statistics(known), check, recipe.seed, progress, ruler=rig.ruler)
+        run.invented = data is None or data.invented
+        whole = path or original if rig.graph is original else rig.graph
+        try:
+            notes = prepare(run, whole, inputs, data, rig)
+        except ModelError:
+            if rig.graph is original:
+                raise
+            continue  # with further outputs it does not run; without them errors are measured at its own
+        break
     if scorer is not None and run.reference and isinstance(held, Feeds):
         run.score = scoring(scorer, held, tuple(str(t.name) for t in original.outputs), len(run.reference))
     feed = next(iter(held or calib), None)

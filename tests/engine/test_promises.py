@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from small_models import MODELS, feeds
@@ -194,6 +194,8 @@ def test_what_a_site_carries_reaches_apply_and_tune_but_not_the_report() -> None
     assert site.work is None
 
 
+ANY: Any = None
+"""Something that is of no type in particular."""
 HISTOGRAM = {"counts": [1, "x"], "low": 0.0, "high": 1.0}
 
 
@@ -201,14 +203,14 @@ HISTOGRAM = {"counts": [1, "x"], "low": 0.0, "high": 1.0}
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        (lambda key: Site(key, 3), "whose action is 3: give a text"),
-        (lambda key: Site(key, "a", None), "whose detail is None: give a dict"),
-        (lambda key: Site(key, "a", {1: 2}), "whose detail is {1: 2}: give a dict"),
-        (lambda key: Site(key, "a", error="x"), "whose error is 'x': give a number"),
+        (lambda key: Site(key, cast("Any", 3)), "whose action is 3: give a text"),
+        (lambda key: Site(key, "a", ANY), "whose detail is None: give a dict"),
+        (lambda key: Site(key, "a", cast("Any", {1: 2})), "whose detail is {1: 2}: give a dict"),
+        (lambda key: Site(key, "a", error=cast("Any", "x")), "whose error is 'x': give a number"),
         (lambda key: Site(key, "a", {"curve": {"x": [1, 2], "y": []}}), "whose curve is none: give x and y"),
         (lambda key: Site(key, "a", {"histogram": HISTOGRAM}), "whose histogram is none: give counts"),
-        (lambda key: Skip(key, None), "whose reason is None: give a text"),
-        (lambda key: Skip([], "reason"), "plan() yields the key []: use key_of(node)"),
+        (lambda key: Skip(key, ANY), "whose reason is None: give a text"),
+        (lambda key: Skip(cast("Any", []), "reason"), "plan() yields the key []: use key_of(node)"),
     ],
 )
 def test_fields_of_wrong_types_are_refused(entry: Callable[[str], Any], words: str, validate: str) -> None:

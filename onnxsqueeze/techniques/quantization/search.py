@@ -17,7 +17,7 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.attribution import effects
-from onnxsqueeze.measure.switchboard import SAMPLES, Detour, Switchboard, impacts
+from onnxsqueeze.measure.switchboard import SAMPLES, Detour, impacts, sound
 from onnxsqueeze.techniques.quantization.apply import Quantized, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.audit import audit
@@ -142,7 +142,7 @@ class Search:
         if found.unfused:
             plan = [as_stored(entry, UNFUSED) if entry.key in found.unfused else entry for entry in plan]
             return self._audited(plan, self._variant(plan), error)
-        if found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
+        if found.drift is not None and found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
             return self._without_arithmetic(OTHERWISE)
         self.bench.notes.append(str(found))
         return plan
@@ -164,8 +164,11 @@ class Search:
             places = {str(t.name): i for i, node in enumerate(self.view.nodes) for t in node.outputs}
             names = sorted(rewrites, key=lambda name: (places.get(name, -1), name))
             feeds = self.bench.feeds[:FEEDS]
-            board = Switchboard(self.bench.original, [{name: rewrites[name]} for name in names], feeds, SAMPLES)
-            self.effects = effects(board, names, own, self._runs(), self.bench.progress, self.bench.ruler.error)
+            boards = sound(self.bench.original, {name: {name: rewrites[name]} for name in names}, feeds, SAMPLES)
+            runs = self._runs() // max(len(boards), 1)
+            self.effects = dict.fromkeys(names, 1.0) if boards else {}
+            for board, switched in boards:
+                self.effects |= effects(board, switched, own, runs, self.bench.progress, self.bench.ruler.error)
         self.arithmetic.errors = dict(self.effects)
         stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
         self.base = self._error(self.bench.variant(quantize_site, stored))
