@@ -13,7 +13,6 @@ LONG = {
     "onnxsqueeze/analysis/diff/matching.py",
     "onnxsqueeze/analysis/inspection/inspect.py",
     "onnxsqueeze/ir/encode.py",
-    "onnxsqueeze/techniques/quantization/search.py",
     "passes/canonical.py",
     "tests/analysis/diff/test_diff.py",
     "tests/cli/test_bad_input.py",
@@ -140,6 +139,7 @@ TOGETHER = {
     ),
     "tests/techniques/quantization/test_search.py": (
         "contract/bench",
+        "techniques/quantization/precision",
         "techniques/quantization/apply",
         "techniques/quantization/plan",
         "techniques/quantization/words",
