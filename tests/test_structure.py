@@ -129,6 +129,7 @@ TOGETHER = {
     ),
     "tests/passes/test_lowrank.py": (
         "contract/bargain",
+        "measure/probes",
         "techniques/lowrank/choice",
         "techniques/lowrank/plan",
         "linear/select",

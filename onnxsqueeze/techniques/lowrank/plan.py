@@ -27,7 +27,7 @@ from onnxsqueeze.linear.fitting import fitting as fitted
 from onnxsqueeze.linear.layers import Linear, covariance, matrix
 from onnxsqueeze.linear.select import layers
 from onnxsqueeze.measure import cost
-from onnxsqueeze.measure.switchboard import Probe, gains
+from onnxsqueeze.measure.probes import Probe, gains
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.techniques.lowrank import forms
