@@ -22,6 +22,7 @@ PUBLIC = [
     "Int8",
     "LowRank",
     "ModelError",
+    "Packing",
     "Pass",
     "PassError",
     "Prune",
@@ -42,9 +43,12 @@ PUBLIC = [
     "edit",
     "inspect_model",
     "load",
+    "pack",
     "save",
     "sensitivity",
+    "session",
     "squeeze",
+    "unpack",
 ]
 
 FOR_PASSES = [
