@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.ir.packed import unpack as unpack
     from onnxsqueeze.passes.canonical import Canonical as Canonical
     from onnxsqueeze.passes.clean import Clean as Clean
+    from onnxsqueeze.passes.code import Code as Code
     from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
     from onnxsqueeze.passes.int8 import Int8 as Int8
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Canonical": "onnxsqueeze.passes.canonical",
     "Clean": "onnxsqueeze.passes.clean",
+    "Code": "onnxsqueeze.passes.code",
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
     "FeedError": "onnxsqueeze.errors",

@@ -14,6 +14,7 @@ from onnxsqueeze import plugin
 PUBLIC = [
     "Canonical",
     "Clean",
+    "Code",
     "ContractError",
     "Depthwise",
     "FeedError",
