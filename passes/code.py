@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from math import inf
 from typing import ClassVar
@@ -19,20 +19,22 @@ from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.linear.layers import Linear, covariance, describe, laid_out, matrix
 from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.plugin import Bench, Gram, Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
-from onnxsqueeze.techniques.coding.quantizer import Integers, fitted, nearest, smallest_step
+from onnxsqueeze.techniques.coding.quantizer import MOST, Integers, fitted, nearest
 from onnxsqueeze.words import amount
 
 __all__ = ["Code"]
 
-STEPS = tuple(2 ** (i / 2 - 4) for i in range(12))
+STEPS = tuple(2 ** (i / 2 - 7) for i in range(18))
 """Steps that are tried, in standard deviations of the weight."""
-TRIAL = 1.0
+TRIAL = 0.5
 """The step, in standard deviations, at which a layer's effect on the answers is measured."""
 TRIES = 5
 LARGEST = 4096
 """Layers with more columns are not measured: the Gram matrix would take over 128 MB."""
 SMALLEST = 128
-SAMPLE = 1 << 20
+FLOAT = 3.4
+"""Bytes of a weight that stays in float, in a container."""
+SAMPLE = 1 << 18
 """Weights of a layer, evenly spread, from which its size and error at a step are guessed."""
 
 
@@ -53,8 +55,8 @@ class Code(Selected[Coded]):
     ``b̂ = b + (W − δQ)·E[x]``. All layers share one budget, of bytes or of error, in which each weighs what it does to
     the answers.
 
-    The file holds int8, a quarter of float, and weights are restored when it is loaded: nothing is slower. It shrinks
-    further when something compresses it, such as ``onnxsqueeze pack``.
+    The file holds int8, a quarter of float (int16 where that is too coarse), and weights are restored when it is
+    loaded: nothing is slower. It shrinks further when something compresses it, such as ``onnxsqueeze pack``.
     """
 
     name: ClassVar[str] = "code"
@@ -96,9 +98,9 @@ class Code(Selected[Coded]):
 
     def select(self, plan: list[Site[Coded] | Skip], bench: Bench) -> list[Site[Coded] | Skip]:
         """Decide again with the measured effect of each layer on the answers, and keep the budget of error."""
-        layers = [entry.work.layer for entry in plan if isinstance(entry, Site)]
-        if not layers:
-            return plan
+        found_again = list(self._layers(View(bench.original), bench.stats))
+        layers = [entry for entry in found_again if not isinstance(entry, Skip)]
+        skips: list[Site[Coded] | Skip] = [entry for entry in found_again if isinstance(entry, Skip)]
         trials = {layer.key: layer.step(TRIAL) for layer in layers}
         rewrites = {layer.key: [partial(layer.put, step=trials[layer.key])] for layer in layers}
         found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
@@ -107,16 +109,15 @@ class Code(Selected[Coded]):
             for layer in layers
             if layer.key in found
         }
-        skips = [entry for entry in plan if isinstance(entry, Skip)]
         if self.size is not None:
-            return [*skips, *self._sites(layers, gains, inf)]
+            return [*skips, *self._within_size(layers, gains, self.size)]
         sites, _ = within(
             self._error,
             partial(self._sites, layers, gains),
-            lambda sites: bench.error(bench.variant(self.apply, sites)),
+            lambda plan: bench.error(bench.variant(self.apply, [each for each in plan if isinstance(each, Site)])),
             tries=TRIES,
         )
-        return [*skips, *sites]
+        return [*skips, *map(_as_fitted, sites)]
 
     def apply(self, site: Site[Coded], graph: Graph) -> None:
         """Put the integers, and what restores the weight from them, where the weight was."""
@@ -161,20 +162,48 @@ class Code(Selected[Coded]):
             else:
                 yield Skip(names[0], linear or "its weight is not the second factor")
 
-    def _sites(self, layers: Sequence[_Layer], gains: Mapping[str, float], error: float) -> list[Site[Coded]]:
+    def _within_size(
+        self, layers: Sequence[_Layer], gains: Mapping[str, float], share: float
+    ) -> list[Site[Coded] | Skip]:
+        """Return the sites whose fitted weights take at most the share: what was guessed is less than what they do."""
+        wanted = share * sum(4 * layer.fitting.weight.size for layer in layers)
+        for _ in range(TRIES):
+            entries = [_as_fitted(entry) for entry in self._sites(layers, gains, inf, share)]
+            made = sum(entry.work.layer.fit(entry.work.step).bytes for entry in entries if isinstance(entry, Site))
+            if made <= wanted:
+                break
+            share *= 0.98 * wanted / made
+        return entries
+
+    def _sites(
+        self, layers: Sequence[_Layer], gains: Mapping[str, float], error: float, share: float | None = None
+    ) -> list[Site[Coded] | Skip]:
         """Return a site per layer, with the steps that together keep the budget of error, or that of bytes."""
         options = [layer.options(gains.get(layer.key, 1.0)) for layer in layers]
-        total = inf if self.size is None else self.size * sum(4 * layer.fitting.weight.size for layer in layers)
-        sites = []
+        share = self.size if share is None else share
+        total = inf if share is None else share * sum(4 * layer.fitting.weight.size for layer in layers)
+        entries: list[Site[Coded] | Skip] = []
         for layer, option in zip(layers, spend(options, cost=total, error=error), strict=True):
             step = float(str(option.choice))
             count = layer.fitting.weight.size
-            detail: dict[str, object] = {"bytes": round(option.cost), "weights": count}
+            if not step:
+                entries.append(Skip(layer.key, "one step for all of its weight is too coarse"))
+                continue
+            detail: dict[str, object] = {"bytes": round(layer.size(step)), "weights": count}
             if layer.key in gains:
                 detail["gain"] = float(f"{gains[layer.key]:.3g}")
-            words = f"{8 * option.cost / count:.1f} bits a weight once coded"
-            sites.append(Site(layer.key, words, detail, layer.error(step), work=Coded(layer, step)))
-        return sites
+            words = f"{8 * layer.size(step) / count:.1f} bits a weight once coded"
+            entries.append(Site(layer.key, words, detail, layer.error(step), work=Coded(layer, step)))
+        return entries
+
+
+def _as_fitted(entry: Site[Coded] | Skip) -> Site[Coded] | Skip:
+    """Return a site with what its weight takes now that it is fitted, which is more than was guessed."""
+    if isinstance(entry, Skip):
+        return entry
+    size = entry.work.layer.fit(entry.work.step).bytes
+    words = f"{8 * size / entry.work.layer.fitting.weight.size:.1f} bits a weight once coded"
+    return replace(entry, action=words, detail={**entry.detail, "bytes": round(size)})
 
 
 @dataclass
@@ -190,8 +219,8 @@ class _Layer:
         return self.fitting.layer.key
 
     def step(self, share: float) -> float:
-        """Return the step of so many standard deviations, or the smallest that int8 can hold."""
-        return max(share * float(self.fitting.weight.std()), smallest_step(self.fitting.weight))
+        """Return the step of so many standard deviations, or the smallest with which values fit into 15 bits."""
+        return max(share * float(self.fitting.weight.std()), float(np.abs(self.fitting.weight).max()) / MOST)
 
     def guess(self, step: float) -> tuple[float, float]:
         """Return about the bytes and the relative error of the output at a step; the fit has less error."""
@@ -207,9 +236,15 @@ class _Layer:
     def error(self, step: float) -> float:
         return self.guess(step)[1]
 
+    def size(self, step: float) -> float:
+        """Return the bytes at a step: those of the fit, which needs more than a guess, once there is one."""
+        return self._fitted[step].bytes if step in self._fitted else self.guess(step)[0]
+
     def options(self, gain: float) -> list[Option]:
         steps = sorted({self.step(share) for share in STEPS})
-        return [Option(self.guess(step)[0], gain * self.guess(step)[1], step) for step in steps]
+        excess = self.size(self.step(TRIAL)) / max(self.guess(self.step(TRIAL))[0], 1.0)
+        coded = [Option(excess * self.guess(step)[0], gain * self.guess(step)[1], step) for step in steps]
+        return [Option(FLOAT * self.fitting.weight.size, 0.0, 0.0), *coded]
 
     def fit(self, step: float) -> Integers:
         if step not in self._fitted:
@@ -223,8 +258,9 @@ class _Layer:
         found, old = self.fit(step), node.inputs[slot]
         name = old.name or key
         shift = self.fitting.shift(found.matrix)
-        values = found.values.reshape(old.shape) if slot == 0 else laid_out(node, found.values).astype(np.int8)
-        integers = edit.constant(graph, f"{name}_int8", values)
+        wide = found.values.astype(np.float64)
+        values = (wide.reshape(old.shape) if slot == 0 else laid_out(node, wide)).astype(found.values.dtype)
+        integers = edit.constant(graph, f"{name}_integers", values)
         scale = edit.constant(graph, f"{name}_step", np.array(step, np.float32))
         cast = edit.insert(
             graph, scope, "Cast", [integers], f"{name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,7 +70,7 @@ def test_a_size_is_kept() -> None:
     (step,) = (step for step in report.steps if step.spec.startswith("code"))
     coded, count = (sum(float(str(site.detail[name])) for site in step.done) for name in ("bytes", "weights"))
 
-    assert 0.8 * 0.05 < coded / (4 * count) <= 0.05
+    assert 0.7 * 0.05 < coded / (4 * count) <= 0.05
 
 
 def test_tables_and_groups_are_coded_and_shared_weights_are_not() -> None:
@@ -115,7 +116,7 @@ def test_tables_and_groups_are_coded_and_shared_weights_are_not() -> None:
         ({"size": 1.0}, "size is over 0 and under 1"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, float], words: str) -> None:
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Code(**options)
     text = " ".join(f"{name.replace('_', '-')}={value}" for name, value in options.items())

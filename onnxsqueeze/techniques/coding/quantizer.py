@@ -1,6 +1,6 @@
 """Integers for a weight that cost few bits once they are coded, and do little to the answers: rate and distortion.
 
-One step δ for the tensor, nothing clipped off. A value q is chosen so that ``d_k·(w − q·δ)² + μ·bits(q)`` is least,
+One step δ for the tensor. A value q is chosen so that ``d_k·(w − q·δ)² + μ·bits(q)`` is least,
 where d_k is how much an error of column k costs and bits(q) = −log₂ of the share of q among all. With
 ``μ = (ln 2 / 6)·δ²·d̄`` one more bit saves as much as a smaller step would: D = δ²·d̄/12 and R = h − log₂ δ, so that
 −dD/dR is just that (H. Gish and J. N. Pierce, Asymptotically efficient quantizing, 1968; G. J. Sullivan, Efficient
@@ -18,23 +18,24 @@ from numpy.typing import NDArray
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.container.tables import cost
 
-__all__ = ["Integers", "fitted", "nearest", "smallest_step"]
+__all__ = ["MOST", "Integers", "fitted", "nearest"]
 
 BLOCK = 64
 DAMPING = 0.1
 """Added to the diagonal of S, as a share of its mean."""
 MU = log(2) / 6
 ROUNDS = 3
-MOST = 127
+MOST = 32767
+"""The largest value; the weights of a layer are int8 unless one is over 127."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Integers:
-    """A weight ``step·values`` of int8 values (O, K)."""
+    """A weight ``step·values`` of int8 values (O, K), or int16 ones where a step is too fine for int8."""
 
-    values: NDArray[np.int8]
+    values: NDArray[np.signedinteger]
     step: float
 
     @property
@@ -44,23 +45,19 @@ class Integers:
 
     @property
     def bytes(self) -> float:
-        """About what the values take in a container: their entropy and its table."""
-        return float(cost(_counts(self.values))) / 8
-
-
-def smallest_step(weight: Matrix) -> float:
-    """Return the step with which no value is over 127."""
-    return float(np.abs(weight).max()) / MOST or 1.0
+        """About what the values take in a container: the entropy of each of their bytes, and its table."""
+        planes = np.ascontiguousarray(self.values).view(np.uint8).reshape(-1, self.values.itemsize).T
+        return sum(float(cost(np.bincount(plane, minlength=256))) for plane in planes) / 8
 
 
 def nearest(weight: Matrix, step: float, importance: NDArray[np.floating] | None = None) -> Integers:
     """Return integers for a weight (O, K), each chosen by itself; ``importance`` are the d_k, all alike if None."""
     target = np.asarray(weight / step, np.float32)
     share = np.ones(1, np.float32) if importance is None else np.asarray(importance / importance.mean(), np.float32)
-    values = np.clip(np.rint(target), -MOST, MOST).astype(np.int8)
+    values = np.clip(np.rint(target), -MOST, MOST).astype(np.int16)
     for _ in range(ROUNDS):
         values = _cheapest(target, share, _prices(values))
-    return Integers(values, step)
+    return Integers(_narrow(values), step)
 
 
 def fitted(weight: Matrix, step: float, second: Matrix | None) -> Integers:
@@ -81,12 +78,12 @@ def fitted(weight: Matrix, step: float, second: Matrix | None) -> Integers:
         prices = _prices(values)
     back = np.empty_like(values)
     back[order] = values
-    return Integers(np.ascontiguousarray(back.T), step)
+    return Integers(_narrow(np.ascontiguousarray(back.T)), step)
 
 
-def _rounded(rows: Floats, upper: Floats, share: Floats, prices: Floats) -> NDArray[np.int8]:
+def _rounded(rows: Floats, upper: Floats, share: Floats, prices: Floats) -> NDArray[np.int16]:
     lost = np.zeros_like(rows)
-    values = np.empty(rows.shape, np.int8)
+    values = np.empty(rows.shape, np.int16)
     for start in range(0, len(rows), BLOCK):
         stop = min(start + BLOCK, len(rows))
         wanted = rows[start:stop] + upper[:start, start:stop].T @ lost[:start]
@@ -97,24 +94,29 @@ def _rounded(rows: Floats, upper: Floats, share: Floats, prices: Floats) -> NDAr
     return values
 
 
-def _cheapest(target: Floats, share: Floats | np.float32, prices: Floats) -> NDArray[np.int8]:
+def _cheapest(target: Floats, share: Floats | np.float32, prices: Floats) -> NDArray[np.int16]:
     """Return for each target, in steps, the best of the integer next to it, the one nearer to zero, and zero."""
-    best = np.clip(np.rint(target), -MOST, MOST)
-    least = share * (target - best) ** 2 + prices.take(best.astype(np.int64) + 128)
+    middle = len(prices) // 2
+    best = np.clip(np.rint(target), -middle, middle)
+    least = share * (target - best) ** 2 + prices.take(best.astype(np.int64) + middle)
     for q in (best - np.sign(best), np.zeros_like(best)):
-        price = share * (target - q) ** 2 + prices.take(q.astype(np.int64) + 128)
+        price = share * (target - q) ** 2 + prices.take(q.astype(np.int64) + middle)
         best, least = np.where(price < least, q, best), np.minimum(price, least)
-    return np.asarray(best.astype(np.int8))
+    return np.asarray(best.astype(np.int16))
 
 
-def _prices(values: NDArray[np.int8]) -> Floats:
-    """Return μ·bits(q) in units of δ²·d̄ for q = −128 … 127, those that do not occur as if they did half a time."""
-    counts = np.maximum(_counts(values), 0.5)
-    return np.asarray(MU * np.log2(counts.sum() / np.roll(counts, 128)), np.float32)
+def _prices(values: NDArray[np.signedinteger]) -> Floats:
+    """Return μ·bits(q) in units of δ²·d̄ for q = −m … m, those that do not occur as if they did half a time.
+
+    m is twice the largest value, for what makes up for others' errors may be larger.
+    """
+    most = min(2 * int(np.abs(values.astype(np.int32)).max()) + 2, MOST)
+    counts = np.maximum(np.bincount(values.reshape(-1).astype(np.int64) + most, minlength=2 * most + 1), 0.5)
+    return np.asarray(MU * np.log2(counts.sum() / counts), np.float32)
 
 
-def _counts(values: NDArray[np.int8]) -> NDArray[np.int64]:
-    return np.bincount(values.reshape(-1).view(np.uint8), minlength=256)
+def _narrow(values: NDArray[np.int16]) -> NDArray[np.signedinteger]:
+    return values.astype(np.int8) if np.abs(values.astype(np.int32)).max() <= 127 else values
 
 
 def _factor(second: Matrix) -> tuple[NDArray[np.int64], Floats, Floats]:

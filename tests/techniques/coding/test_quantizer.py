@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxsqueeze.techniques.coding.quantizer import Integers, fitted, nearest, smallest_step
+from onnxsqueeze.techniques.coding.quantizer import Integers, fitted, nearest
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.laplace(size=(96, 64))
@@ -52,9 +52,11 @@ def test_columns_that_matter_little_cost_few_bits() -> None:
     assert np.count_nonzero(found.values[:, 1::2]) < 0.5 * np.count_nonzero(found.values[:, ::2])
 
 
-def test_no_value_is_clipped_at_the_smallest_step() -> None:
-    found = fitted(WEIGHT, smallest_step(WEIGHT), SECOND)
+def test_values_are_int8_where_they_fit_and_int16_where_the_step_is_fine() -> None:
+    fine = float(np.abs(WEIGHT).max()) / 1000
+    found = fitted(WEIGHT, fine, SECOND)
 
-    assert np.abs(found.values.astype(int)).max() <= 127
-    assert np.abs(WEIGHT - nearest(WEIGHT, smallest_step(WEIGHT)).matrix).max() < 2 * smallest_step(WEIGHT)
-    assert smallest_step(np.zeros((2, 2))) == 1.0
+    assert fitted(WEIGHT, 0.5, SECOND).values.dtype == np.int8
+    assert found.values.dtype == np.int16
+    assert error(found, SECOND) < 1e-3 * error(fitted(WEIGHT, 0.5, SECOND), SECOND)
+    assert found.bytes > nearest(WEIGHT, 0.5).bytes
