@@ -28,7 +28,11 @@ ROWS = 40
 @click.option("--zstd", is_flag=True, help="Zstandard for repetitions, where that is smaller; browsers lack it.")
 @click.option("--compare", is_flag=True, help="Also say what gzip and others reach for the plain file.")
 def pack(model: str, output: str | None, coder: str, zstd: bool, compare: bool) -> None:
-    """Write a model, and its data files, as an entropy-coded container that unpacks to the same bytes."""
+    """Write a model as an entropy-coded container for the wire.
+
+    Its data files come along, and unpack gives the same bytes again. The table says how many bits an element of each
+    tensor was stored in, has by its entropy, and takes now.
+    """
     source = Path(model)
     target = Path(output) if output is not None else source.with_suffix(".osq")
     refuse_to_overwrite("--output", target, {"the model": source})
@@ -42,7 +46,10 @@ def pack(model: str, output: str | None, coder: str, zstd: bool, compare: bool) 
 @click.argument("container", metavar="CONTAINER.osq")
 @click.option("-o", "--output", metavar="FILE", help="The model.  [default: CONTAINER.onnx]")
 def unpack(container: str, output: str | None) -> None:
-    """Write the model in a container, and its data files, byte for byte as they were."""
+    """Write the model in a container, byte for byte as it was.
+
+    Its data files go beside it, and never over a file that is there.
+    """
     source = Path(container)
     target = Path(output) if output is not None else source.with_suffix(".onnx")
 
