@@ -38,8 +38,12 @@ if TYPE_CHECKING:
     from onnxsqueeze.graph import edit as edit
     from onnxsqueeze.ir.files import load as load
     from onnxsqueeze.ir.files import save as save
+    from onnxsqueeze.ir.packed import Packing as Packing
+    from onnxsqueeze.ir.packed import pack as pack
+    from onnxsqueeze.ir.packed import unpack as unpack
     from onnxsqueeze.passes.canonical import Canonical as Canonical
     from onnxsqueeze.passes.clean import Clean as Clean
+    from onnxsqueeze.passes.code import Code as Code
     from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
     from onnxsqueeze.passes.int8 import Int8 as Int8
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
@@ -47,12 +51,14 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
     from onnxsqueeze.report.run import Report as Report
     from onnxsqueeze.report.sensitivity import Sensitivity as Sensitivity
+    from onnxsqueeze.runtime.session import session as session
 
     __version__: str
 
 _HOMES = {
     "Canonical": "onnxsqueeze.passes.canonical",
     "Clean": "onnxsqueeze.passes.clean",
+    "Code": "onnxsqueeze.passes.code",
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
     "FeedError": "onnxsqueeze.errors",
@@ -61,6 +67,7 @@ _HOMES = {
     "Int8": "onnxsqueeze.passes.int8",
     "LowRank": "onnxsqueeze.passes.lowrank",
     "ModelError": "onnxsqueeze.errors",
+    "Packing": "onnxsqueeze.ir.packed",
     "Pass": "onnxsqueeze.contract.base",
     "PassError": "onnxsqueeze.errors",
     "Prune": "onnxsqueeze.passes.prune",
@@ -80,9 +87,12 @@ _HOMES = {
     "edit": "onnxsqueeze.graph.edit",
     "inspect_model": "onnxsqueeze.analysis.inspection.inspect",
     "load": "onnxsqueeze.ir.files",
+    "pack": "onnxsqueeze.ir.packed",
     "save": "onnxsqueeze.ir.files",
     "sensitivity": "onnxsqueeze.engine.sensitivity",
+    "session": "onnxsqueeze.runtime.session",
     "squeeze": "onnxsqueeze.engine.squeeze",
+    "unpack": "onnxsqueeze.ir.packed",
 }
 """Where each public name is defined."""
 

@@ -14,6 +14,7 @@ from onnxsqueeze import plugin
 PUBLIC = [
     "Canonical",
     "Clean",
+    "Code",
     "ContractError",
     "Depthwise",
     "FeedError",
@@ -22,6 +23,7 @@ PUBLIC = [
     "Int8",
     "LowRank",
     "ModelError",
+    "Packing",
     "Pass",
     "PassError",
     "Prune",
@@ -42,9 +44,12 @@ PUBLIC = [
     "edit",
     "inspect_model",
     "load",
+    "pack",
     "save",
     "sensitivity",
+    "session",
     "squeeze",
+    "unpack",
 ]
 
 FOR_PASSES = [

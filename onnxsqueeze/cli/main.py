@@ -30,6 +30,8 @@ COMMANDS = {
     "diff": ("onnxsqueeze.cli.diff:command", "Say how two models differ, and where an error is born."),
     "inspect": ("onnxsqueeze.cli.inspect:command", "Say what every layer costs and what the model needs."),
     "sensitivity": ("onnxsqueeze.cli.sensitivity:command", "Say what each layer does to the answers."),
+    "pack": ("onnxsqueeze.cli.pack:pack", "Write a model as an entropy-coded container for the wire."),
+    "unpack": ("onnxsqueeze.cli.pack:unpack", "Write the model in a container, byte for byte as it was."),
     "passes": ("onnxsqueeze.cli.passes:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from onnxsqueeze.errors import ModelError
@@ -24,24 +25,28 @@ def map_file(path: Path) -> memoryview:
 
 
 class DataFolder:
-    """Reads external tensor data from the files of one folder, each mapped once."""
+    """Reads external tensor data from the files of one folder, each mapped once, or from files ``held`` in memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: Mapping[str, memoryview] | None = None) -> None:
         self.path = path
         self._root = Path(os.path.realpath(path))
-        self._maps: dict[str, memoryview] = {}
+        self._maps: dict[str, memoryview] = dict(held or {})
 
     def read(self, tensor: str, location: str, offset: int, length: int) -> memoryview:
         """Return ``length`` bytes at ``offset`` of the file ``location``; ModelError names it and ``tensor``."""
-        if location not in self._maps:
-            self._maps[location] = self._map(tensor, location)
-        data = self._maps[location]
+        data = self.whole(tensor, location)
         if offset + length > len(data):
             raise ModelError(
                 f"external data file {location!r} is too short for tensor {tensor!r}: "
                 f"it ends at byte {len(data)}, but {offset + length} are needed"
             )
         return data[offset : offset + length]
+
+    def whole(self, tensor: str, location: str) -> memoryview:
+        """Return all bytes of the file ``location``; ModelError names it and ``tensor``."""
+        if location not in self._maps:
+            self._maps[location] = self._map(tensor, location)
+        return self._maps[location]
 
     def resolve(self, tensor: str, location: str) -> Path:
         """Return the path of the file ``location``; ModelError if it would leave the folder."""

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped,unused-ignore]
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped,unused-ignore]
 
 from onnxsqueeze.errors import ModelError, UsageError
 from onnxsqueeze.files import Files
 from onnxsqueeze.ir import foreign, wire
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.ir.encode import encode, encode_with
-from onnxsqueeze.ir.external import map_file
 from onnxsqueeze.ir.objects import Graph, SourceFile
+from onnxsqueeze.ir.packed import is_packed, opened
 from onnxsqueeze.ir.payloads import Spliced, Streamed
+from onnxsqueeze.ir.reading import mapped, parsed
 from onnxsqueeze.ir.weights import Stored, Weight
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ _LIMIT = 2**31 - 1  # protobuf reads no more
 def load(source: AnyModel) -> Graph:
     """Return the graph of a model file, or of a copy of a ModelProto, onnx_ir.Model, torch ONNXProgram or graph.
 
-    A file is mapped into memory and its weights are read when somebody looks at them, so it must not be written to.
+    A file is mapped into memory and its weights are read when somebody looks at them, so it must not be written to. One
+    that ``pack`` has written is unpacked in memory, with its data files as part of the model.
     Raises ModelError for what is not a whole ONNX model, or keeps data outside of its folder, or lacks some of it, and
     UsageError for what is no model at all.
 
@@ -54,13 +56,11 @@ def load(source: AnyModel) -> Graph:
             f"a model is a path, a ModelProto, an onnx_ir.Model, an ONNXProgram or a graph, not {type(source).__name__}"
         )
     path = Path(source)
-    try:
-        data = map_file(path)
-    except IsADirectoryError:
-        raise ModelError(f"{path} is a folder; name the model file in it") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {os.strerror(error.errno or 0)}") from None
-    model, payloads = _parse(path, data)
+    data = mapped(path)
+    if is_packed(data):
+        data, model, payloads = opened(path)
+    else:
+        model, payloads = parsed(path, data)
     try:
         graph = decode(model, path.parent, payloads=payloads)
         others = {weight.find() for weight in graph.external}
@@ -105,26 +105,6 @@ def serialized(graph: Graph) -> bytes:
     return _serialized(encode(graph))
 
 
-def _parse(path: Path, data: memoryview) -> tuple[onnx.ModelProto, dict[int, memoryview]]:
-    """Return the model in ``data`` without the raw data of its big initializers, and those; ModelError if none."""
-    if not data:
-        raise ModelError(f"{path} is empty; copy or download it again")
-    if bytes(data[:42]) == b"version https://git-lfs.github.com/spec/v1":
-        raise ModelError(f"{path} is a pointer of Git LFS, not the model; run 'git lfs pull'")
-    try:
-        skeleton, payloads = wire.cut(data)
-        model = onnx.ModelProto.FromString(skeleton)
-    except wire.Truncated as error:
-        raise ModelError(
-            f"{path} is cut short: at least {error} bytes of the model are missing; copy or download it again"
-        ) from None
-    except (wire.Malformed, DecodeError):
-        raise ModelError(f"{path} is not an ONNX model") from None
-    if not model.HasField("graph") or not (model.ir_version or model.opset_import):
-        raise ModelError(f"{path} is not an ONNX model")
-    return model, payloads
-
-
 def _one_file(graph: Graph) -> Iterator[bytes | memoryview] | None:
     """Return the pieces of a file with the weights in it; the source's own bytes if they say the same.
 
@@ -149,7 +129,7 @@ def _is_source(file: SourceFile, skeleton: bytes, weights: dict[int, Weight]) ->
     same = weights.keys() == file.payloads.keys() and all(
         isinstance(weight, Stored) and weight.raw is file.payloads[index] for index, weight in weights.items()
     )
-    return same and _serialized(_parse(file.path, file.data)[0]) == skeleton
+    return same and _serialized(parsed(file.path, file.data)[0]) == skeleton
 
 
 def _serialized(model: onnx.ModelProto) -> bytes:

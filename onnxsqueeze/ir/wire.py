@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from onnxsqueeze.ir.protos import varint
 
-__all__ = ["CUT", "Malformed", "Truncated", "cut", "splice"]
+__all__ = ["CUT", "Malformed", "Truncated", "cut", "fields", "splice"]
 
 CUT = 1024
 """Raw data of fewer bytes stays where it is."""
@@ -31,7 +31,7 @@ def cut(data: memoryview) -> tuple[bytes, dict[int, memoryview]]:
 
     The order of fields is kept, so that putting the raw data back gives ``data`` again. Raises Malformed.
     """
-    graphs = [field for field in _fields(data, 0, len(data), model=True) if field[0] == _GRAPH]
+    graphs = [field for field in fields(data, 0, len(data), model=True) if field[0] == _GRAPH]
     if not graphs:
         return bytes(data), {}
     _, start, inside, end = graphs[0]  # protobuf appends what further parts of it hold
@@ -39,7 +39,7 @@ def cut(data: memoryview) -> tuple[bytes, dict[int, memoryview]]:
     parts: list[bytes | memoryview] = []
     done = inside
     index = -1
-    for number, tag, content, stop in _fields(data, inside, end):
+    for number, tag, content, stop in fields(data, inside, end):
         if number != _INITIALIZER:
             continue
         index += 1
@@ -62,12 +62,12 @@ def splice(model: bytes, sizes: Mapping[int, int]) -> Iterator[bytes | int]:
     Those initializers must have an empty ``raw_data``; the lengths around it are corrected.
     """
     view = memoryview(model)
-    _, start, inside, end = next(field for field in _fields(view, 0, len(view)) if field[0] == _GRAPH)
+    _, start, inside, end = next(field for field in fields(view, 0, len(view)) if field[0] == _GRAPH)
     pieces: list[bytes | int] = []
     length = 0
     done = inside
     index = -1
-    for number, tag, content, stop in _fields(view, inside, end):
+    for number, tag, content, stop in fields(view, inside, end):
         if number != _INITIALIZER:
             continue
         index += 1
@@ -91,7 +91,7 @@ def splice(model: bytes, sizes: Mapping[int, int]) -> Iterator[bytes | int]:
 def _raw_data(data: memoryview, start: int, end: int) -> Field | None:
     """Return the ``raw_data`` field of a tensor, the last of several."""
     found = None
-    for count, field in enumerate(_fields(data, start, end)):
+    for count, field in enumerate(fields(data, start, end)):
         if count > _FEW:
             return None
         if field[0] == _RAW_DATA:
@@ -99,7 +99,7 @@ def _raw_data(data: memoryview, start: int, end: int) -> Field | None:
     return found
 
 
-def _fields(data: memoryview, start: int, end: int, model: bool = False) -> Iterator[Field]:
+def fields(data: memoryview, start: int, end: int, model: bool = False) -> Iterator[Field]:
     """Yield the fields of the message between ``start`` and ``end``; Truncated if a ``model`` ends inside one."""
     position = start
     while position < end:

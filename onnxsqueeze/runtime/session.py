@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +17,12 @@ from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import save
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.packed import is_packed, unpacked
+from onnxsqueeze.ir.reading import mapped, parsed
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.runtime.messages import explain
 
-__all__ = ["Instrument", "Session", "first_samples"]
+__all__ = ["Instrument", "Session", "first_samples", "session"]
 
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -27,6 +30,8 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _PROTO_LIMIT = 2**31 - 1
+WEIGHTS = "weights of the container"
+"""What the weights of a model are called that has them in memory, as a data file."""
 IN_MEMORY = 1 << 26
 """Bytes; a larger graph from a file is written to a temporary folder, from which ONNX Runtime maps its weights."""
 
@@ -130,6 +135,49 @@ class Instrument:
         if self._session is None:
             self._session = Session(self._model, optimize=self._left[-1])
         return self._session
+
+
+def session(
+    model: str | os.PathLike[str], options: ort.SessionOptions | None = None, providers: Sequence[str] | None = None
+) -> ort.InferenceSession:
+    """Return a session of ONNX Runtime for a model file, or for a container that ``pack`` has written.
+
+    A container is unpacked in memory, no file is written, and its weights are handed over as external data in memory.
+    ``options`` and ``providers`` are those of ``onnxruntime.InferenceSession``; the CPU is the default.
+    Raises ModelError if the file is damaged or ONNX Runtime does not load it, with its reason in one sentence.
+
+    >>> session("models/mlp.onnx").get_inputs()[0].name
+    'input'
+    """
+    path = Path(model)
+    options = ort.SessionOptions() if options is None else options
+    source: bytes | str = str(path)
+    files: dict[str, memoryview] = {}
+    if is_packed(mapped(path)):
+        files = unpacked(path)
+        whole = next(iter(files.values()))
+        proto, payloads = parsed(path, whole)
+        del files[next(iter(files))]
+        if payloads:
+            files[WEIGHTS] = whole
+        start = np.frombuffer(whole, np.uint8).ctypes.data
+        for index, raw in payloads.items():
+            tensor = proto.graph.initializer[index]
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                continue
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            at = np.frombuffer(raw, np.uint8).ctypes.data - start
+            for key, value in (("location", WEIGHTS), ("offset", at), ("length", raw.nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+        source = bytes(proto.SerializeToString())
+    try:
+        if files:
+            names, sizes = list(files), [data.nbytes for data in files.values()]
+            options.add_external_initializers_from_files_in_memory(names, list(files.values()), sizes)
+        return ort.InferenceSession(source, options, providers=list(providers or ["CPUExecutionProvider"]))
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime {ort.__version__} does not load {path}: {explain(error)}") from error
 
 
 def _source(model: Graph | onnx.ModelProto | bytes | Path, stack: ExitStack) -> bytes | str:

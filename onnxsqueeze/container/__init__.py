@@ -1,0 +1,1 @@
+"""The entropy-coded container ``.osq``, as docs/container.md describes it."""

@@ -1,0 +1,199 @@
+"""One block of a container, encoded: the kind of every part and the method of every plane with which it is smallest."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxsqueeze.container import planes, zstd
+from onnxsqueeze.container.contexts import Classes, classes, spread
+from onnxsqueeze.container.decoding import CODERS
+from onnxsqueeze.container.format import DEFLATED, ENTROPY, RAW, ZSTD, block, numbers
+from onnxsqueeze.container.tables import Pool, Symbols, cost
+
+__all__ = ["Piece", "encode"]
+
+SMALL = 64
+"""Planes of fewer numbers are deflated with the text around them."""
+LANE = 2000
+"""Bytes of a block for each lane, whose state takes four."""
+PROBE = 1 << 14
+"""Numbers on which it is tried whether repetitions pay."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive bytes of a file.
+
+    ``width`` is the bytes of an element, 0 for what is no tensor; ``columns`` elements (bytes, if they are packed) are
+    a row. ``floating`` elements have a sign and an exponent, ``packed`` ones are two to a byte or could be. ``tensor``
+    is the number of the tensor that they belong to, −1 for none.
+    """
+
+    size: int
+    width: int = 0
+    columns: int = 1
+    floating: bool = False
+    packed: bool = False
+    tensor: int = -1
+
+
+@dataclass
+class _Plane:
+    data: Symbols
+    found: Classes | None
+    bits: float
+    method: int = DEFLATED
+    tables: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Part:
+    piece: Piece
+    kind: int
+    width: int
+    values: Symbols | None
+    planes: list[_Plane]
+
+
+def encode(
+    data: memoryview, pieces: Sequence[Piece], coder: int = 0, with_zstd: bool = False
+) -> tuple[bytes, list[float]]:
+    """Return the block that holds ``data``, cut into pieces, and about how many bytes each piece takes in it."""
+    parts, at = [], 0
+    for piece in pieces:
+        parts.append(_part(data[at : at + piece.size], piece))
+        at += piece.size
+    every = [plane for part in parts for plane in part.planes]
+    pool = Pool()
+    for plane in sorted((plane for plane in every if plane.found is not None), key=lambda plane: -len(plane.data)):
+        _choose(plane, pool)
+    codes = (
+        np.stack([CODERS[coder].table(counts) for counts in pool.counts])
+        if pool.counts
+        else np.empty((0, 256), np.uint8)
+    )
+    symbols = [plane for plane in every if plane.method == ENTROPY]
+    count = sum(len(plane.data) for plane in symbols)
+    texts = b"".join(plane.data.tobytes() for plane in every if plane.method == DEFLATED)
+    repeated = b"".join(plane.data.tobytes() for plane in every if plane.method == ZSTD)
+    deflated = zlib.compress(texts, 9) if texts else b""
+    if with_zstd and texts and len(frame := zstd.compress(texts + repeated)) < len(deflated):
+        for plane in every:
+            plane.method = ZSTD if plane.method == DEFLATED else plane.method
+        squeezed, deflated = frame, b""
+    else:
+        squeezed = zstd.compress(repeated) if repeated else b""
+    body = [plane.data.tobytes() for plane in every if plane.method == RAW] + [deflated, squeezed]
+    lanes = 0
+    if count:
+        size = sum(map(len, body)) + sum(plane.bits for plane in symbols) / 8
+        lanes = min(max(int(size) // LANE, 1), count)
+        stream = np.concatenate([plane.data for plane in symbols])
+        contexts = np.concatenate([_contexts(plane) for plane in symbols])
+        body.append(CODERS[coder].encode(stream, contexts, codes, lanes))
+    meta = numbers(coder, lanes, len(codes), len(deflated), len(squeezed))
+    meta += np.diff(codes, axis=1, prepend=np.uint8(0)).astype(np.uint8).tobytes() + b"".join(map(_description, parts))
+    packed = block(len(data), zlib.crc32(data), zlib.compress(meta, 9), b"".join(body))
+    return packed, _shares(parts, codes, coder, len(deflated) + len(squeezed), len(texts) + len(repeated))
+
+
+def _part(data: memoryview, piece: Piece) -> _Part:
+    if not piece.width:
+        return _Part(piece, planes.PLAIN, 1, None, [_Plane(np.frombuffer(data, np.uint8), None, 0.0)])
+    ways: list[tuple[int, Symbols | None]] = [(planes.PLAIN, None)]
+    if piece.width == 1 and piece.packed:
+        ways.append((planes.NIBBLES, None))
+    elif piece.width > 1:
+        ways = [(planes.ROTATED if piece.floating else planes.SPLIT, None)]
+        values = planes.few(data, piece.width)
+        ways += [] if values is None else [(planes.VALUES, values)]
+    tried = [_planes(data, piece, kind, values) for kind, values in ways]
+    return min(tried, key=lambda part: sum(min(p.bits, 8 * len(p.data)) for p in part.planes))
+
+
+def _planes(data: memoryview, piece: Piece, kind: int, values: Symbols | None) -> _Part:
+    found = []
+    for plane in planes.split(data, kind, piece.width, values):
+        columns = piece.columns * (2 if kind == planes.NIBBLES else 1)
+        shape = (len(plane) // columns, columns)
+        classed = None if len(plane) < SMALL else classes(plane, shape, 16 if kind == planes.NIBBLES else 256)
+        bits = 8.0 * len(plane) if classed is None else classed.bits()
+        found.append(_Plane(plane, classed, bits + (8 * len(values) if values is not None else 0)))
+    return _Part(piece, kind, piece.width, values, found)
+
+
+def _choose(plane: _Plane, pool: Pool) -> None:
+    """Decide how a plane is written, and give its classes their tables."""
+    assert plane.found is not None
+    r, c, _ = plane.found.counts.shape
+    each = plane.found.counts.reshape(-1, 256)
+    named = plane.found.bits() - float(np.sum(cost(each)))
+    bits = named + sum(pool.price(counts)[0] for counts in each if counts.any())
+    plain = 8.0 * len(plane.data)
+    repeated = _repeated(plane.data, min(bits, plain))
+    if repeated < min(bits, plain):
+        return
+    if bits >= plain - 16:
+        plane.method = RAW
+        return
+    plane.method = ENTROPY
+    plane.tables = [pool.join(counts) if counts.any() else 0 for counts in each]
+    if r * c > 1 and len(set(plane.tables)) == 1:
+        plane.tables = plane.tables[:1]
+
+
+def _repeated(data: Symbols, bits: float) -> float:
+    """Return about how many bits the plane takes deflated, infinity where a part of it says that this does not pay."""
+    probe = data[:PROBE]
+    if len(zlib.compress(probe.tobytes(), 1)) * 8 * len(data) > 0.97 * bits * len(probe):
+        return float("inf")
+    return 8.0 * len(zlib.compress(data.tobytes(), 9))
+
+
+def _contexts(plane: _Plane) -> Symbols:
+    assert plane.found is not None
+    tables = np.array(plane.tables, np.uint8)
+    if len(tables) == 1:
+        return np.full(len(plane.data), tables[0], np.uint8)
+    return tables.take(spread(plane.found.rows, plane.found.columns, plane.found.counts.shape[1]))
+
+
+def _description(part: _Part) -> bytes:
+    out = [numbers(part.piece.size, part.kind, part.width)]
+    if part.values is not None:
+        out += [numbers(len(part.values) // part.width - 1), part.values.tobytes()]
+    for plane in part.planes:
+        out.append(numbers(plane.method))
+        if plane.method == ENTROPY:
+            assert plane.found is not None
+            r, c, _ = plane.found.counts.shape if len(plane.tables) > 1 else (1, 1, 0)
+            out += [numbers(r, c), bytes(plane.tables)]
+            if r * c > 1:
+                out.append(numbers(len(plane.found.rows)))
+                out += [plane.found.rows.tobytes()] if r > 1 else []
+                out += [plane.found.columns.tobytes()] if c > 1 else []
+    return b"".join(out)
+
+
+def _shares(parts: Sequence[_Part], codes: Symbols, coder: int, deflated: int, texts: int) -> list[float]:
+    """Return about how many bytes each part takes: its symbols by the tables' shares, its share of what is deflated."""
+    bits = [CODERS[coder].lengths(each) for each in codes]
+    out = []
+    for part in parts:
+        total = 0.0
+        for plane in part.planes:
+            if plane.method == RAW:
+                total += len(plane.data)
+            elif plane.method == ENTROPY:
+                assert plane.found is not None
+                counts = plane.found.counts.reshape(-1, 256)
+                counts = counts if len(plane.tables) > 1 else counts.sum(axis=0, keepdims=True)
+                total += sum(float(c @ bits[t]) for c, t in zip(counts, plane.tables, strict=True)) / 8
+            else:
+                total += len(plane.data) * deflated / texts
+        out.append(total)
+    return out

@@ -1,0 +1,172 @@
+"""``pack`` and ``unpack``: a model and its data files in one entropy-coded container, and the same bytes back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnxsqueeze.container.format import MAGIC
+from onnxsqueeze.container.packing import Source, packed
+from onnxsqueeze.container.unpacking import Unpacked
+from onnxsqueeze.errors import ModelError, UsageError
+from onnxsqueeze.files import Files
+from onnxsqueeze.ir.external import DataFolder
+from onnxsqueeze.ir.pieces import Packed, Place, cut, places
+from onnxsqueeze.ir.reading import mapped, parsed
+from onnxsqueeze.ir.sizes import tensors as every_tensor
+from onnxsqueeze.ir.weights import Stored
+
+__all__ = ["CODERS", "Packing", "is_packed", "opened", "pack", "unpack", "unpacked"]
+
+CODERS = ("rans", "huffman")
+"""The entropy coders, by their numbers in a container."""
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What ``pack`` has written: bytes before and after, and the tensors of 64 bytes and more."""
+
+    before: int
+    after: int
+    rest: float
+    """Bytes that all but these tensors takes now: the graph, names, small tensors, tables of frequencies."""
+    tensors: tuple[Packed, ...]
+
+
+def pack(
+    model: str | os.PathLike[str], output: str | os.PathLike[str], *, coder: str = "rans", zstd: bool = False
+) -> Packing:
+    """Write the file ``model``, and the data files that it names, as the container ``output``, all of it or nothing.
+
+    Each tensor is written in the smallest of several ways; one block of about 4 MiB is in memory at a time. ``coder``
+    is ``rans`` or ``huffman``; with ``zstd`` (an extra) repetitions are written by it where that is smaller.
+    Raises ModelError for what is not a whole ONNX model or lacks some of its data, UsageError if the output cannot be
+    written or is part of the input.
+    """
+    model, output = Path(model), Path(output)
+    if coder not in CODERS:
+        raise UsageError(f"coder is {' or '.join(CODERS)}, not {coder!r}")
+    data = mapped(model)
+    if is_packed(data):
+        raise UsageError(f"{model} is packed already")
+    parsed(model, data)
+    tensors: list[Packed] = []
+    sources, files = _sources(model, data, tensors)
+    for file in files:
+        if output.exists() and output.samefile(file):
+            raise UsageError(f"{output} belongs to the input model; give another name for the output")
+    sizes: dict[int, float] = {}
+    after = 0
+    with Files(str(output)) as writer, writer.create(output) as out:
+        for part in packed(sources, CODERS.index(coder), zstd, sizes):
+            out.write(part)
+            after += len(part)
+    for number, tensor in enumerate(tensors):
+        tensor.coded = sizes.get(number, 0.0)
+    before = sum(len(source.data) for source in sources)
+    return Packing(before, after, after - sum(tensor.coded for tensor in tensors), tuple(tensors))
+
+
+def unpack(container: str | os.PathLike[str], output: str | os.PathLike[str]) -> int:
+    """Write the model in the ``container`` to ``output``, byte for byte as it was, and return its bytes.
+
+    Data files go beside it under the names that the model has for them, and never over a file that is there. Raises
+    ModelError if the container is damaged or would write outside the folder, UsageError if a file cannot be written.
+    """
+    source, output = Path(container), Path(output)
+    with _named(source):
+        held = Unpacked(mapped(source), THREADS)
+    if output.exists() and output.samefile(source):
+        raise UsageError(f"{output} is the container itself; give another name for the output")
+    paths = [output]
+    folder = DataFolder(output.parent)
+    for member in held.members[1:]:
+        path = folder.resolve("of the container", member.name)
+        if path.exists() or path.resolve() == output.resolve():
+            raise UsageError(f"{path} is there already; unpack into another folder, or move it away")
+        paths.append(path)
+    with _named(source), Files(str(output)) as files:
+        chunks = held.chunks()
+        chunk = next(chunks, None)
+        for member, path in zip(held.members, paths, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.create(path) as file:
+                while chunk is not None and chunk[0] is member:
+                    file.write(chunk[1])
+                    chunk = next(chunks, None)
+    return sum(member.size for member in held.members)
+
+
+def is_packed(data: memoryview) -> bool:
+    """Return whether these are the bytes of a container."""
+    return bytes(data[: len(MAGIC)]) == MAGIC
+
+
+def unpacked(path: Path) -> dict[str, memoryview]:
+    """Return the files in a container, in memory: the model first, then its data files by their names in the model."""
+    with _named(path):
+        return Unpacked(mapped(path), THREADS).read()
+
+
+def opened(path: Path) -> tuple[memoryview, onnx.ModelProto, dict[int, memoryview]]:
+    """Return the model file in a container, its model without the data of big initializers, and those by their index.
+
+    What stood in data files is part of the model.
+    """
+    files = unpacked(path)
+    data = next(iter(files.values()))
+    model, payloads = parsed(path, data)
+    folder = DataFolder(path.parent, files)
+    for index, tensor in enumerate(model.graph.initializer):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            payloads[index] = Stored(tensor, folder).data()
+            _make_internal(tensor)
+            tensor.raw_data = b""
+    for tensor in every_tensor(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raw = bytes(Stored(tensor, folder).data())
+            _make_internal(tensor)
+            tensor.raw_data = raw
+    return data, model, payloads
+
+
+def _make_internal(tensor: onnx.TensorProto) -> None:
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+
+
+def _sources(model: Path, data: memoryview, tensors: list[Packed]) -> tuple[list[Source], list[Path]]:
+    """Return the files of a model, cut into pieces, and where they are; the model's own is the first."""
+    inside: list[Place] = []
+    outside: dict[str, list[Place]] = {}
+    for place in places(data):
+        if place.location is None:
+            inside.append(place)
+        else:
+            outside.setdefault(place.location, []).append(place)
+    sources = [Source(model.name, data, cut(data, inside, tensors))]
+    files = [model]
+    folder = DataFolder(model.parent)
+    for location, found in sorted(outside.items()):
+        name = found[0].proto.name
+        held = folder.whole(name, location)
+        sources.append(Source(location, held, cut(held, found, tensors)))
+        files.append(folder.resolve(name, location))
+    return sources, files
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give errors the name of the container that they speak of."""
+    try:
+        yield
+    except MemoryError:
+        raise ModelError(f"{path}: there is not enough memory for what the container holds") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""Weights on one grid per tensor, chosen for the bits that an entropy coder needs."""
