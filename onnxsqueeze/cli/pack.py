@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxsqueeze.cli.options import console_on, refuse_to_overwrite
+from onnxsqueeze.cli.options import console_on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,9 +35,11 @@ def pack(model: str, output: str | None, coder: str, zstd: bool, compare: bool) 
     """
     source = Path(model)
     target = Path(output) if output is not None else source.with_suffix(".osq")
-    refuse_to_overwrite("--output", target, {"the model": source})
 
+    from onnxsqueeze.engine.places import refuse_places
     from onnxsqueeze.ir.packed import pack as write
+
+    refuse_places({"--output": target}, {"the model": source})
 
     show(write(source, target, coder=coder, zstd=zstd), source, target, console_on(sys.stdout), compare)
 
