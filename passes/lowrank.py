@@ -81,7 +81,8 @@ class LowRank(Selected[Factored]):
         units, skips, positions = factorize.pose(
             view, stats, self, lambda fitting: forms.candidates(fitting, rank=self.rank)
         )
-        problem = Factoring(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or DEFAULT_ERROR)
+        limit = self.max_error or DEFAULT_ERROR
+        problem = Factoring(units, forms.outline, forms.compose, view.target.work, self.by, self.ratio, limit)
         problem.positions = positions
         yield from skips
         if self.rank is None and self.energy is None:

@@ -126,8 +126,8 @@ skip = true
 
 
 REFUSED = {
-    "sede = 1": "no key 'sede'; there are seed, validate, min-sqnr, outputs, score, max-score-drop, calibration, step; "
-    "did you mean 'seed'?",
+    "sede = 1": "no key 'sede'; there are seed, validate, target, min-sqnr, outputs, score, max-score-drop, "
+    "calibration, step; did you mean 'seed'?",
     "[calibration]\nsourc = 'x'": "[calibration] no key 'sourc'; there are source, stats, mean, std, scale; "
                                   "did you mean 'source'?",
     "[[step]]\npass = 'lowrnk'": "no pass 'lowrnk'; did you mean 'lowrank'?",
@@ -228,3 +228,13 @@ def test_a_recipe_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         Recipe((Ingredient(LowRank()),)).save(path)
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.toml"]
     assert path.read_text(encoding="utf-8") == "what was there"
+
+
+def test_a_recipe_names_its_target_and_a_file_from_its_own_folder(tmp_path: Path) -> None:
+    text = '[[step]]\npass = "int8"\n'
+    named, of_file = (Recipe.parse(f"target = {name!r}\n{text}", folder=tmp_path) for name in ("litert", "own/x.toml"))
+
+    assert named.target == "litert" and 'target = "litert"' in named.to_toml()
+    assert of_file.target == str(tmp_path / "own" / "x.toml")
+    assert 'target = "x.toml"' in of_file.to_toml(tmp_path / "own")
+    assert Recipe.parse(text).target is None

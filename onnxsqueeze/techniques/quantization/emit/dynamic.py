@@ -61,17 +61,19 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
-    scales = kept.get(lambda: product_scales(values, "MatMul"), values, "columns")
+    pairs = graph.target.integers.pairs
+    scales = kept.get(lambda: product_scales(values, "MatMul", pairs=pairs), values, "columns")
     if second is not None and values.size <= HELD and len(values) <= LARGEST:
         inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
 
         def fitted() -> NDArray[np.int8]:
             back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
-            return compensated(values, scales, back, pairs=True)
+            return compensated(values, scales, back, pairs=pairs)
 
         q = edit.constant(graph, f"{hint}_int8", kept.get(fitted, values, "rounded"))
     else:
-        q = multiplied(graph, hint, values, scales, "MatMul", read=read if isinstance(tensor, gs.Constant) else None)
+        later = read if isinstance(tensor, gs.Constant) else None
+        q = multiplied(graph, hint, values, scales, "MatMul", read=later, pairs=pairs)
     weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
     if smooth.rows:
         x, peaks = _over_peaks(graph, scope, x, smooth.low, node)
