@@ -57,7 +57,7 @@ def problem(graph: Graph, stats: Statistics, by: str, alike: bool) -> Factoring:
     units, _, positions = factorize.pose(View(graph), stats, LowRank(), forms.candidates)
     if alike:
         units = [Unit([f], [c]) for u in units for f, c in zip(u.fittings, u.found, strict=True)]
-    made = Factoring(units, forms.outline, forms.compose, by, None, 1.0)  # type: ignore[arg-type]
+    made = Factoring(units, forms.outline, forms.compose, graph.target.work, by, None, 1.0)  # type: ignore[arg-type]
     made.positions = positions
     return made
 

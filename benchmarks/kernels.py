@@ -1,4 +1,4 @@
-"""Print the figures behind ``targets/kernels.py``: nanoseconds of ONNX Runtime's CPU kernels in float and in int8.
+"""Print the figures behind ``targets/*.toml``: nanoseconds of ONNX Runtime's CPU kernels in float and in int8.
 
 Each line is the difference between a chain of five of the operator and one of it, over four: borders and calls at
 both ends cancel out. ``reads`` are input values per output. Times are the least of many runs, taken in turn, so that

@@ -40,8 +40,9 @@ class Canonical(Pass[Work]):
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
         taken: set[int] = set()
+        forms = [form for form in _FORMS if not form.name or form.name in view.target.operators.kernels]
         for node in view.nodes:
-            form = next((form for form in _FORMS if form.fits(view, node)), None)
+            form = next((form for form in forms if form.fits(view, node)), None)
             if form is not None:
                 yield Site(key_of(node), form.words, work=form.write)
             elif not is_standard(node):
@@ -65,16 +66,19 @@ class Canonical(Pass[Work]):
 
 @dataclass(frozen=True)
 class _Form:
+    name: str
     words: str
     fits: Callable[[View, gs.Node], bool]
     write: Work
 
 
 _FORMS = (
-    _Form("Add in front of a normalization as Sum", kernel_forms.is_normalized_sum, kernel_forms.write_as_sum),
-    _Form("Softmax over an inner axis spelled out", kernel_forms.is_inner_softmax, kernel_forms.spell_softmax),
-    _Form("masked scores bounded", kernel_forms.is_masked_softmax, kernel_forms.bound),
-    _Form("Einsum with a weight as MatMul", einsum.is_product, einsum.write_as_product),
-    _Form("fused layer taken apart", fused.is_fused, fused.take_apart),
-    _Form("LinearRegressor as Gemm", regressor.is_regressor, regressor.write_as_gemm),
+    _Form("sum", "Add in front of a normalization as Sum", kernel_forms.is_normalized_sum, kernel_forms.write_as_sum),
+    _Form(
+        "softmax", "Softmax over an inner axis spelled out", kernel_forms.is_inner_softmax, kernel_forms.spell_softmax
+    ),
+    _Form("mask", "masked scores bounded", kernel_forms.is_masked_softmax, kernel_forms.bound),
+    _Form("", "Einsum with a weight as MatMul", einsum.is_product, einsum.write_as_product),
+    _Form("", "fused layer taken apart", fused.is_fused, fused.take_apart),
+    _Form("", "LinearRegressor as Gemm", regressor.is_regressor, regressor.write_as_gemm),
 )

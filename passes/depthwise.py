@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from math import prod
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from onnxsqueeze.budget.spend import DEFAULT_ERROR, By
 from onnxsqueeze.linear import refit, select
 from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View
-from onnxsqueeze.targets import work as predicted
+from onnxsqueeze.targets.times import Work
 from onnxsqueeze.techniques.lowrank import forms, separable
 from onnxsqueeze.techniques.lowrank import plan as factorize
 from onnxsqueeze.techniques.lowrank.choice import Factored, Factoring, dense
@@ -71,14 +72,17 @@ class Depthwise(Selected[Factored]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every convolution that the budget rewrites."""
-        units, skips, positions = factorize.pose(view, stats, self, self._candidates, separable.branches)
-        limit = self.max_error or DEFAULT_ERROR
-        problem = Factoring(units, separable.outline, separable.branches, self.by, self.ratio, limit, shares=False)
+        find = partial(self._candidates, view.target.work)
+        units, skips, positions = factorize.pose(view, stats, self, find, separable.branches)
+        limit, work = self.max_error or DEFAULT_ERROR, view.target.work
+        problem = Factoring(
+            units, separable.outline, separable.branches, work, self.by, self.ratio, limit, shares=False
+        )
         problem.positions = positions
         yield from skips
         yield from problem.entries(problem.solve()) if self.rank is None else problem.each(0.0)
 
-    def _candidates(self, fitting: Fitting) -> list[Candidate] | str:
+    def _candidates(self, work: Work, fitting: Fitting) -> list[Candidate] | str:
         """Return the candidates that low rank does not beat in error at their predicted time."""
         layer = fitting.layer
         if prod(layer.kernel) < 4:
@@ -88,17 +92,15 @@ class Depthwise(Selected[Factored]):
         found = list(separable.candidates(fitting, rank=self.rank))
         if self.rank is not None or not found:
             return found
-        itself = predicted.work(dense(layer), None)
-        found = [c for c in found if predicted.work(separable.outline(layer, c.form, c.ranks), None) <= 0.9 * itself]
+        itself = work.of(dense(layer), None)
+        found = [c for c in found if work.of(separable.outline(layer, c.form, c.ranks), None) <= 0.9 * itself]
         if not found:
             return "no sum of separable convolutions is faster"
-        rivals = [
-            (predicted.work(forms.outline(layer, c.form, c.ranks), None), c.error) for c in forms.candidates(fitting)
-        ]
+        rivals = [(work.of(forms.outline(layer, c.form, c.ranks), None), c.error) for c in forms.candidates(fitting)]
         fastest = min((time for time, _ in rivals), default=0.0)
         kept = []
         for candidate in found:
-            time = max(predicted.work(separable.outline(layer, candidate.form, candidate.ranks), None), fastest)
+            time = max(work.of(separable.outline(layer, candidate.form, candidate.ranks), None), fastest)
             if candidate.error < min((error for t, error in rivals if t <= time), default=1.0):
                 kept.append(candidate)
         return kept or "low-rank factors have less error at the same time"

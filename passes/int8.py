@@ -99,7 +99,8 @@ class Int8(Selected[Quantized]):
             yield Range(layers.root(node.inputs[0]).name)
             yield Range(layers.root(layers.tail(node).outputs[0]).name)
         for node in layers.carried:
-            yield from (Range(layers.root(t).name) for t in (*layers.data_inputs(node), *node.outputs) if t.name)
+            tensors = (layers.root(t) for t in (*layers.data_inputs(node), *node.outputs) if t.name)
+            yield from (Range(t.name) for t in tensors if view.value(t) is None)
         for node in layers.dynamic:
             if not view.in_body(node):
                 yield Channels(node.inputs[0].name, -1, True)
@@ -107,7 +108,7 @@ class Int8(Selected[Quantized]):
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Quantized] | Skip]:
         """Decide the form of every layer: the fastest that the statistics predict."""
         layers, kept = Layers(view, self.wants), Kept()
-        arithmetic, run_time = Arithmetic(layers, stats, self.form, kept), Dynamic(layers, stats, kept)
+        arithmetic, run_time = Arithmetic(layers, stats, self.form.on(view.target), kept), Dynamic(layers, stats, kept)
         if not self.arithmetic:
             yield from planned(run_time, ())
             return
@@ -117,7 +118,7 @@ class Int8(Selected[Quantized]):
 
     def select(self, plan: list[Site[Quantized] | Skip], bench: Bench) -> list[Site[Quantized] | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
-        return Search(Settings(self.form, self.max_drop, self.wants), plan, bench).best()
+        return Search(Settings(self.form.on(bench.original.target), self.max_drop, self.wants), plan, bench).best()
 
     def milder(self) -> Int8 | None:
         """Return the pass in which weights are only stored."""
@@ -187,5 +188,7 @@ def _predicted(view: View, stats: Statistics, node: gs.Node, work: Quantized) ->
         return weights, work.smoothing.error
     if work.form != "static" or measured is None:
         return weights, None
-    multiplied = rounding(product_scales(values, node.op, bool(node.attrs.get("transB", 0))))
+    multiplied = rounding(
+        product_scales(values, node.op, bool(node.attrs.get("transB", 0)), pairs=view.target.integers.pairs)
+    )
     return weights, multiplied + activation(measured)[1] * noise

@@ -84,7 +84,8 @@ class LowRank(Selected[Factored]):
             return fitting.unsure if fitting.unsure and not free else forms.candidates(fitting, rank=self.rank)
 
         units, skips, positions = factorize.pose(view, stats, self, find, forms.compose)
-        problem = Factoring(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or DEFAULT_ERROR)
+        limit = self.max_error or DEFAULT_ERROR
+        problem = Factoring(units, forms.outline, forms.compose, view.target.work, self.by, self.ratio, limit)
         problem.positions = positions
         yield from skips
         if self.rank is None and self.energy is None:

@@ -15,6 +15,7 @@ _FLAGS = {
     'validate="none"': "--validate none",
     "calibration=": "--calib",
     "max_score_drop=": "--max-score-drop",
+    "max_memory=": "--max-memory",
     "min_sqnr=": "--min-sqnr",
     "score=": "--score",
     "stats=": "--stats",

@@ -28,12 +28,21 @@ ROWS = 40
 @click.argument("model", metavar="MODEL.onnx")
 @click.option("--profile", is_flag=True, help="Run the model and measure the time of every layer.")
 @click.option("--calib", metavar="PATH", help="Feeds to run it on: a folder or file.  [default: random]")
+@click.option("--memory", is_flag=True, help="Run the model and measure its memory at run time.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write one line of CSV for each layer.")
 @click.option("--html", metavar="FILE", help="Also write a page for the browser.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, model: str, profile: bool, calib: str | None, as_json: bool, as_csv: bool, html: str | None
+    ctx: click.Context,
+    /,
+    model: str,
+    profile: bool,
+    calib: str | None,
+    memory: bool,
+    as_json: bool,
+    as_csv: bool,
+    html: str | None,
 ) -> None:
     """Say what every layer costs and what the model needs.
 
@@ -43,7 +52,7 @@ def command(
     from onnxsqueeze.engine.places import refuse_places
 
     refuse_places({"--html": html}, {"the model": model}, calibration=calib)
-    found = inspect_model(model, profile=profile, calibration=calib)
+    found = inspect_model(model, profile=profile, calibration=calib, memory=memory)
     if html is not None:
         from onnxsqueeze.report.pages.page import inspection_page
 
@@ -68,6 +77,10 @@ def show(found: Inspection, console: Console) -> None:
     facts += [f"{amount(cost.macs)} MACs"] if cost.macs is not None else []
     facts += [f"{milliseconds(found.milliseconds)} a run on one thread"] if found.milliseconds is not None else []
     line(console, ", ".join(facts))
+    if found.memory is not None:
+        each = found.memory
+        peak = f"{amount(each.peak, 'B')} at the peak, {milliseconds(each.milliseconds)} to load"
+        line(console, f"{amount(each.resident, 'B')} of memory at run time, {peak}")
     console.print()
     for what, values in (
         ("inputs", found.inputs),

@@ -32,6 +32,9 @@ COMMANDS = {
     "sensitivity": ("onnxsqueeze.cli.sensitivity:command", "Say what each layer does to the answers."),
     "pack": ("onnxsqueeze.cli.pack:pack", "Write a model as an entropy-coded container for the wire."),
     "unpack": ("onnxsqueeze.cli.pack:unpack", "Write the model in a container, byte for byte as it was."),
+    "check": ("onnxsqueeze.cli.check:command", "Say what of a model breaks on a target."),
+    "profile-target": ("onnxsqueeze.cli.profile_target:command", "Measure what operators cost on this device."),
+    "targets": ("onnxsqueeze.cli.targets:command", "List the targets and explain their rules."),
     "passes": ("onnxsqueeze.cli.passes:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""
@@ -85,6 +88,13 @@ def share(text: str) -> float:
     return number(text[:-1]) / 100 if text.endswith("%") else number(text)
 
 
+def size(text: str) -> float:
+    """Return the bytes that a number means, with a unit of a thousand or a million if it has one."""
+    digits = text.upper().removesuffix("B")
+    unit = {"K": 1e3, "M": 1e6, "G": 1e9}.get(digits[-1:], 1.0)
+    return unit * number(digits if unit == 1.0 else digits[:-1])
+
+
 def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted:
         from onnxsqueeze import __version__
@@ -106,6 +116,9 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--outputs", metavar="NAME:KIND,...", help="What outputs are: values, scores, labels or rows.")
 @click.option("--score", metavar="MODULE:FUNCTION", help="Your own score of answers, shown beside the SQNR.")
 @click.option("--max-score-drop", type=share, metavar="SHARE", help="Write nothing if the score loses more, like 0.5%.")
+@click.option("--target", metavar="NAME|FILE", help="What it is to run on, see onnxsqueeze targets.")
+@click.option("--memory", is_flag=True, help="Measure memory at run time and the time to load, too.")
+@click.option("--max-memory", type=size, metavar="SIZE", help="Write nothing if it takes more at run time, like 64MB.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
 @click.option("--validate", type=click.Choice(["full", "none"]), help="none: neither compare nor time.")
 @click.option("--stats", multiple=True, metavar="FILE", help="Read calibration statistics, or write them if new.")

@@ -28,7 +28,9 @@ def in_opset(pass_: Pass, graph: Graph, run: Run, notes: list[str]) -> Graph | N
     if not raises and graph.opset <= (pass_.max_opset or graph.opset):
         return None
     # without statistics a plan is quick; on a copy, since a plan may be one that breaks its promise to only look
-    if not any(isinstance(entry, Site) for entry in promises.plan(pass_, View(graph.copy()), Statistics())):
+    view = View(graph.copy())
+    idle = not any(isinstance(entry, Site) for entry in promises.plan(pass_, view, Statistics()))
+    if idle and not (len(run.calib) and promises.needs(pass_, view)):  # what it measures may give it something to do
         return None
     try:
         found = raise_opset(graph, pass_.min_opset) if raises else lower_opset(graph, pass_.max_opset or 1)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +15,14 @@ from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.options import make, ordered, spec
 from onnxsqueeze.engine.syntax import Step
 from onnxsqueeze.engine.toml import is_number, known, lines, shown, table_of, typed, written
+from onnxsqueeze.engine.versions import versions
 from onnxsqueeze.errors import SpecError, UsageError
 from onnxsqueeze.files import open_regular, whole
 from onnxsqueeze.measure.output_kinds import Name, parse
 
 __all__ = ["FROM_PYTHON", "Ingredient", "Recipe"]
 
-KEYS = ("seed", "validate", "min-sqnr", "outputs", "score", "max-score-drop", "calibration", "step")
+KEYS = ("seed", "validate", "target", "min-sqnr", "outputs", "score", "max-score-drop", "calibration", "step")
 CALIBRATION = ("source", "stats", "mean", "std", "scale")
 STEP = ("pass", "override", "chosen", "latency")
 OVERRIDE = ("layers", "skip")
@@ -74,6 +73,8 @@ class Recipe:
     score: str | None = None
     """``module:function`` that scores answers, or the words from python."""
     max_score_drop: float | None = None
+    target: str | None = None
+    """The name or file of the profile of what the model is to run on; None: the default one."""
 
     @property
     def pipeline(self) -> str:
@@ -127,7 +128,8 @@ class Recipe:
 
     def to_toml(self, folder: Path | None = None) -> str:
         """Return the text of the file; every option is written out, so that other defaults do not change it."""
-        text = [f"# Made by {_versions()}.", "", f"seed = {self.seed}", f"validate = {written(self.validate)}"]
+        text = [f"# Made by {versions()}.", "", f"seed = {self.seed}", f"validate = {written(self.validate)}"]
+        text += [] if self.target is None else [f"target = {written(_from(folder, self.target))}"]
         text += [] if self.min_sqnr is None else [f"min-sqnr = {written(self.min_sqnr)}"]
         text += [] if self.score is None else [f"score = {written(self.score)}"]
         text += [] if self.max_score_drop is None else [f"max-score-drop = {written(self.max_score_drop)}"]
@@ -171,6 +173,7 @@ def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
     if tolerance is not None and not is_number(tolerance):
         raise UsageError(f"min-sqnr takes a number of dB, not {shown(tolerance)}")
     made = [ingredient for number, step in enumerate(steps, 1) for ingredient in _ingredients(step, number)]
+    target = typed(table, "target", str, "the name of a target, or a file that ends with .toml")
     drop = table.get("max-score-drop")
     if drop is not None and not is_number(drop):
         raise UsageError(f"max-score-drop takes a share like 0.005, not {shown(drop)}")
@@ -183,6 +186,7 @@ def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
         parse({name: str(kind) for name, kind in table_of(table, "outputs").items()}),
         typed(table, "score", str, "text"),
         None if drop is None else float(drop),
+        str(folder / target) if target is not None and target.endswith(".toml") else target,
     )
 
 
@@ -272,15 +276,7 @@ def _relative(calibration: Mapping[str, object], folder: Path | None) -> dict[st
     return found
 
 
-def _versions() -> str:
-    named = ("onnxsqueeze", "onnxruntime", "onnx", "numpy")
-    return ", ".join([*(f"{each} {_version(each)}" for each in named), f"Python {platform.python_version()}"])
-
-
-def _version(distribution: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "0+unknown"
+def _from(folder: Path | None, target: str) -> str:
+    """Return the target as a recipe in this folder names it."""
+    is_file = target.endswith(".toml") and folder is not None
+    return Path(os.path.relpath(target, folder)).as_posix() if is_file else target

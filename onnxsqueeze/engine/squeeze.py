@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from onnxsqueeze.analysis.check import breaches, words
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import promises, registry
+from onnxsqueeze.engine.footprint import footprints, refuse_memory
 from onnxsqueeze.engine.order import IMPLIED, refuse_order
 from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
@@ -32,12 +34,12 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.cost import cost
 from onnxsqueeze.measure.rig import mount
-from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.report.run import Report, StepReport
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.runtime.timing import Latency, latency
 from onnxsqueeze.statistics.store import load_statistics, save_statistics
+from onnxsqueeze.targets.profiles import find
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -69,6 +71,9 @@ def squeeze(
     outputs: str | Mapping[str, str] | None = None,
     score: str | Callable[..., Any] | None = None,
     max_score_drop: float | None = None,
+    target: str | os.PathLike[str] | None = None,
+    memory: bool = False,
+    max_memory: float | None = None,
 ) -> Result:
     """Run the passes of ``pipeline`` over ``model`` and return the squeezed graph with its report.
 
@@ -87,11 +92,16 @@ def squeeze(
     being better, in which ``feed`` holds the labels too: arrays of the calibration data that are no inputs. With
     ``max_score_drop`` (0.005 is half a point of a share) nothing is written if more is lost on held-out feeds.
 
+    ``target`` is what the model is to run on: the name of a profile (``onnxsqueeze targets`` lists them) or a file
+    with one. The plan follows its rules and times, and the report says what breaks them. ``memory`` measures what both
+    models take at run time, each in a process of its own; above ``max_memory`` bytes nothing is written.
+
     Raises UsageError, ModelError, PassError, or ToleranceError, which carries the report.
     """
     start = time.perf_counter()
     progress = progress or _silent
     recipe = _recipe(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
+    recipe = recipe if target is None else replace(recipe, target=os.fspath(target))
     recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
     if recipe.validate not in ("full", "none"):
         raise UsageError(f"validate is 'full' or 'none', not '{recipe.validate}'")
@@ -109,6 +119,7 @@ def squeeze(
     progress("loading", 0, 1)
     LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
     original = load(model)
+    original.made_for = None if recipe.target is None else find(recipe.target)
     for pass_ in chosen:
         refuse_quantized(pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
@@ -153,8 +164,7 @@ def squeeze(
     graph = rig.dismounted(graph)
     if unwritten is not None:
         save_statistics(unwritten, run.stages)
-    if wrong := warning(saturating(graph)):
-        notes.append(wrong)
+    notes += words(breaches(graph))
     times = _latency(held if len(held) else run.held, path or original, graph, progress) if run.reference else None
     report = Report(
         model="<memory>" if path is None else str(path),
@@ -172,11 +182,14 @@ def squeeze(
         seconds=time.perf_counter() - start,
         dry_run=dry_run,
         score=scored(run, scorer),
+        target=str(original.target),
+        memory=footprints(path or original, graph, held or run.held) if memory or max_memory is not None else None,
     )
     if recipe.min_sqnr is not None and run.check:
         _refuse_deviation(report, recipe.min_sqnr)
     if recipe.max_score_drop is not None and run.check:
         refuse_drop(report, recipe.max_score_drop)
+    refuse_memory(report, max_memory)
     if output is not None and not dry_run:
         progress("saving", 0, 1)
         after = replace(report.after, bytes=save(graph, output))

@@ -55,7 +55,7 @@ def raise_opset(graph: Graph, target: int) -> Graph:
     raised = decode(model, graph.folder)
     _transplant(source, raised, {})
     raised.functions[:] = source.functions
-    raised.file, raised.external = source.file, source.external
+    raised.file, raised.external, raised.made_for = source.file, source.external, source.made_for
     return raised
 
 

@@ -20,6 +20,7 @@ from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.ir.protos import with_inferable_scalers, with_known_ranks
+from onnxsqueeze.targets.target import Target
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -39,6 +40,11 @@ class View:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+
+    @property
+    def target(self) -> Target:
+        """What the model is to run on."""
+        return self.graph.target
 
     @cached_property
     def _walked(self) -> list[tuple[gs.Node, Graph]]:

@@ -15,6 +15,8 @@ from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from onnxsqueeze.ir.protos import shell
 from onnxsqueeze.ir.weights import Stored
+from onnxsqueeze.targets.profiles import default
+from onnxsqueeze.targets.target import Target
 
 __all__ = ["Function", "Graph", "Index", "Node", "Source", "SourceFile", "subgraphs"]
 
@@ -120,6 +122,8 @@ class Graph(gs.Graph):  # type: ignore[misc]
     """The file that it was loaded from, which ``save`` never overwrites."""
     spare: tuple[gs.Constant, ...] = ()
     """Initializers that no node used at load; they stay."""
+    made_for: Target | None = None
+    """The profile that passes go by, None for the default one; no part of the model."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,6 +135,11 @@ class Graph(gs.Graph):  # type: ignore[misc]
         return self is other
 
     __hash__ = object.__hash__
+
+    @property
+    def target(self) -> Target:
+        """What the model is to run on."""
+        return self.made_for or default()
 
     def layer(self, *args: Any, **kwargs: Any) -> Any:
         """Add a node as ``gs.Graph.layer`` does; the node is a ``Node``."""

@@ -10,6 +10,7 @@ from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.measure.answers import Deviation
 from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.plain import fields_of, plain
+from onnxsqueeze.runtime.memory import Memory
 
 __all__ = ["Report", "Scored", "StepReport"]
 
@@ -71,6 +72,10 @@ class Report:
     dry_run: bool = False
     score: Scored | None = None
     """The user's own score of the original and of the result, if there is one."""
+    memory: tuple[Memory, Memory] | None = None
+    """What the original and the result take at run time, if it was asked for."""
+    target: str = ""
+    """Name and version of the profile that the plan was made for."""
 
     @property
     def sqnr_db(self) -> float | None:

@@ -32,7 +32,11 @@ def show(report: Report, console: Console) -> None:
     line(console, f"{report.model} → {report.output}" if report.output else report.model, style="bold")
     if report.dry_run:
         line(console, f"pipeline: {report.pipeline}")
-    feeds = [("calibration", report.calibration or "none"), ("compared on", report.deviations and report.held_out)]
+    feeds = [
+        ("target", report.target),
+        ("calibration", report.calibration or "none"),
+        ("compared on", report.deviations and report.held_out),
+    ]
     line(console, "; ".join(f"{what}: {where}" for what, where in feeds if where), style="dim")
     console.print()
     console.print(_costs(report))
@@ -102,6 +106,13 @@ def _costs(report: Report) -> Table:
         old_ms, new_ms = report.latency_ms
         ratio = report.latency_ratio if report.latency_ratio is not None else new_ms / old_ms
         table.add_row("latency per feed", milliseconds(old_ms), milliseconds(new_ms), change(1.0, ratio, "faster"))
+    if report.memory is not None:
+        one, other = report.memory
+        pairs = (("memory at run time", one.resident, other.resident), ("its peak", one.peak, other.peak))
+        for what, was, now in pairs:
+            table.add_row(what, amount(was, "B"), amount(now, "B"), change(was, now, "smaller"))
+        times = one.milliseconds, other.milliseconds
+        table.add_row("time to load", *map(milliseconds, times), change(*times, "faster"))
     return table
 
 

@@ -126,8 +126,8 @@ skip = true
 
 
 REFUSED = {
-    "sede = 1": "no key 'sede'; there are seed, validate, min-sqnr, outputs, score, max-score-drop, calibration, step; "
-    "did you mean 'seed'?",
+    "sede = 1": "no key 'sede'; there are seed, validate, target, min-sqnr, outputs, score, max-score-drop, "
+    "calibration, step; did you mean 'seed'?",
     "[calibration]\nsourc = 'x'": "[calibration] no key 'sourc'; there are source, stats, mean, std, scale; "
                                   "did you mean 'source'?",
     "[[step]]\npass = 'lowrnk'": "no pass 'lowrnk'; did you mean 'lowrank'?",
@@ -257,3 +257,13 @@ def test_a_file_that_is_too_large_for_a_recipe_is_not_read(tmp_path: Path) -> No
         file.truncate(1 << 40)
     with pytest.raises(UsageError, match="has more than 16 MiB"):
         Recipe.load(tmp_path / "r.toml")
+
+
+def test_a_recipe_names_its_target_and_a_file_from_its_own_folder(tmp_path: Path) -> None:
+    text = '[[step]]\npass = "int8"\n'
+    named, of_file = (Recipe.parse(f"target = {name!r}\n{text}", folder=tmp_path) for name in ("litert", "own/x.toml"))
+
+    assert named.target == "litert" and 'target = "litert"' in named.to_toml()
+    assert of_file.target == str(tmp_path / "own" / "x.toml")
+    assert 'target = "x.toml"' in of_file.to_toml(tmp_path / "own")
+    assert Recipe.parse(text).target is None

@@ -31,6 +31,8 @@ from onnxsqueeze.measure.cost import Cost, cost, macs
 from onnxsqueeze.measure.saturation import Saturation, saturating
 from onnxsqueeze.plain import plain
 from onnxsqueeze.runtime import timing
+from onnxsqueeze.runtime.memory import Memory
+from onnxsqueeze.runtime.memory import memory as footprint
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -101,6 +103,8 @@ class Inspection:
     """What ONNX Runtime spent in nodes of its own, and between nodes."""
     saturating: tuple[Saturation, ...] = ()
     """Layers whose integer sums can be wrong on x86-64 processors without VNNI."""
+    memory: Memory | None = None
+    """What it takes at run time; None where it was not measured."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the inspection as JSON values."""
@@ -109,11 +113,14 @@ class Inspection:
         return found
 
 
-def inspect_model(model: AnyModel, *, profile: bool = False, calibration: Any = None) -> Inspection:
+def inspect_model(
+    model: AnyModel, *, profile: bool = False, calibration: Any = None, memory: bool = False
+) -> Inspection:
     """Return what every node of ``model`` costs, needs and weighs.
 
     With ``profile`` the model runs on ``calibration`` (whatever ``squeeze`` takes, random values without it) and every
-    node gets the median of its measured time. Raises ModelError or FeedError.
+    node gets the median of its measured time; with ``memory`` what it takes is measured in a process of its own.
+    Raises ModelError or FeedError.
     """
     graph = model if isinstance(model, gs.Graph) else load(model)
     feed = _feed(graph, calibration)
@@ -149,7 +156,12 @@ def inspect_model(model: AnyModel, *, profile: bool = False, calibration: Any = 
         milliseconds=run,
         unattributed_ms=rest,
         saturating=saturating(graph),
+        memory=footprint(_path(graph) or graph, _feeds(graph, calibration)[0]) if memory else None,
     )
+
+
+def _path(graph: Graph) -> Path | None:
+    return None if graph.file is None else graph.file.path
 
 
 def _title(model: object, graph: Graph) -> str:

@@ -14,8 +14,7 @@ from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.linear.chains import Chain
 from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.linear.layers import Linear
-from onnxsqueeze.targets import work as predicted
-from onnxsqueeze.targets.work import Shape
+from onnxsqueeze.targets.times import Shape, Work, macs, parameters
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 from onnxsqueeze.techniques.lowrank.unseen import judged
@@ -55,6 +54,7 @@ class Factoring:
     units: list[Unit]
     outline: Outline
     compose: Compose
+    work: Work
     by: By
     ratio: float | None
     max_error: float
@@ -74,17 +74,17 @@ class Factoring:
     def cost(self, layer: Linear, shapes: Sequence[Shape]) -> float:
         """The cost of operators in the place of a layer, by parameters, multiply-accumulates or predicted time."""
         if self.by == "params":
-            return predicted.parameters(shapes)
+            return parameters(shapes)
         positions = self.positions.get(layer.key)
         if self.by == "latency":
-            return predicted.work(shapes, positions)
-        return predicted.macs(shapes) * (positions or 1)
+            return self.work.of(shapes, positions)
+        return macs(shapes) * (positions or 1)
 
     def faster(self, layer: Linear, before: Sequence[Shape], after: Sequence[Shape]) -> bool:
         """Whether the operators are predicted to be faster than the layer, and smaller."""
         positions = self.positions.get(layer.key)
         limit = 1.0 if self.by == "params" else FASTER
-        quick = predicted.work(after, positions) <= limit * predicted.work(before, positions)
+        quick = self.work.of(after, positions) <= limit * self.work.of(before, positions)
         return quick and self.cost(layer, after) <= FASTER * self.cost(layer, before)
 
     def options(self, fitting: Fitting, found: Iterable[Candidate]) -> list[Option]:
@@ -203,7 +203,7 @@ class Factoring:
 
     def _share(self, layer: Linear, candidate: Candidate) -> float:
         """Return what is left of the layer's multiply-accumulates."""
-        return predicted.macs(self.outline(layer, candidate.form, candidate.ranks)) / predicted.macs(dense(layer))
+        return macs(self.outline(layer, candidate.form, candidate.ranks)) / macs(dense(layer))
 
     def _joint_site(self, unit: Unit, joint: Joint, error: float) -> Site[Factored]:
         names = [f.layer.key for f in unit.fittings]

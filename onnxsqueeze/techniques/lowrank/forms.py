@@ -19,7 +19,7 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.linear.chains import Chain
 from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.linear.layers import Linear
-from onnxsqueeze.targets.work import Shape
+from onnxsqueeze.targets.times import Shape
 
 __all__ = [
     "Candidate",

@@ -29,7 +29,7 @@ from onnxsqueeze.linear.select import layers
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.probes import Probe, gains
 from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.targets import work as predicted
+from onnxsqueeze.targets.times import macs
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank.choice import Compose, Factored, Factoring, Outline, Unit, dense
 from onnxsqueeze.techniques.lowrank.forms import Candidate
@@ -102,7 +102,7 @@ def levels(
         costs = (
             []
             if isinstance(answer, str)
-            else [(predicted.macs(outline(layer, c.form, c.ranks)) / predicted.macs(dense(layer)), c) for c in answer]
+            else [(macs(outline(layer, c.form, c.ranks)) / macs(dense(layer)), c) for c in answer]
         )
         for limit in LEVELS:
             cheap = [(c.error, i) for i, (share, c) in enumerate(costs) if share <= limit]

@@ -16,7 +16,7 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.linear.chains import Chain
 from onnxsqueeze.linear.fitting import Fitting, relative_error
 from onnxsqueeze.linear.layers import Linear
-from onnxsqueeze.targets.work import Shape
+from onnxsqueeze.targets.times import Shape
 from onnxsqueeze.techniques.lowrank.forms import Candidate
 
 __all__ = ["branches", "candidates", "depthwise", "outline", "pointwise", "recomposed"]

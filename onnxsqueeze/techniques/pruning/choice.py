@@ -20,8 +20,7 @@ from onnxsqueeze.budget.spend import By
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.targets import work as predicted
-from onnxsqueeze.targets.work import Shape
+from onnxsqueeze.targets.times import Shape, Work
 from onnxsqueeze.techniques.pruning.coupling import Coupling
 from onnxsqueeze.techniques.pruning.readers import Indices, Reader, read, rows_of
 from onnxsqueeze.techniques.pruning.surgeon import Part, Sweep, sweep
@@ -100,6 +99,7 @@ class Removal:
     layers: list[Layer]
     score: Score
     by: By
+    work: Work
     positions: dict[str, int] = field(default_factory=dict)
     """Where it was counted on a feed, at how many positions a layer is applied."""
 
@@ -121,7 +121,7 @@ class Removal:
             return float(prod(dims) * positions)
         outputs, inputs = dims[layer.outputs], dims[layer.inputs]
         taps = prod(dims) // max(outputs * inputs, 1)
-        return predicted.work([Shape(outputs, inputs, taps, depthwise=layer.depthwise)], positions)
+        return self.work.of([Shape(outputs, inputs, taps, depthwise=layer.depthwise)], positions)
 
     def solve(self, ratio: float | None, max_error: float) -> list[int]:
         """Return how many units of each candidate go: the least loss at ``ratio`` of the cost, or the least cost.
@@ -218,7 +218,7 @@ def pose(
         step = max(1, round_to // min((s.indices.shape[1] for s in made), default=1))
         norms = sum((_norms(view, constants[s.constant], s, score) for s in made), np.zeros(group.size))
         candidates.append(Candidate(group, reads, norms, step))
-    problem = Removal(coupling, candidates, readers, list(_layers(view, chosen)), score, by)
+    problem = Removal(coupling, candidates, readers, list(_layers(view, chosen)), score, by, view.target.work)
     problem.rank()
     return problem
 

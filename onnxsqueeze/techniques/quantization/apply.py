@@ -131,6 +131,7 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     transposed = bool(node.attrs.get("transB", 0))
     axis = 0 if node.op == "Conv" or transposed else 1
     channels, hint = values.shape[axis], node.inputs[1].name
+    pairs = graph.target.integers.pairs
     add = edit.find(graph, work.add)[0] if work.add else None
     holder, slot = (node, 2) if add is None else (add, 1 if add.inputs[0] is node.outputs[0] else 0)
     has = len(holder.inputs) > slot and bool(holder.inputs[slot].name)
@@ -138,7 +139,7 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     start = np.broadcast_to(old, (channels,)).astype(np.float64)
     # an int32 bias must not overflow in the product scale
     kind = f"{'one scale' if work.per_tensor else 'scales'} of {node.op}, {transposed}"
-    plain = work.kept.get(lambda: product_scales(values, node.op, transposed, work.per_tensor), values, kind)
+    plain = work.kept.get(lambda: product_scales(values, node.op, transposed, work.per_tensor, pairs), values, kind)
     floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
     floor = floor.max() if work.per_tensor else floor.reshape(plain.shape)
     if work.tied:
@@ -148,7 +149,7 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
         scale: gs.Constant | None = made.scale
     else:
         scales, scale = np.maximum(plain, floor), None
-        weight = q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]))
+        weight = q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]), pairs)
     corrected = start
     if work.mean is not None and values.size <= HELD:
         whole = np.asarray(q.values, np.float64)
@@ -157,7 +158,11 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     qdq.weight(graph, node, 1, weight, scales, None if work.per_tensor else axis, scale)
     product = np.float32(work.input.scale) * scales.reshape(() if work.per_tensor else -1)
     if node.op != "MatMul" or add is not None:
-        qdq.bias(graph, holder, slot, corrected, product, holder.inputs[slot].name if has else f"{hint}_bias")
+        name = holder.inputs[slot].name if has else f"{hint}_bias"
+        if graph.target.bias.type == "float":
+            set_bias(holder, edit.constant(graph, name, corrected.astype(np.float32)))
+        else:
+            qdq.bias(graph, holder, slot, corrected, product, name)
     if work.output is not None:
         tail = node if work.tail == key_of(node) else edit.find(graph, work.tail)[0]
         qdq.requantize(graph, tail.outputs[0], work.output)

@@ -14,13 +14,15 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Mean
-from onnxsqueeze.targets.kernels import CALL, DEQUANTIZE, QUANTIZE, carry_times, layer_times
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
 from onnxsqueeze.techniques.quantization.grids import Affine, Grids, activation, usable
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 
 __all__ = ["Arithmetic"]
+
+FLOAT = 10.0
+"""How many times as slow a node is in float where all of them should compute in integers."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Arithmetic:
         self.layers, self.view, self.stats, self.form, self.kept = layers, layers.view, stats, form, kept
         self.errors: Mapping[str, float] = {}
         self._roundings: dict[str, _Rounding | None] = {}
+        self.target = self.view.target
+        self.gates = form.saturates and self.target.integers.gates
         self.nodes = [n for n in layers.static if self._rounding(n.inputs[0]) and self._rounding(self._end(n))]
         self.nodes += [
             n for n in layers.carried
             if all(self._rounding(t) for t in layers.data_inputs(n))
             and all(self._rounding(t) for t in n.outputs if t.name)
-            and not (n.op == "HardSigmoid" and not form.saturates)
+            and not (self._is_gate(n) and not self.gates)
         ]  # fmt: skip
         self._inside = {id(node) for node in self.nodes}
 
@@ -60,8 +64,24 @@ class Arithmetic:
         for node in self.nodes:
             size = self.elements(self._end(node))
             weight = self.view.value(node.inputs[1]) if node.op in LAYERS else None
-            found[id(node)] = carry_times(node.op, size) if weight is None else layer_times(node, weight.shape, size)
+            if weight is None:
+                times = self.target.times.carried(node.op, size)
+            else:
+                group, transposed = int(node.attrs.get("group", 1)), bool(node.attrs.get("transB", 0))
+                times = self.target.times.layer(node.op, weight.shape, size, group, transposed)
+            if self.layers.everywhere:  # a node in float leaves the accelerator
+                times = FLOAT * max(times[0], size) + 4 * self.target.times.call, 0.0
+            found[id(node)] = times
         return found
+
+    def _quantize(self, tensor: gs.Tensor) -> float:
+        return self.target.times.call + self.target.times.quantize * self.elements(tensor)
+
+    def _dequantize(self, tensor: gs.Tensor) -> float:
+        return self.target.times.call + self.target.times.dequantize * self.elements(tensor)
+
+    def _is_gate(self, node: gs.Node) -> bool:
+        return node.op == "HardSigmoid" and node.op not in self.target.operators.own_scale
 
     def _end(self, node: gs.Node) -> gs.Tensor:
         tensor: gs.Tensor = (self.layers.tail(node) if node.op in LAYERS else node).outputs[0]
@@ -77,16 +97,23 @@ class Arithmetic:
     def _rounding(self, tensor: gs.Tensor) -> _Rounding | None:
         root = self.layers.root(tensor)
         name = str(root.name)
+        if name not in self._roundings and (value := self.view.value(root)) is not None:
+            self._roundings[name] = _Rounding(self.form.fixed(float(value.min()), float(value.max())), 0.0)
         if name not in self._roundings:
             histogram = self.stats.range(name)
             known = histogram is not None and usable(histogram)
             gate = self.layers.gate(root)
             found = _Rounding(*activation(histogram, gate, self.form)) if histogram and known else None
             maker = self.view.producer(root)
-            if found is not None and maker is not None and maker.op in ("Sigmoid", "HardSigmoid"):
+            if found is not None and maker is not None and maker.op in self._shares:
                 found = _Rounding(self.form.fixed(0.0, 1.0), found.error)
             self._roundings[name] = found
         return self._roundings[name]
+
+    @cached_property
+    def _shares(self) -> tuple[str, ...]:
+        """Operators whose outputs lie between 0 and 1."""
+        return ("Sigmoid", "HardSigmoid", *(op for op in self.target.operators.own_scale if op == "Softmax"))
 
     def affine(self, tensor: gs.Tensor) -> Affine:
         """Return the parameters of a tensor around the nodes."""
@@ -119,7 +146,8 @@ class Arithmetic:
                 for tensor in (*self._reads(node), *self._makes(node)):
                     rounding = self._rounding(tensor)
                     assert rounding is not None
-                    found[str(self.layers.root(tensor).name)] = rounding.affine, rounding.error
+                    if self.view.value(tensor) is None:
+                        found[str(self.layers.root(tensor).name)] = rounding.affine, rounding.error
         return found
 
     def choose(self, price: float) -> set[int]:
@@ -137,7 +165,7 @@ class Arithmetic:
             float_time, int8_time = self._times[id(node)]
             reads, makes = self._reads(node), self._makes(node)
             tensors.update({id(t): t for t in (*reads, *makes)})
-            rounding = 0.0 if node.op in self.layers.KEEP_SCALE else sum(dear(t) for t in makes)
+            rounding = 0.0 if node.op in self.target.operators.same_scale else sum(dear(t) for t in makes)
             choices.append(
                 Choice(id(node), float_time, int8_time + rounding, [id(t) for t in reads], [id(t) for t in makes])
             )
@@ -145,8 +173,8 @@ class Arithmetic:
                 others = [r for r in tensor.outputs if id(r) not in self._inside]
                 if others or self.view.is_output(tensor):
                     choices.append(Choice(-id(tensor), 0.0, inf, [id(tensor)], []))
-        quantize = {key: CALL + QUANTIZE * self.elements(t) + dear(t) for key, t in tensors.items()}
-        dequantize = {key: CALL + DEQUANTIZE * self.elements(t) for key, t in tensors.items()}
+        quantize = {key: self._quantize(t) + dear(t) for key, t in tensors.items()}
+        dequantize = {key: self._dequantize(t) for key, t in tensors.items()}
         return cut(choices, quantize, dequantize) & self._inside
 
     def total_error(self, chosen: set[int]) -> float:
@@ -157,12 +185,12 @@ class Arithmetic:
         """Return how long all the nodes take, borders included, if the chosen ones compute in integers."""
         total = sum(times[id_ in chosen] for id_, times in self._times.items())
         made = {id(t) for n in self.nodes if id(n) in chosen for t in self._makes(n)}
-        borders = {id(t): QUANTIZE * self.elements(t) for n in self.nodes if id(n) in chosen for t in self._reads(n)}
-        total += sum(CALL + cost for key, cost in borders.items() if key not in made)
+        borders = {id(t): self._quantize(t) for n in self.nodes if id(n) in chosen for t in self._reads(n)}
+        total += sum(cost for key, cost in borders.items() if key not in made)
         for node in self.nodes:
             for tensor in self._makes(node) if id(node) in chosen else ():
                 if self.view.is_output(tensor) or any(id(r) not in chosen for r in tensor.outputs):
-                    total += CALL + DEQUANTIZE * self.elements(tensor)
+                    total += self._dequantize(tensor)
         return total
 
     def work(self, chosen: set[int]) -> Iterator[tuple[gs.Node, Quantized]]:
@@ -181,11 +209,11 @@ class Arithmetic:
                 carried[id(self._end(node))] = target
                 continue
             inputs = tuple(affine(t) for t in self.layers.data_inputs(node))
-            if node.op == "HardSigmoid":
+            if self._is_gate(node):
                 yield node, Quantized("gate", inputs=inputs)
                 carried[id(node.outputs[0])] = Affine(1 / 255, 0)
                 continue
-            output = inputs[0] if node.op in self.layers.KEEP_SCALE else affine(node.outputs[0])
+            output = inputs[0] if node.op in self.target.operators.same_scale else affine(node.outputs[0])
             yield node, Quantized("integer", inputs=inputs, output=output)
             carried.update({id(t): output for t in node.outputs})
 
@@ -195,9 +223,11 @@ class Arithmetic:
     def _layer(self, node: gs.Node, source: Affine, target: Affine, chosen: set[int]) -> Quantized:
         tail, add = self.layers.tail(node), self.layers.bias_add(node)
         moments = self.stats.of(Mean(node.inputs[0].name, 1 if node.op == "Conv" else -1))
-        read = node.op == "Conv" or tail.op in ("Relu", "Clip") or any(id(r) in chosen for r in tail.outputs[0].outputs)
+        read = self.layers.everywhere or node.op == "Conv" or tail.op in ("Relu", "Clip")
+        read = read or any(id(r) in chosen for r in tail.outputs[0].outputs)
         return Quantized(
             "static", source, target if read else None, None if moments is None else moments.mean,
             self.layers.inside(node), tail=key_of(tail), add="" if add is None else key_of(add), kept=self.kept,
-            per_tensor=self.form.per_tensor, tied=self.layers.sharing.layer(node) is not None,
+            per_tensor=self.form.per_tensor or node.op not in self.target.weights.per_channel,
+            tied=self.layers.sharing.layer(node) is not None,
         )  # fmt: skip

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.needs import Channels
-from onnxsqueeze.targets.kernels import CALL
+from onnxsqueeze.targets.times import Times
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
 from onnxsqueeze.techniques.quantization.layers import Layers
@@ -55,6 +55,8 @@ class Dynamic:
     @cached_property
     def found(self) -> list[DynamicLayer]:
         """All of them, in the order of the graph."""
+        if "dynamic" not in self.view.target.integers.forms:
+            return []
         root = self.layers.root
         static = [n for n in self.layers.static if n.op != "Conv" and not self.stats.range(root(n.inputs[0]).name)]
         nodes = [*self.layers.dynamic, *static]
@@ -107,9 +109,8 @@ class Dynamic:
             fits = not tied or id(node) in self._joint
             work = Quantized("dynamic", smoothing=treatment, source=source, kept=self.kept, tied=tied)
             work = replace(work, moments=moments if fits else None)
-            times = run_time_times(
-                self.layers.matrix(node).shape, rows, treatment or Smoothing(), readers[id(node.inputs[0])]
-            )
+            size, count = self.layers.matrix(node).shape, readers[id(node.inputs[0])]
+            times = run_time_times(size, rows, treatment or Smoothing(), count, self.view.target.times)
             made.append(DynamicLayer(node, work, *times))
         return made
 
@@ -120,18 +121,21 @@ class Dynamic:
         return float(np.prod(sizes)) if known else float(ROWS)
 
 
-def run_time_times(weight: tuple[int, ...], rows: float, smoothing: Smoothing, readers: int) -> tuple[float, float]:
+def run_time_times(
+    weight: tuple[int, ...], rows: float, smoothing: Smoothing, readers: int, table: Times
+) -> tuple[float, float]:
     """Return the time of a MatMul (K, N) on so many rows: in float, and with its input quantized at run time.
 
     What happens to the input is shared by all its ``readers``.
     """
     inputs, outputs = weight
+    whole, integer = table.run_time
     product = rows * inputs * outputs
     passes = 0.35 + 0.15 * (smoothing.scale is not None) + 0.3 * smoothing.rows
     nodes = 1 + (smoothing.scale is not None) + 4 * smoothing.rows
-    shared = (rows * inputs * passes + CALL * nodes) / readers
-    beside = rows * outputs * (0.2 + 0.15 * smoothing.rows) + CALL * (1 + smoothing.rows)
+    shared = (rows * inputs * passes + table.call * nodes) / readers
+    beside = rows * outputs * (0.2 + 0.15 * smoothing.rows) + table.call * (1 + smoothing.rows)
     kept = len(smoothing.outliers)
     if kept:
-        beside += rows * (kept * (0.5 + 0.0226 * outputs) + 0.15 * outputs) + 3 * CALL
-    return 0.0226 * product + CALL, 0.006 * product + shared + beside
+        beside += rows * (kept * (0.5 + whole * outputs) + 0.15 * outputs) + 3 * table.call
+    return whole * product + table.call, table.gain * (integer * product + shared + beside)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.statistics.histogram import BINS, Histogram
+from onnxsqueeze.targets.target import Target
 
 __all__ = ["TINY", "Affine", "Gate", "Grids", "activation", "fixed", "usable", "weight_scales"]
 
@@ -67,6 +68,10 @@ class Grids:
     def saturates(self) -> bool:
         """Whether 0 is the smallest stored value, so that a gate may be written as a Q/DQ pair of two scales."""
         return not self.signed and not self.symmetric
+
+    def on(self, target: Target) -> Grids:
+        """Return the same where the target lets it, else what the target wants."""
+        return replace(self, signed=self.signed or target.signed, symmetric=self.symmetric or target.middle)
 
     def fixed(self, low: float, high: float) -> Affine:
         """Return the parameters that cover ``[min(low, 0), max(high, 0)]``, zero being exact."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from math import prod
-from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -57,16 +56,17 @@ class Layers:
     them that can follow; ``dynamic`` MatMul and Gemm that quantize their input at run time.
     """
 
-    KEEP_SCALE: ClassVar = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
-                            "DepthToSpace", "Resize")  # fmt: skip
-    OWN_SCALE: ClassVar = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
-
     def __init__(self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True) -> None:
-        self.view, self.wanted = view, wanted
+        self.view, self.wanted, self.target = view, wanted, view.target
+        self.everywhere = self.target.integers.placement == "everywhere"
         layers = [n for n in view.of("Conv", "Gemm", "MatMul") if wanted(n) and self._is_layer(n)]
         self.sharing = Sharing(view, layers, self._stays)
         layers = [n for n in layers if self._agrees(n)]
-        self.static = [n for n in layers if not view.in_body(n) and not self._on_tokens(n) and self._bias_is_known(n)]
+        self.static = [
+            n for n in layers
+            if "static" in self.target.integers.forms and n.op in self.target.operators.layers
+            and not view.in_body(n) and not self._on_tokens(n) and self._bias_is_known(n)
+        ]  # fmt: skip
         chosen = {id(n) for n in self.static}
         self.dynamic = [
             n
@@ -78,6 +78,10 @@ class Layers:
     def carried(self) -> list[gs.Node]:
         """Operators connected to static layers through operators of the same kind."""
         view = self.view
+        own = {id(n) for layer in self.static for n in (layer, self.tail(layer))}
+        if self.everywhere:
+            free = (n for n in view.nodes if id(n) not in own and not view.in_body(n))
+            return [n for n in free if self._is_carried(n) and self.wanted(n)]
         around = [t for n in self.static for t in (n.inputs[0], *self.tail(n).outputs)]
         found: dict[int, gs.Node] = {}
         stack = around
@@ -90,9 +94,11 @@ class Layers:
         return [node for node in view.nodes if id(node) in found]
 
     def _is_carried(self, node: gs.Node) -> bool:
-        if not is_standard(node) or node.op not in (*self.KEEP_SCALE, *self.OWN_SCALE, "HardSigmoid"):
+        rules = self.target.operators
+        if not is_standard(node) or node.op not in (*rules.same_scale, *rules.own_scale, "HardSigmoid"):
             return False
-        if any(self.view.value(t) is not None for t in self.data_inputs(node)):
+        constants = [self.view.value(t) is not None for t in self.data_inputs(node)]
+        if all(constants) or (any(constants) and (node.op in LAYERS or not self.everywhere)):
             return False
         if self.view.dtype(node.outputs[0]) not in (None, np.dtype(np.float32)):
             return False
@@ -107,7 +113,8 @@ class Layers:
             return bool(node.attrs.get("mode", "nearest") == "nearest")
         if node.op == "MaxPool":
             return len([t for t in node.outputs if t.name]) == 1
-        if node.op == "HardSigmoid":  # worth it, and safe from ONNX Runtime's merging of Q/DQ pairs, only as a gate
+        if node.op == "HardSigmoid" and node.op not in rules.own_scale:
+            # worth it, and safe from ONNX Runtime's merging of Q/DQ pairs, only as a gate
             if node.attrs.get("alpha", 0.2) <= 0 or not 0 <= node.attrs.get("beta", 0.5) <= 1:
                 return False
             reader = self.view.only_consumer(node.outputs[0])
@@ -136,11 +143,11 @@ class Layers:
 
     @cached_property
     def _keeps(self) -> set[int]:
-        return {id(node) for node in self.carried if node.op in self.KEEP_SCALE}
+        return {id(node) for node in self.carried if node.op in self.target.operators.same_scale}
 
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """Return the inputs that carry values, not shapes or axes."""
-        if node.op in ("Add", "Mul", "Concat"):
+        if node.op in ("Add", "Mul", "Concat", "Sub", "Div", "MatMul"):
             return list(node.inputs)
         return list(node.inputs[:1])
 
@@ -205,6 +212,8 @@ class Layers:
 
     def _on_tokens(self, node: gs.Node) -> bool:
         """MatMul on (batch, sequence, features): outliers come and go, so ranges are taken at run time."""
+        if "dynamic" not in self.target.integers.forms:
+            return False
         shape = self.view.shape(node.inputs[0])
         return node.op == "MatMul" and (shape is None or len(shape) >= 3)
 
@@ -240,7 +249,7 @@ class Layers:
     def bias_add(self, node: gs.Node) -> gs.Node | None:
         """Return the Add of a constant vector that follows a MatMul."""
         reader = self.view.only_consumer(node.outputs[0]) if node.op == "MatMul" else None
-        if reader is None or reader.op != "Add":
+        if reader is None or reader.op != "Add" or self.everywhere:
             return None
         other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
         value = self.view.value(other)

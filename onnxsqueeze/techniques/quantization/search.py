@@ -65,11 +65,6 @@ class _Candidate:
     error: float
 
 
-def _loss(time: float, error: float) -> float:
-    """Return what is minimized: relative run time plus ``RATE`` × 10·log10 of the error."""
-    return time + RATE * 10 * log10(max(error, 10 ** (-FINE / 10)))
-
-
 @dataclass(frozen=True)
 class Settings:
     """What ``int8`` is asked for: how numbers are written, the largest error of an output, and what it may touch."""
@@ -116,13 +111,15 @@ class Search:
         if found is None:
             return self.precision.finished(self._without_arithmetic(self.refusal))
         error, plan, graph = found
-        if self.settings.form.saturates:
+        local = self.settings.form.saturates  # ONNX Runtime here says little about other forms
+        verify = self.view.target.verify
+        if local and verify.clock == "measured":
             ratio = self.bench.latency(graph, SLOWER)
             if ratio > SLOWER:
                 return self.precision.finished(self._without_arithmetic(NOT_FASTER))
             if ratio == SLOWER:
                 self.bench.notes.append(CLOSE)
-        return self.precision.finished(self._audited(plan, graph, error) if self.settings.form.saturates else plan)
+        return self.precision.finished(self._audited(plan, graph, error) if local and verify.fusion else plan)
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
@@ -205,7 +202,7 @@ class Search:
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
             kept = [each for each in candidates if errors[each] <= allowed] or candidates[-1:]
-            pick = min(kept, key=lambda each: _loss(each.time, errors[each]))
+            pick = min(kept, key=lambda each: self._loss(each.time, errors[each]))
             if pick in tried or not (pick.static or pick.dynamic):
                 self.refusal = INACCURATE if tried or len(kept) == 1 else NOT_WORTH
                 break
@@ -218,8 +215,15 @@ class Search:
             factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12) if error < inf else 4 * factor
         good = [each for each in tried if tried[each][0] <= allowed]
         if good:
-            return tried[min(good, key=lambda each: _loss(each.time, tried[each][0]))]
+            return tried[min(good, key=lambda each: self._loss(each.time, tried[each][0]))]
         return None
+
+    def _loss(self, time: float, error: float) -> float:
+        """Return what is minimized: relative run time plus ``RATE`` × 10·log10 of the error.
+
+        Where every operator should compute in integers, no error that ``max_drop`` allows buys one in float.
+        """
+        return time + (not self.layers.everywhere) * RATE * 10 * log10(max(error, 10 ** (-FINE / 10)))
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]

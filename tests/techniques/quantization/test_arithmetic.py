@@ -26,6 +26,7 @@ from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Need, Range
 from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.targets.profiles import default
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
@@ -355,7 +356,7 @@ def test_average_pooling_works_in_every_form_even_where_it_would_be_quantized(
 ) -> None:
     if "dilations" in attrs and opset < 19:
         pytest.skip("dilations came with opset 19")
-    monkeypatch.setitem(__import__("onnxsqueeze.targets.kernels", fromlist=["x"])._CARRY, "AveragePool", (1.0, 0.1))
+    monkeypatch.setitem(default().times.carry, "AveragePool", (1.0, 0.1))
     pool = helper.make_node("AveragePool", ["c"], ["m"], kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2], **attrs)
     proto = net([pool], 64)
     proto.opset_import[0].version = opset

@@ -19,11 +19,14 @@ from onnxsqueeze.ir.files import load
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.targets.profiles import default
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.dynamic import ROWS, Dynamic, DynamicLayer, run_time_times
 from onnxsqueeze.techniques.quantization.emit.weights import Kept
 from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
+
+TIMES = default().times
 
 
 def tokens(rows: Any, inputs: int, outputs: int, layers: int = 1) -> onnx.ModelProto:
@@ -102,7 +105,7 @@ def test_a_known_form_is_not_looked_for_again(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("declared", "fed"), [(40, 40), ("t", 24)])
 def test_rows_are_those_of_calibration(declared: Any, fed: int) -> None:
     layer = found(tokens(declared, 64, 64), feeds(fed, 64, count=5))["y0"]
-    times = run_time_times((64, 64), float(fed), smoothing_of(layer), 1)
+    times = run_time_times((64, 64), float(fed), smoothing_of(layer), 1, TIMES)
 
     assert (layer.float_time, layer.int8_time) == times
 
@@ -111,7 +114,7 @@ def test_rows_are_those_of_calibration(declared: Any, fed: int) -> None:
 def test_without_calibration_rows_are_those_of_the_shape_if_it_is_known(declared: Any, rows: int) -> None:
     layer = found(tokens(declared, 64, 64))["y0"]
 
-    assert (layer.float_time, layer.int8_time) == run_time_times((64, 64), float(rows), Smoothing(), 1)
+    assert (layer.float_time, layer.int8_time) == run_time_times((64, 64), float(rows), Smoothing(), 1, TIMES)
     assert layer.error == inf
 
 
@@ -122,7 +125,7 @@ def test_a_gemm_is_a_run_time_layer_only_as_long_as_its_range_is_not_measured() 
     data: list[dict[str, Array]] = [{"x": rng.normal(size=(128, 64)).astype(np.float32)}]
     without = found(proto)["y"]
 
-    assert (without.float_time, without.int8_time) == run_time_times((64, 32), 128.0, Smoothing(), 1)
+    assert (without.float_time, without.int8_time) == run_time_times((64, 32), 128.0, Smoothing(), 1, TIMES)
     assert found(proto, data) == {}
 
 
@@ -147,7 +150,9 @@ def test_a_layer_in_a_body_goes_by_its_shape_whatever_was_measured() -> None:
     layers = found(proto, feeds(20, 64))
 
     assert set(layers) == {"t", "z"}
-    assert all(layer.float_time == run_time_times((64, 64), 20.0, Smoothing(), 1)[0] for layer in layers.values())
+    assert all(
+        layer.float_time == run_time_times((64, 64), 20.0, Smoothing(), 1, TIMES)[0] for layer in layers.values()
+    )
 
 
 # ------------------------------------------------------------------------------------------------ times
@@ -165,7 +170,7 @@ sizes = st.tuples(st.integers(16, 4096), st.integers(16, 4096))
 def test_more_readers_of_an_input_make_each_cheaper(
     size: tuple[int, int], rows: int, form: Smoothing, readers: int
 ) -> None:
-    one, more = (run_time_times(size, float(rows), form, count) for count in (readers, readers + 1))
+    one, more = (run_time_times(size, float(rows), form, count, TIMES) for count in (readers, readers + 1))
 
     assert more[0] == one[0]
     assert more[1] < one[1]
@@ -175,7 +180,7 @@ def test_more_readers_of_an_input_make_each_cheaper(
 def test_more_rows_take_longer_and_favour_integers(
     size: tuple[int, int], rows: int, form: Smoothing, readers: int
 ) -> None:
-    one, more = (run_time_times(size, float(count), form, readers) for count in (rows, 2 * rows))
+    one, more = (run_time_times(size, float(count), form, readers, TIMES) for count in (rows, 2 * rows))
 
     assert more[0] > one[0]
     assert more[1] > one[1]
@@ -186,19 +191,19 @@ def test_more_rows_take_longer_and_favour_integers(
 def test_whatever_is_done_about_outliers_takes_time(size: tuple[int, int], rows: int, readers: int) -> None:
     scale: NDArray[np.float32] = np.ones(4, np.float32)
     steps = [Smoothing(), Smoothing(scale), Smoothing(scale, (1, 2)), Smoothing(scale, (1, 2), True)]
-    times = [run_time_times(size, float(rows), form, readers) for form in steps]
+    times = [run_time_times(size, float(rows), form, readers, TIMES) for form in steps]
 
     assert len({one for one, _ in times}) == 1
     assert [two for _, two in times] == sorted({two for _, two in times})
 
 
 def test_a_large_product_takes_about_a_quarter_of_its_time_in_float() -> None:
-    one, other = run_time_times((2048, 2048), 512.0, Smoothing(), 1)
+    one, other = run_time_times((2048, 2048), 512.0, Smoothing(), 1, TIMES)
 
     assert 0.25 < other / one < 0.35
 
 
 def test_a_single_row_of_a_small_matrix_takes_longer() -> None:
-    one, other = run_time_times((64, 64), 1.0, Smoothing(), 1)
+    one, other = run_time_times((64, 64), 1.0, Smoothing(), 1, TIMES)
 
     assert other > 1.5 * one

@@ -71,7 +71,8 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
-    scales = kept.get(lambda: product_scales(values, "MatMul"), values, "columns")
+    pairs = graph.target.integers.pairs
+    scales = kept.get(lambda: product_scales(values, "MatMul", pairs=pairs), values, "columns")
 
     def made() -> tuple[gs.Constant, gs.Constant]:
         if second is not None and values.size <= HELD and len(values) <= LARGEST:
@@ -79,14 +80,16 @@ def dynamic(
 
             def fitted() -> NDArray[np.int8]:
                 back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
-                return compensated(values, scales, back, pairs=True)
+                return compensated(values, scales, back, pairs=pairs)
 
             found = kept.get(fitted, values, "rounded")
             q = edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(found.T) if across else found)
         else:
             side = (lambda: read().T) if across else read
             lazy = side if isinstance(whole, gs.Constant) else None
-            q = multiplied(graph, hint, values.T if across else values, scales, "MatMul", across, read=lazy)
+            q = multiplied(
+                graph, hint, values.T if across else values, scales, "MatMul", across, read=lazy, pairs=pairs
+            )
         return q, edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
 
     if shared is None:

@@ -146,14 +146,18 @@ def _nearest(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
     return np.clip(np.rint(q, out=q), -127, 127, out=q).astype(np.int8)
 
 
-def product_scales(values: FloatArray, op: str, transposed: bool = False, per_tensor: bool = False) -> FloatArray:
+def product_scales(
+    values: FloatArray, op: str, transposed: bool = False, per_tensor: bool = False, pairs: bool = True
+) -> FloatArray:
     """Return the scales of a weight that is multiplied in integers, one per output channel or the largest of them.
 
-    They are in a shape that broadcasts over the weight, and such that few neighbours have to be cut (see
-    ``onnxsqueeze.targets.pairs``).
+    They are in a shape that broadcasts over the weight, and with ``pairs`` such that few neighbours have to be
+    cut (see ``onnxsqueeze.targets.pairs``).
     """
     rows = rows_of(values, op, transposed)
-    scales = limited_scales(rows, weight_scales(rows))
+    scales = weight_scales(rows)
+    if pairs:
+        scales = limited_scales(rows, scales)
     if per_tensor:
         return np.asarray(scales.max(), np.float32).reshape((1,) * values.ndim)
     axis = 0 if op == "Conv" or transposed else 1
@@ -168,12 +172,14 @@ def multiplied(
     op: str,
     transposed: bool = False,
     read: Callable[[], FloatArray] | None = None,
+    pairs: bool = True,
 ) -> gs.Constant:
-    """Return the int8 initializer of a weight that is multiplied in integers: no neighbours can saturate."""
+    """Return the int8 initializer of a weight that is multiplied in integers: with ``pairs`` no neighbours saturate."""
 
     def made(weight: FloatArray) -> NDArray[np.int8]:
         rows = rows_of(weight, op, transposed)
-        q = rounded(rows, np.broadcast_to(scales.reshape(-1), len(rows)))
+        each = np.broadcast_to(scales.reshape(-1), len(rows))
+        q = rounded(rows, each) if pairs else _nearest(rows, each.reshape(-1, 1))
         return np.asarray(weight_of(q, weight.shape, op, transposed), np.int8)
 
     return _initializer(graph, hint, values, made, read)

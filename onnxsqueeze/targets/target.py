@@ -1,0 +1,151 @@
+"""What a model is to run on, as data: which forms of numbers and operators it takes, and what they cost there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxsqueeze.targets.times import Times, Work
+
+__all__ = ["Activations", "Bias", "GraphRules", "Integers", "Line", "Operators", "Target", "Verify", "Weights"]
+
+
+@dataclass(frozen=True)
+class GraphRules:
+    """What a graph may hold."""
+
+    opset: tuple[int, int]
+    """The lowest and the highest opset of ONNX."""
+    contrib: bool
+    """Whether operators of other domains than ONNX's run."""
+    dynamic_shapes: bool
+    """Whether axes of inputs may be of any size."""
+    bodies: bool
+    """Whether If, Loop and Scan run."""
+    missing: tuple[str, ...]
+    """Operators of ONNX that do not run."""
+    operators: tuple[str, ...]
+    """The only operators that run; none named: all but the missing ones."""
+    largest: int
+    """The most bytes of one initializer, 0 for any."""
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Which forms of integer arithmetic there are."""
+
+    forms: tuple[Literal["static", "dynamic", "stored", "operators"], ...]
+    """static: Q/DQ pairs around an operator; dynamic: DynamicQuantizeLinear and MatMulInteger; stored: weights in
+    integers that are restored at load; operators: those that compute in integers themselves, QLinearConv for one."""
+    placement: Literal["pays", "everywhere"]
+    """Where pairs go: where integers are predicted to be faster, or around every operator that can take them."""
+    pairs: bool
+    """Whether two neighbouring products are added up in 16 bits, which saturate (``onnxsqueeze.targets.pairs``)."""
+    gates: bool
+    """Whether a HardSigmoid may be written as a pair of two scales."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Integers of weights under DequantizeLinear."""
+
+    types: tuple[str, ...]
+    symmetric: bool
+    """Whether zero points have to be 0."""
+    least: int
+    """The least 8-bit value: -128, or -127 where the range is symmetric."""
+    per_channel: tuple[str, ...]
+    """Operators whose weight may have a scale per output channel."""
+    blocks: tuple[int, ...]
+    """Sizes of blocks that may share a scale."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Integers of what flows between operators."""
+
+    types: tuple[str, ...]
+    """What they may be; the first is what is written."""
+    zero_point: Literal["any", "middle"]
+    """middle: 0 of signed integers, 128 of uint8."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Biases of layers in integers."""
+
+    type: Literal["int32", "float", "any"]
+    product: bool
+    """Whether the scale of int32 has to be that of the input times that of the weight."""
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Operators between Q/DQ pairs that run in integers."""
+
+    layers: tuple[str, ...]
+    """Those with a weight."""
+    same_scale: tuple[str, ...]
+    """Those whose input and output share a scale."""
+    own_scale: tuple[str, ...]
+    """Those whose output has a scale of its own."""
+    kernels: tuple[Literal["sum", "softmax", "mask"], ...]
+    """Forms of float operators that are faster than what exporters write: Sum before a normalization, Softmax over an
+    inner axis spelled out, masked scores bounded before Softmax."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """How it is found out what a runtime makes of a result."""
+
+    fusion: bool
+    """Whether ONNX Runtime here shows what the target fuses."""
+    clock: Literal["measured", "predicted"]
+    """Whether int8 is given up where it measures as slower here."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a profile: where it stands, what it says, in which profile, and why it is believed."""
+
+    key: str
+    value: object
+    profile: str
+    source: str
+    date: str
+    confidence: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A profile: the sections of its file, and every line with its source."""
+
+    name: str
+    version: int
+    summary: str
+    runtime: str
+    base: str
+    """The profile that it changes, "" for none."""
+    graph: GraphRules
+    integers: Integers
+    weights: Weights
+    activations: Activations
+    bias: Bias
+    operators: Operators
+    verify: Verify
+    work: Work
+    times: Times
+    lines: tuple[Line, ...]
+
+    @property
+    def signed(self) -> bool:
+        """Whether activations are written as signed integers."""
+        return self.activations.types[0].startswith("int")
+
+    @property
+    def middle(self) -> bool:
+        """Whether zero points of activations have to lie in the middle."""
+        return self.activations.zero_point == "middle"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
