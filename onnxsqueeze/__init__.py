@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.graph import edit as edit
     from onnxsqueeze.ir.files import load as load
     from onnxsqueeze.ir.files import save as save
+    from onnxsqueeze.passes.bits import Bits as Bits
     from onnxsqueeze.passes.canonical import Canonical as Canonical
     from onnxsqueeze.passes.clean import Clean as Clean
     from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "Bits": "onnxsqueeze.passes.bits",
     "Canonical": "onnxsqueeze.passes.canonical",
     "Clean": "onnxsqueeze.passes.clean",
     "ContractError": "onnxsqueeze.errors",

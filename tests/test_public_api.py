@@ -12,6 +12,7 @@ import onnxsqueeze
 from onnxsqueeze import plugin
 
 PUBLIC = [
+    "Bits",
     "Canonical",
     "Clean",
     "ContractError",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -13,12 +14,15 @@ from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.linear.bias import bias_tensor, set_bias
 from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic as quantize_input
+from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.stored import stored as store
 from onnxsqueeze.techniques.quantization.emit.weights import HELD, Kept, multiplied, product_scales, reader, values_of
+from onnxsqueeze.techniques.quantization.fewbits import Grid, fit, rows_of, shrunk
 from onnxsqueeze.techniques.quantization.grids import Affine
 from onnxsqueeze.techniques.quantization.layers import weight_slots
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
@@ -35,7 +39,8 @@ class Quantized:
     ``form`` is ``static``, ``integer``, ``gate``, ``dynamic`` or ``stored``. ``input`` and ``output`` are the
     parameters around a static layer, ``mean`` the channel means of its input; ``tail`` and ``add`` are the nodes that
     belong to it. ``inputs`` are those of an operator between layers. ``smoothing`` and ``moments`` are those of a
-    layer that quantizes its input, called ``source``, at run time. ``wide`` weights are stored in 16 bits. ``kept`` is
+    layer that quantizes its input, called ``source``, at run time. ``wide`` weights are stored in 16 bits, those of
+    integer arithmetic in ``bits``; with under 8 a static layer has the ``moments`` of its input rows. ``kept`` is
     shared by all plans of a graph.
     """
 
@@ -52,6 +57,7 @@ class Quantized:
     tail: str = ""
     add: str = ""
     per_tensor: bool = False
+    bits: int = 8
 
     @property
     def between(self) -> bool:
@@ -67,9 +73,7 @@ class Quantized:
         """
         if self.moments is None or self.moments.gram is None:
             return None
-        second = self.moments.second
-        share = min(max(2 * len(second) / max(self.moments.n, 1) - 1, 0.0), 1.0)
-        return second if share == 0 else second * (1 - share) + np.diag(np.diag(second) * share)
+        return shrunk(self.moments.second, self.moments.n)
 
 
 def quantize(graph: Graph, key: str, work: Quantized) -> None:
@@ -82,7 +86,7 @@ def quantize(graph: Graph, key: str, work: Quantized) -> None:
     elif work.form == "gate":
         qdq.gate(graph, node, work.inputs[0])
     elif work.form == "dynamic":
-        quantize_input(graph, scope, node, work.smoothing, work.second, work.source, work.kept)
+        quantize_input(graph, scope, node, work.smoothing, work.second, work.source, work.kept, work.bits)
     else:
         _stored(graph, scope, node, work)
 
@@ -129,10 +133,17 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     scales = work.kept.get(lambda: product_scales(values, node.op, transposed, work.per_tensor), values, kind)
     floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
     scales = np.maximum(scales, floor.max() if work.per_tensor else floor.reshape(scales.shape))
-    q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]))
+    q: gs.Tensor
+    found: NDArray[np.int8] | None
+    if work.bits < 8:
+        scales, found = _few_bits(node, values, floor, work)
+        q = decoded(graph, graph, hint, found, Grid(work.bits), onnx.TensorProto.INT8, node)
+    else:
+        q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]))
+        found = peek(q) if values.size <= HELD else None
     corrected = start
-    if work.mean is not None and values.size <= HELD:
-        corrected = start + _mean_error(node, values, np.asarray(q.values, np.float64) * scales, work.mean)
+    if work.mean is not None and found is not None:
+        corrected = start + _mean_error(node, values, found.astype(np.float64) * scales, work.mean)
     node.inputs[0] = qdq.dequantized(graph, node.inputs[0], work.input)
     qdq.weight(graph, node, 1, q, scales, None if work.per_tensor else axis)
     product = np.float32(work.input.scale) * scales.reshape(() if work.per_tensor else -1)
@@ -141,6 +152,20 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     if work.output is not None:
         tail = node if work.tail == key_of(node) else edit.find(graph, work.tail)[0]
         qdq.requantize(graph, tail.outputs[0], work.output)
+
+
+def _few_bits(
+    node: gs.Node, values: FloatArray, floor: FloatArray, work: Quantized
+) -> tuple[FloatArray, NDArray[np.int8]]:
+    """Return scales, at least ``floor``, and integers of few bits; rounding hides errors where inputs do not go."""
+    rows = rows_of(values, node.op, bool(node.attrs.get("transB", 0)))
+    second = work.second
+    if second is not None and work.moments is not None and work.mean is not None:  # the bias takes over the mean error
+        second = shrunk(work.moments.second - np.outer(work.moments.mean, work.moments.mean), work.moments.n)
+    fitted = fit(rows, Grid(work.bits), rows.shape[1], second, signs=False, half=False, floor=floor.reshape(-1, 1))
+    if node.op == "Conv" or node.attrs.get("transB", 0):
+        return fitted.scales.reshape(-1, *(1,) * (values.ndim - 1)), fitted.q.reshape(values.shape)
+    return fitted.scales.T, np.ascontiguousarray(fitted.q.T)
 
 
 def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Quantized) -> None:

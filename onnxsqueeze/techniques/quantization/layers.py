@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -47,15 +48,18 @@ class Layers:
     """The nodes of a view that may be quantized, those that ``wanted`` accepts.
 
     ``static`` are Conv, Gemm and MatMul of the main graph that can run in integers; ``carried`` the operators around
-    them that can follow; ``dynamic`` MatMul and Gemm that quantize their input at run time.
+    them that can follow; ``dynamic`` MatMul and Gemm that quantize their input at run time. The smallest weights, up to
+    the share ``spared`` of all, are refused.
     """
 
     KEEP_SCALE: ClassVar = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
                             "DepthToSpace", "Resize")  # fmt: skip
     OWN_SCALE: ClassVar = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 
-    def __init__(self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True) -> None:
-        self.view = view
+    def __init__(
+        self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True, spared: float = SPARED
+    ) -> None:
+        self.view, self._spared = view, spared
         layers = [n for n in view.of("Conv", "Gemm", "MatMul") if wanted(n) and self._is_layer(n)]
         self.static = [n for n in layers if not view.in_body(n) and not self._on_tokens(n) and self._bias_is_known(n)]
         chosen = {id(n) for n in self.static}
@@ -151,12 +155,12 @@ class Layers:
 
     @cached_property
     def _least(self) -> int:
-        """How many elements a weight must have to be stored in int8."""
+        """How many elements a weight must have to be stored: all of one size are, or none."""
         tensors = {id(n.inputs[s]): n.inputs[s] for n in self.view.nodes for s in weight_slots(n)}
-        sizes = sorted(prod(t.shape) for t in tensors.values())
-        budget, least = SPARED * sum(sizes), SMALL
-        for size in sizes:
-            budget -= size
+        sizes = Counter(prod(t.shape) for t in tensors.values())
+        budget, least = self._spared * sum(size * count for size, count in sizes.items()), SMALL
+        for size, count in sorted(sizes.items()):
+            budget -= size * count
             if budget < 0:
                 break
             least = max(least, size + 1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
+from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     FloatArray,
@@ -20,6 +21,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     product_scales,
     values_of,
 )
+from onnxsqueeze.techniques.quantization.fewbits import Grid, fit
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
 from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
 
@@ -34,11 +36,12 @@ def dynamic(
     second: FloatArray | None = None,
     source: str = "",
     kept: Kept | None = None,
+    bits: int = 8,
 ) -> None:
     """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
 
     ``smooth`` says what is done about outliers of the input first, ``second`` is ``E[xxᵀ]`` of the input as it comes,
-    which the rounding of the weight looks at, and ``source`` the name of the input.
+    which the rounding of the weight looks at, and ``source`` the name of the input. The weight is stored in ``bits``.
     """
     kept = kept or Kept()
     smooth = smooth or Smoothing()
@@ -61,9 +64,16 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
+    inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
     scales = kept.get(lambda: product_scales(values, "MatMul"), values, "columns")
-    if second is not None and values.size <= HELD and len(values) <= LARGEST:
-        inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
+    q: gs.Tensor
+    if bits < 8:
+        few = fit(
+            values.T, Grid(bits), len(values), None if second is None else second * inverse, signs=False, half=False
+        )
+        scales, integers = few.scales.T, np.ascontiguousarray(few.q.T)
+        q = decoded(graph, scope, hint, integers, few.grid, onnx.TensorProto.INT8, node)
+    elif second is not None and values.size <= HELD and len(values) <= LARGEST:
 
         def fitted() -> NDArray[np.int8]:
             back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
@@ -91,7 +101,7 @@ def dynamic(
 
 
 def _product(
-    graph: Graph, scope: Graph, parts: Sequence[gs.Tensor], q: gs.Constant, scale: gs.Constant, hint: str, node: gs.Node
+    graph: Graph, scope: Graph, parts: Sequence[gs.Tensor], q: gs.Tensor, scale: gs.Constant, hint: str, node: gs.Node
 ) -> gs.Tensor:
     quantized, x_scale, zero = parts
     product = edit.insert(graph, scope, "MatMulInteger", [quantized, q, zero], f"{hint}_int32", before=node)

@@ -67,8 +67,8 @@ def requantize(graph: Graph, tensor: gs.Tensor, affine: Affine) -> None:
     edit.redirect(tensor, result, only=readers)
 
 
-def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Constant, scales: FloatArray, axis: int | None) -> None:
-    """Feed an input of the node from an int8 initializer through a DequantizeLinear.
+def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Tensor, scales: FloatArray, axis: int | None) -> None:
+    """Feed an input of the node from int8 values through a DequantizeLinear.
 
     There is a scale per channel along ``axis``, or a single one if that is None.
     """
