@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.canonical import Canonical as Canonical
     from onnxsqueeze.passes.clean import Clean as Clean
     from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
+    from onnxsqueeze.passes.half import Half as Half
     from onnxsqueeze.passes.int8 import Int8 as Int8
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
     from onnxsqueeze.passes.prune import Prune as Prune
@@ -59,6 +60,7 @@ _HOMES = {
     "Depthwise": "onnxsqueeze.passes.depthwise",
     "FeedError": "onnxsqueeze.errors",
     "GraphDiff": "onnxsqueeze.analysis.diff.diff",
+    "Half": "onnxsqueeze.passes.half",
     "Inspection": "onnxsqueeze.analysis.inspection.inspect",
     "Int8": "onnxsqueeze.passes.int8",
     "LowRank": "onnxsqueeze.passes.lowrank",

@@ -19,6 +19,7 @@ PUBLIC = [
     "Depthwise",
     "FeedError",
     "GraphDiff",
+    "Half",
     "Inspection",
     "Int8",
     "LowRank",

@@ -9,10 +9,12 @@ from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.options import spec
 from onnxsqueeze.errors import UsageError
 
-__all__ = ["IMPLIED", "refuse_order"]
+__all__ = ["CLOSING", "IMPLIED", "refuse_order"]
 
 IMPLIED = ("clean", "canonical")
 """Passes that run before the first one that wants a clean graph, unless the pipeline names them."""
+CLOSING = "half"
+"""The pass that runs after a pipeline with ``clean``: it stores in 16 bits what is exact in them."""
 
 
 def refuse_order(passes: Sequence[Pass]) -> None:

@@ -16,7 +16,7 @@ from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode, tensor_proto
 from onnxsqueeze.ir.objects import subgraphs
-from onnxsqueeze.ir.weights import Derived, Weight
+from onnxsqueeze.ir.weights import Derived, Weight, peek
 from onnxsqueeze.runtime.session import Session
 
 __all__ = ["fold"]
@@ -45,7 +45,9 @@ def fold(view: View, limit: int) -> dict[str, Values]:
         if len(node.outputs) != 1 or all(id(reader) in chosen for reader in node.outputs[0].outputs):
             continue
         source = node.inputs[0]
-        if node.op == "Transpose" and isinstance(source, gs.Constant) and source._values.nbytes > HELD:
+        if _restores(node):
+            found[key_of(node)] = _restored(source)
+        elif node.op == "Transpose" and isinstance(source, gs.Constant) and source._values.nbytes > HELD:
             found[key_of(node)] = _transposed(source, node.attrs.get("perm"))
         else:
             computed.append(node)
@@ -75,6 +77,8 @@ def _chosen(view: View, limit: int) -> dict[int, gs.Node]:
 
 
 def _pays(view: View, node: gs.Node, inputs: Iterable[gs.Tensor], limit: int) -> bool:
+    if _restores(node):
+        return True
     freed = sum(int(t._values.nbytes) for t in inputs if isinstance(t, gs.Constant) and len(t.outputs) == 1)
     for tensor in node.outputs:
         shape, dtype = view.shape(tensor), view.dtype(tensor)
@@ -92,6 +96,21 @@ def _widens(node: gs.Node) -> bool:
         return False
     target = numpy_type(int(node.attrs.get("to", 0)))
     return target is None or target.itemsize > np.dtype(node.inputs[0].dtype).itemsize
+
+
+def _restores(node: gs.Node) -> bool:
+    """Whether this makes float32 of a weight that is stored in 16 bits: passes want to see it, and ``half`` is last."""
+    source = node.inputs[0] if node.op == "Cast" else None
+    return (
+        isinstance(source, gs.Constant)
+        and not getattr(source, "overridable", False)
+        and np.dtype(source.dtype).name in ("float16", "bfloat16")
+        and int(node.attrs.get("to", 0)) == onnx.TensorProto.FLOAT
+    )
+
+
+def _restored(source: gs.Constant) -> Derived:
+    return Derived(source.shape, np.float32, lambda: np.asarray(peek(source), np.float32))
 
 
 def _transposed(source: gs.Constant, perm: Sequence[int] | None) -> Derived:
