@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.canonical import Canonical as Canonical
     from onnxsqueeze.passes.clean import Clean as Clean
     from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
+    from onnxsqueeze.passes.float32 import Float32 as Float32
     from onnxsqueeze.passes.half import Half as Half
     from onnxsqueeze.passes.int8 import Int8 as Int8
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
@@ -59,6 +60,7 @@ _HOMES = {
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
     "FeedError": "onnxsqueeze.errors",
+    "Float32": "onnxsqueeze.passes.float32",
     "GraphDiff": "onnxsqueeze.analysis.diff.diff",
     "Half": "onnxsqueeze.passes.half",
     "Inspection": "onnxsqueeze.analysis.inspection.inspect",

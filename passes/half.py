@@ -7,12 +7,11 @@ from dataclasses import KW_ONLY, dataclass
 from math import prod
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.plugin import Graph, Selected, Site, Skip, Statistics, View, edit, key_of
-from onnxsqueeze.techniques.floats.halved import exact_half, halve
+from onnxsqueeze.techniques.floats.halved import HALVES, exact_half, halve
 
 __all__ = ["Half"]
 
@@ -93,17 +92,15 @@ class Half(Selected[Halved]):
         """Return the type to store a weight in, or why it stays as it is."""
         values = np.asarray(view.value(tensor))
         if self.exact:
-            found: np.dtype[Any] | None = exact_half(values)
-            if found is None or (found != np.float16 and view.opset < 13):
-                return "its values need more than 16 bits"
-            chosen: np.dtype[Any] = np.dtype(found)
-            return chosen
+            found = exact_half(values)
+            fits = found is not None and (found.name == "float16" or view.opset >= 13)
+            return found if found is not None and fits else "its values need more than 16 bits"
         if self.type == "bfloat16":
-            return np.dtype(ml_dtypes.bfloat16)
+            return HALVES[1]
         size = np.abs(values)
         if not bool((size <= LARGEST).all()):
             return f"it holds values over {LARGEST:.0f}, which float16 does not: use type=bfloat16"
-        return np.dtype(np.float16)
+        return HALVES[0]
 
 
 def _is_weight(view: View, tensor: gs.Tensor) -> bool:
@@ -113,4 +110,5 @@ def _is_weight(view: View, tensor: gs.Tensor) -> bool:
         and np.dtype(constant.dtype) == np.float32
         and prod(constant.shape) >= SMALL
         and not view.is_output(constant)
+        and not any(reader.op in ("QuantizeLinear", "DequantizeLinear") for reader in constant.outputs)
     )

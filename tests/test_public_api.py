@@ -18,6 +18,7 @@ PUBLIC = [
     "ContractError",
     "Depthwise",
     "FeedError",
+    "Float32",
     "GraphDiff",
     "Half",
     "Inspection",

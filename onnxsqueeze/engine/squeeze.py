@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.engine import registry
-from onnxsqueeze.engine.order import CLOSING, IMPLIED, refuse_order
+from onnxsqueeze.engine.order import CLOSING, finds, refuse_order, with_implied
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
 from onnxsqueeze.engine.score import keeping, refuse_drop, scored, scoring, with_score
-from onnxsqueeze.engine.step import Run, quantized, refuse_quantized, run_pass
+from onnxsqueeze.engine.step import Run, refuse_quantized, run_pass
 from onnxsqueeze.errors import ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import Feeds, Input, inputs_of
-from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load, save
 from onnxsqueeze.ir.objects import Graph
@@ -37,7 +35,6 @@ from onnxsqueeze.report.run import Report, StepReport
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.runtime.timing import Latency, latency
-from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.store import load_statistics, save_statistics
 
 if TYPE_CHECKING:
@@ -127,8 +124,8 @@ def squeeze(
     graph = rig.graph
     steps: list[StepReport] = []
     made: list[Ingredient] = []
-    for each, implicit in _with_implied(recipe.steps, original):
-        if implicit and each.pass_.name == CLOSING and not _finds(each.pass_, graph):
+    for each, implicit in with_implied(recipe.steps, original):
+        if implicit and each.pass_.name == CLOSING and not finds(each.pass_, graph):
             continue
         stage = ", ".join(step.spec for step in steps if step.done)
         run.known, run.measured = list(each.latency), []
@@ -235,24 +232,6 @@ def _refuse_deviation(report: Report, min_sqnr: float) -> None:
             "Use milder options or leave a pass out",
             report,
         )
-
-
-def _with_implied(steps: Sequence[Ingredient], graph: Graph) -> list[tuple[Ingredient, bool]]:
-    """Put what cleans before the first pass that wants a clean graph, and what closes at the end, unless named."""
-    explicit = [(each, False) for each in steps]
-    named = {each.pass_.name for each in steps}
-    first = next((i for i, each in enumerate(steps) if each.pass_.cleans_first), None)
-    closing = [] if CLOSING in named else [(Ingredient(registry.build(f"{CLOSING}{{exact}}")[0]), True)]
-    if first is None:
-        return [*explicit, *closing] if IMPLIED[0] in named else explicit
-    missing = [registry.find(name)() for name in IMPLIED if name not in named]
-    implied = [(Ingredient(p), True) for p in missing if not (p.float_only and quantized(graph))]
-    return [*explicit[:first], *implied, *explicit[first:], *closing]
-
-
-def _finds(pass_: Pass, graph: Graph) -> bool:
-    """Return whether a pass that needs no statistics has something to do."""
-    return any(isinstance(entry, Site) for entry in pass_.plan(View(graph), Statistics()))
 
 
 def _feeds(
