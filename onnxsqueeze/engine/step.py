@@ -45,7 +45,11 @@ CONVERTED = 60.0
 """A raised opset under this SQNR in dB is another model: the converter has misread an operator."""
 ROUNDS = 64
 """How often a pass that repeats is planned at most."""
-QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+QUANTIZED = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
+    *("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QGemm", "QMoE", "DynamicQuantizeMatMul"),
+    *("MatMulIntegerToFloat", "DynamicQuantizeLSTM", "QAttention"),
+)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from linear_models import constant, conv_model, model
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxsqueeze import Bits, squeeze
+from onnxsqueeze import Bits, inspect_model, squeeze
 from onnxsqueeze.engine.result import Result
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.graph.view import View
@@ -160,3 +160,37 @@ def test_a_number_alone_is_the_first_option() -> None:
 
     assert {e.work.bits for e in entries if isinstance(e, Site)} <= {3, 8}
     assert squeeze(DIGITS / "mlp.onnx", "bits{3}", validate="none").report.steps[-1].spec == "bits{weights=3}"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "words"),
+    [
+        ("bits{4}", "weight stored in 4.5 bits"),
+        ("bits{3 activations=8}", "quantized input, weight of 3.1 bits"),
+        ("half", "weight stored in 16.0 bits"),
+    ],
+)
+def test_inspect_says_how_many_bits_a_weight_takes(pipeline: str, words: str) -> None:
+    layers = inspect_model(squeezed("cnn", pipeline).model).layers
+
+    assert {layer.quantization for layer in layers if layer.op in ("Mul", "Cast", "Reshape")} <= {""}
+    assert words in [layer.quantization for layer in layers if layer.op == "Conv"]
+
+
+def test_what_is_quantized_in_blocks_is_refused_by_its_operator() -> None:
+    rng = np.random.default_rng(0)
+    held = [constant("w", rng.normal(size=(64, 64)))]
+    made = model([helper.make_node("MatMul", ["x", "w"], ["y"])], held, {"x": [4, 64]}, {"y": [4, 64]})
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    attrs = {"K": 64, "N": 64, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", **attrs)  # type: ignore[arg-type]
+    made.graph.node[0].CopyFrom(node)
+    del made.graph.initializer[:]
+    codes = rng.integers(0, 256, (64, 2, 16)).astype(np.uint8)
+    made.graph.initializer.extend([onnx.numpy_helper.from_array(codes, "q"), constant("s", np.ones((64, 2)))])
+
+    assert squeeze(made, "clean").model == made
+    assert inspect_model(made).layers[0].op == "com.microsoft::MatMulNBits"
+    for name in ("int8", "lowrank", "bits{4}", "prune{ratio=0.5}"):
+        with pytest.raises(UsageError, match="nodes such as MatMulNBits"):
+            squeeze(made, name)
