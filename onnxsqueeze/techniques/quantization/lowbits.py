@@ -105,13 +105,13 @@ class Weight:
         """Return about how many bytes it takes with so many bits, scales included."""
         return self.size * bits // 8 + self.size // self.block * (4 if self.by_channel else 2)
 
-    def fit(self, bits: int, values: NDArray[np.floating]) -> Fit:
-        """Return its integers and scales; small ones are kept."""
+    def fit(self, bits: int, values: NDArray[np.floating], keep: bool = False) -> Fit:
+        """Return its integers and scales; ``keep`` them unless they are large."""
         if bits in self._fits:
             return self._fits[bits]
         loose = not self.by_channel
         found = fit(self.rows(values), Grid(bits), self.block, self.second, signs=loose, half=loose)
-        if self.size <= HELD:
+        if keep and self.size <= HELD:
             self._fits[bits] = found
         return found
 
@@ -133,7 +133,7 @@ class Weight:
         """Give the node that makes ``key``, a copy of its own, the weight as it is with so many bits."""
         node, _ = edit.find(graph, key)
         values = values_of(node.inputs[self.slot])
-        rows = self.fit(bits, values).weight
+        rows = self.fit(bits, values, keep=True).weight
         restored = rows.T if self.columns_first else rows.reshape(self.shape)
         node.inputs[self.slot] = edit.constant(graph, f"{key}_weight", np.ascontiguousarray(restored))
 
