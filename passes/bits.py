@@ -194,7 +194,7 @@ def _put(graph: Graph, key: str, group: Sequence[Weight], bits: int) -> None:
 
 
 def _integer_site(key: str, node: gs.Node, work: Quantized, mine: tuple[Weight, ...], bits: int) -> Site[FewBits]:
-    if work.between or not mine:
+    if work.between or work.tied or not mine:
         return Site(key, work.form, {"op": node.op}, work=FewBits(integer=work))
     if work.form == "static":
         work = replace(work, moments=mine[0].moments)

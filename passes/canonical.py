@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
-from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, is_standard, key_of
-from onnxsqueeze.techniques.canonical import kernel_forms
+from onnxsqueeze.techniques.canonical import affine, einsum, fused, hard_sigmoid, kernel_forms, regressor
 
 __all__ = ["Canonical"]
 
-Vector = NDArray[np.float64]
 Work = Callable[[Graph, Graph, gs.Node], None]
 """What rewrites a node of a graph, given with the graph that holds it."""
 
@@ -30,6 +26,8 @@ class Canonical(Pass[Work]):
       becomes ``x·HardSigmoid(x)``.
     * ``W·(s∘x)`` becomes ``(W·diag(s))·x`` and, without padding, ``W·(x + t) + b`` becomes ``W·x + (b + W·t)``.
     * ``s·x + t`` becomes ``s·(x + t/s)`` where only the scale can be folded.
+    * Einsum with a weight becomes MatMul; FusedMatMul, FusedGemm and FusedConv of ONNX Runtime become the layer and
+      its activation, which it fuses again.
     * Add in front of LayerNormalization becomes Sum, Softmax over an inner axis is spelled out, and masked scores are
       bounded from below in front of Softmax: ``kernel_forms`` says why.
     """
@@ -42,19 +40,19 @@ class Canonical(Pass[Work]):
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
         taken: set[int] = set()
         for node in view.nodes:
-            if not is_standard(node):
-                continue
             form = next((form for form in _FORMS if form.fits(view, node)), None)
             if form is not None:
                 yield Site(key_of(node), form.words, work=form.write)
+            elif not is_standard(node):
+                continue
             elif node.op == "Clip":
-                found = _hard_sigmoid(view, node)
+                found = hard_sigmoid.hard_sigmoid(view, node)
                 if found is not None:
                     taken.update(found.nodes)
                     words = "HardSwish as x·HardSigmoid(x)" if found.gated else "HardSigmoid"
-                    yield Site(key_of(node), words, work=partial(_rewrite_hard_sigmoid, found=found))
+                    yield Site(key_of(node), words, work=partial(hard_sigmoid.write, found=found))
             elif node.op in ("Mul", "Div", "Add", "Sub") and id(node) not in taken:
-                site = _forward(view, node, taken)
+                site = affine.forward(view, node, taken)
                 if site is not None:
                     yield site
 
@@ -75,254 +73,7 @@ _FORMS = (
     _Form("Add in front of a normalization as Sum", kernel_forms.is_normalized_sum, kernel_forms.write_as_sum),
     _Form("Softmax over an inner axis spelled out", kernel_forms.is_inner_softmax, kernel_forms.spell_softmax),
     _Form("masked scores bounded", kernel_forms.is_masked_softmax, kernel_forms.bound),
+    _Form("Einsum with a weight as MatMul", einsum.is_product, einsum.write_as_product),
+    _Form("fused layer taken apart", fused.is_fused, fused.take_apart),
+    _Form("LinearRegressor as Gemm", regressor.is_regressor, regressor.write_as_gemm),
 )
-
-# ------------------------------------------------------------------------------------------------ HardSigmoid
-
-
-@dataclass(frozen=True)
-class _HardSigmoid:
-    """``gated`` is set where the activation is multiplied by its own input: HardSwish."""
-
-    source: str
-    alpha: float
-    beta: float
-    gated: bool
-    last: str
-    nodes: frozenset[int] = frozenset()
-
-
-def _scalar_factor(view: View, node: gs.Node | None, tensor: gs.Tensor) -> float | None:
-    """Return k where the node computes k·tensor."""
-    if node is None or node.op not in ("Mul", "Div") or not is_standard(node):
-        return None
-    slot = 0 if node.inputs[0] is tensor else 1
-    other = view.scalar(node.inputs[1 - slot])
-    if other is None or not np.isfinite(other) or other == 0 or (node.op == "Div" and slot == 1):
-        return None
-    return other if node.op == "Mul" else 1 / other
-
-
-def _hard_sigmoid(view: View, clip: gs.Node) -> _HardSigmoid | None:
-    add = view.producer(clip.inputs[0])
-    if add is None or add.op != "Add" or not is_standard(add) or view.only_consumer(clip.inputs[0]) != clip:
-        return None
-    slot = next((i for i, t in enumerate(add.inputs) if view.scalar(t) is not None), None)
-    low, high = view.limits(clip)
-    if slot is None or low != 0 or not 0 < high < np.inf:
-        return None
-    shift, source = view.scalar(add.inputs[slot]), add.inputs[1 - slot]
-    assert shift is not None
-    tensor = clip.outputs[0]
-    reader = view.only_consumer(tensor)
-    factor = _scalar_factor(view, reader, tensor)
-    gated, nodes = False, {id(add), id(clip), id(reader)}
-    if factor is None:
-        if reader is None or reader.op != "Mul" or not any(t is source for t in reader.inputs):
-            return None
-        gated, tensor = True, reader.outputs[0]
-        reader = view.only_consumer(tensor)
-        factor = _scalar_factor(view, reader, tensor)
-    if (
-        reader is None
-        or factor is None
-        or abs(high * factor - 1) > 1e-6
-        or view.dtype(source) not in (None, np.float32)
-    ):
-        return None
-    nodes.add(id(reader))
-    return _HardSigmoid(source.name, 1 / high, shift / high, gated, key_of(reader), frozenset(nodes))
-
-
-def _rewrite_hard_sigmoid(graph: Graph, scope: Graph, clip: gs.Node, found: _HardSigmoid) -> None:
-    last, _ = edit.find(graph, found.last)
-    source = _input_named(last, found.source)
-    attrs = {"alpha": found.alpha, "beta": found.beta}
-    if not found.gated:
-        edit.replace(graph, scope, last, "HardSigmoid", [source], attrs)
-        return
-    gate = edit.insert(graph, scope, "HardSigmoid", [source], f"{found.last}_gate", attrs, before=last)
-    edit.replace(graph, scope, last, "Mul", [source, gate])
-
-
-def _input_named(node: gs.Node, name: str) -> gs.Tensor:
-    """Return the tensor of that name a few nodes upstream."""
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        for tensor in current.inputs:
-            if tensor.name == name:
-                return tensor
-            stack.extend(tensor.inputs)
-    raise AssertionError(name)
-
-
-# ------------------------------------------------------------------------------------------------ scales and shifts
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """``factor`` and ``shift`` of the channels that the readers contract; one of them is neutral."""
-
-    factor: Vector | None
-    shift: Vector | None
-    slot: int
-
-
-def _forward(view: View, node: gs.Node, taken: set[int]) -> Site[Work] | None:
-    """Return a site if the node scales or shifts what only linear layers read."""
-    output = node.outputs[0]
-    slot = next((i for i in (0, 1) if view.value(node.inputs[i]) is None), None)
-    if slot is None or (node.op == "Div" and slot == 1) or (node.op == "Sub" and slot == 1) or view.is_output(output):
-        return None
-    constant = view.value(node.inputs[1 - slot])
-    if constant is None or constant.dtype != np.float32 or not np.isfinite(constant).all():
-        return None
-    readers = view.consumers(output)
-    if not readers or any(id(r) in taken or not _linear(view, r, output) for r in readers):
-        return _exchangeable(view, node, slot, constant, taken)
-    additive = node.op in ("Add", "Sub")
-    if additive and any(_padded(r) for r in readers):
-        return _exchangeable(view, node, slot, constant, taken)
-    channels = {_contracted(view, r) for r in readers}
-    if len(channels) > 1 or not _keeps_shape(view, node.inputs[slot], constant, channels, readers[0]):
-        return None
-    vector = _per_channel(constant, channels.pop(), readers[0])
-    if vector is None or any(view.scope(r) is not view.scope(node) for r in readers):
-        return None
-    if node.op == "Div":
-        if not vector.all():
-            return None
-        vector = 1 / vector
-    taken.update(id(r) for r in readers)
-    affine = _Affine(None, -vector if node.op == "Sub" else vector, slot) if additive else _Affine(vector, None, slot)
-    return Site(
-        key_of(node),
-        f"{node.op} folded into the next layer",
-        {"op": node.op},
-        work=partial(_fold_forward, affine=affine),
-    )
-
-
-def _exchangeable(
-    view: View, node: gs.Node, slot: int, constant: NDArray[np.generic], taken: set[int]
-) -> Site[Work] | None:
-    """Return a site where Add(Mul(x, s), t) in front of padded layers had better be Mul(Add(x, t/s), s)."""
-    if node.op != "Add" or constant.size != 1 or id(node) in taken:
-        return None
-    scale = view.producer(node.inputs[slot])
-    factor = None if scale is None else _scalar_factor(view, scale, _variable_input(view, scale))
-    if scale is None or factor is None or scale.op != "Mul" or view.only_consumer(scale.outputs[0]) != node:
-        return None
-    readers = view.consumers(node.outputs[0])
-    if not readers or not all(_linear(view, r, node.outputs[0]) for r in readers) or view.is_output(node.outputs[0]):
-        return None
-    return Site(key_of(node), "exchanged the order of scale and shift", work=_exchange)
-
-
-def _variable_input(view: View, node: gs.Node) -> gs.Tensor:
-    return node.inputs[0] if view.value(node.inputs[0]) is None else node.inputs[1]
-
-
-def _exchange(graph: Graph, scope: Graph, add: gs.Node) -> None:
-    view = View(graph)
-    source = _variable_input(view, add)
-    mul = source.inputs[0]
-    x = _variable_input(view, mul)
-    factor = next(view.scalar(t) for t in mul.inputs if t is not x)
-    shift = next(view.scalar(t) for t in add.inputs if t is not source)
-    assert factor is not None and shift is not None
-    name = add.outputs[0].name
-    moved = edit.constant(graph, f"{name}_shift", np.float32(shift / factor))
-    scale = edit.constant(graph, f"{name}_scale", np.float32(factor))
-    shifted = edit.insert(graph, scope, "Add", [x, moved], f"{name}_shifted", before=add)
-    edit.replace(graph, scope, add, "Mul", [shifted, scale])
-
-
-def _linear(view: View, node: gs.Node, tensor: gs.Tensor) -> bool:
-    """Whether the node is a layer that reads the tensor as its data alone and whose weight it alone reads."""
-    if node.op not in ("Conv", "Gemm", "MatMul") or not is_standard(node) or node.inputs[0] is not tensor:
-        return False
-    if any(t is tensor for t in node.inputs[1:]) or len(node.inputs[1].outputs) != 1:
-        return False
-    weight = view.value(node.inputs[1])
-    if weight is None or weight.dtype != np.float32 or (node.op != "Conv" and weight.ndim != 2):
-        return False
-    bias = bias_tensor(node)
-    if bias is not None and view.value(bias) is None:
-        return False
-    if node.op == "Gemm":
-        return not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
-    return True
-
-
-def _padded(node: gs.Node) -> bool:
-    """MatMul has no bias to take a shift, so it counts as padded."""
-    if node.op != "Conv":
-        return bool(node.op == "MatMul")
-    return any(node.attrs.get("pads") or ()) or str(node.attrs.get("auto_pad") or "").startswith("SAME")
-
-
-def _contracted(view: View, node: gs.Node) -> int:
-    weight = view.value(node.inputs[1])
-    assert weight is not None
-    if node.op == "Conv":
-        return int(weight.shape[1]) * int(node.attrs.get("group", 1))
-    return int(weight.shape[1 if node.attrs.get("transB", 0) else 0])
-
-
-def _keeps_shape(
-    view: View, source: gs.Tensor, constant: NDArray[np.generic], channels: set[int], reader: gs.Node
-) -> bool:
-    """Whether the constant neither adds axes to the source nor spreads a single channel over several."""
-    if constant.ndim == 0:
-        return True
-    shape = view.shape(source)
-    if shape is None or len(shape) < constant.ndim:
-        return False
-    return constant.size == 1 or {shape[1 if reader.op == "Conv" else -1]} == channels
-
-
-def _per_channel(constant: NDArray[np.generic], channels: int, reader: gs.Node) -> Vector | None:
-    if constant.size == 1:
-        return np.full(channels, float(constant.reshape(-1)[0]))
-    axis = 1 if reader.op == "Conv" else -1
-    rank = reader.inputs[1].values.ndim if reader.op == "Conv" else constant.ndim
-    shape = (1,) * (rank - constant.ndim) + constant.shape
-    wanted = [1] * len(shape)
-    wanted[axis] = channels
-    return constant.astype(np.float64).reshape(-1) if tuple(wanted) == shape else None
-
-
-def _fold_forward(graph: Graph, scope: Graph, node: gs.Node, affine: _Affine) -> None:
-    view = View(graph)
-    source, output = node.inputs[affine.slot], node.outputs[0]
-    for reader in list(output.outputs):
-        weight = np.asarray(view.value(reader.inputs[1]), np.float64)
-        if affine.factor is not None:
-            scaled = (weight * _along_inputs(reader, weight, affine.factor)).astype(np.float32)
-            reader.inputs[1] = edit.constant(graph, f"{reader.inputs[1].name}_scaled", scaled)
-            continue
-        assert affine.shift is not None
-        moved = (weight * _along_inputs(reader, weight, affine.shift)).sum(axis=_input_axes(reader, weight))
-        bias = bias_tensor(reader)
-        hint = f"{reader.inputs[1].name}_bias" if bias is None else bias.name
-        shifted = (bias_value(view, reader) + moved).astype(np.float32)
-        set_bias(reader, edit.constant(graph, f"{hint}_shifted", shifted))
-    edit.remove(scope, node)
-    edit.redirect(output, source)
-
-
-def _along_inputs(node: gs.Node, weight: Vector, vector: Vector) -> Vector:
-    """Return the vector over input channels in a shape that multiplies the weight."""
-    if node.op != "Conv":
-        return vector if node.attrs.get("transB", 0) else vector[:, None]
-    group, ones = int(node.attrs.get("group", 1)), (1,) * (weight.ndim - 2)
-    rows = np.repeat(vector.reshape(group, -1), len(weight) // group, axis=0)
-    return rows.reshape(*weight.shape[:2], *ones)
-
-
-def _input_axes(node: gs.Node, weight: Vector) -> tuple[int, ...]:
-    if node.op != "Conv":
-        return (1,) if node.attrs.get("transB", 0) else (0,)
-    return tuple(range(1, weight.ndim))

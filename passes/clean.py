@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, Weight, edit, is_standard, key_of, subgraphs
-from onnxsqueeze.techniques.canonical.folding import fold
+from onnxsqueeze.techniques.canonical import calls
+from onnxsqueeze.techniques.canonical.folding import fold, growth
+from onnxsqueeze.techniques.canonical.parts import parts
 
 __all__ = ["Clean"]
 
@@ -31,7 +33,9 @@ class Clean(Pass[Work]):
     """Rewrite the graph without changing its answers, so that later passes see plain layers.
 
     * ``Constant`` nodes become initializers; ``Identity``, inference ``Dropout`` and what no output needs vanish.
-    * Nodes that read constants alone are evaluated, unless the result is larger than what it replaces.
+    * Calls of local functions that hold layers with weights are written out; other functions stay.
+    * Nodes that read constants alone are evaluated, unless the result is larger than what it replaces; weights that
+      are cut out of one constant become constants of their own.
     * ``BatchNormalization(W·x + b)`` becomes ``(s·W)·x + s·(b − μ) + β`` with ``s = γ/√(σ² + ε)``; in the same way
       ``Add`` and ``Mul`` by a constant per channel go into the Conv, ConvTranspose or Gemm before them.
     """
@@ -47,7 +51,8 @@ class Clean(Pass[Work]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
-        folded, alive = fold(view, self.fold_limit), edit.alive(view.graph)
+        folded = fold(view, self.fold_limit, view.graph.index.folded)
+        alive, cut = edit.alive(view.graph), parts(view)
         changed: set[int] = set()
         gone: set[int] = set()
         for node in view.nodes:
@@ -58,11 +63,16 @@ class Clean(Pass[Work]):
             if id(node) not in alive:
                 site = Site(key, f"{node.op} removed, which no output needs", work=_remove_dead)
                 gone.update(map(id, _inside(node)))
+            elif (refusal := calls.refusal(view, node)) is not None:
+                words = f"{node.op}, a local function that holds layers, written out"
+                site = Skip(key, refusal) if refusal else Site(key, words, work=calls.write_out)
             elif not is_standard(node):
                 continue
             elif key in folded:
-                work = partial(_put_constant, values=folded[key])
+                work = partial(_put_folded, values=folded[key])
                 site = Site(key, f"{node.op} folded to a constant", work=work)
+            elif key in cut:
+                site = Site(key, f"{node.op} of a weight made a constant", work=partial(_put_parts, values=cut[key]))
             elif node.op == "Constant":
                 site = _as_initializer(view, node)
             elif not any(id(source) in changed for tensor in node.inputs for source in tensor.inputs):
@@ -103,6 +113,18 @@ def _put_constant(graph: Graph, scope: Graph, node: gs.Node, values: Array | Wei
     output = node.outputs[0]
     edit.remove(scope, node)
     edit.redirect(output, gs.Constant(output.name, values))
+
+
+def _put_folded(graph: Graph, scope: Graph, node: gs.Node, values: Array | Weight) -> None:
+    graph.index.folded += max(growth(node, int(values.nbytes)), 0)
+    _put_constant(graph, scope, node, values)
+
+
+def _put_parts(graph: Graph, scope: Graph, node: gs.Node, values: list[Weight]) -> None:
+    outputs = list(node.outputs)
+    edit.remove(scope, node)
+    for output, value in zip(outputs, values, strict=True):
+        edit.redirect(output, gs.Constant(output.name, value))
 
 
 def _remove_dead(graph: Graph, scope: Graph, node: gs.Node) -> None:
@@ -173,7 +195,9 @@ def _into_linear(view: View, node: gs.Node) -> Site[Work] | Skip | None:
     with np.errstate(over="ignore"):
         if not np.isfinite((np.abs(weight).max(initial=0) * np.abs(scaling.factor).max()).astype(weight.dtype)):
             return None
-    if len(linear.inputs[1].outputs) > 1 and np.any(scaling.factor != 1):
+        if not np.isfinite((bias_value(view, linear) * scaling.factor + scaling.shift).astype(weight.dtype)).all():
+            return None
+    if not view.alone(linear.inputs[1]) and np.any(scaling.factor != 1):
         return Skip(key_of(node), "the weight before it is shared with another layer")
     detail: dict[str, object] = {"into": key_of(linear)}
     return Site(key_of(node), f"{node.op} folded into {linear.op}", detail, work=partial(_fold_linear, scaling=scaling))

@@ -71,16 +71,9 @@ class Depthwise(Selected[Factored]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every convolution that the budget rewrites."""
-        units, skips, positions = factorize.pose(view, stats, self, self._candidates)
-        problem = Factoring(
-            units,
-            separable.outline,
-            separable.branches,
-            self.by,
-            self.ratio,
-            self.max_error or DEFAULT_ERROR,
-            shares=False,
-        )
+        units, skips, positions = factorize.pose(view, stats, self, self._candidates, separable.branches)
+        limit = self.max_error or DEFAULT_ERROR
+        problem = Factoring(units, separable.outline, separable.branches, self.by, self.ratio, limit, shares=False)
         problem.positions = positions
         yield from skips
         yield from problem.entries(problem.solve()) if self.rank is None else problem.each(0.0)
@@ -90,6 +83,8 @@ class Depthwise(Selected[Factored]):
         layer = fitting.layer
         if prod(layer.kernel) < 4:
             return "it has no kernel to separate"
+        if fitting.unsure and self.ratio is None and self.rank is None:
+            return fitting.unsure
         found = list(separable.candidates(fitting, rank=self.rank))
         if self.rank is not None or not found:
             return found

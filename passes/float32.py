@@ -14,7 +14,7 @@ __all__ = ["Float32"]
 
 @dataclass(frozen=True)
 class Float32(Pass):
-    """Let a model with 16-bit weights compute in float32, as ONNX Runtime does on a processor anyway.
+    """Make 16-bit weights, and what computes with them, float32, as ONNX Runtime does on a processor anyway.
 
     Passes that look at weights and answers then see plain float32 layers. Inputs and outputs keep their types. It runs
     by itself before such passes, and ``half`` writes what is left of the weights in 16 bits at the end.
@@ -24,6 +24,7 @@ class Float32(Pass):
     summary: ClassVar[str] = "compute in float32 where a model computes in 16-bit floats"
     cleans_first: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
+    grows: ClassVar[str] = "weights in 16 bits are float32 until the end of the pipeline"
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site | Skip]:
         """Yield one site for the whole model, named after the first node with a 16-bit weight."""
@@ -35,7 +36,7 @@ class Float32(Pass):
         if reason:
             yield Skip(key_of(node), reason)
         else:
-            yield Site(key_of(node), f"computes in float32 instead of {dtype.name}, as all of the model does")
+            yield Site(key_of(node), f"float32 instead of {dtype.name}, here and in all of the model")
 
     def apply(self, site: Site, graph: Graph) -> None:
         """Rewrite the model."""

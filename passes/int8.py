@@ -65,6 +65,7 @@ class Int8(Selected[Quantized]):
     name: ClassVar[str] = "int8"
     summary: ClassVar[str] = "8-bit weights, and 8-bit arithmetic where it pays and the runtime fuses it"
     min_opset: ClassVar[int] = 13
+    max_opset: ClassVar[int] = 27  # ONNX Runtime 1.32 has no QuantizeLinear of a newer one
     quantizes: ClassVar[bool] = True
 
     max_drop: float = 0.08

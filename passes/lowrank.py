@@ -78,9 +78,12 @@ class LowRank(Selected[Factored]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every layer, or layers on one input, that the budget rewrites."""
-        units, skips, positions = factorize.pose(
-            view, stats, self, lambda fitting: forms.candidates(fitting, rank=self.rank)
-        )
+        free = (self.ratio, self.energy, self.rank) != (None, None, None)
+
+        def find(fitting: Fitting) -> Iterable[Candidate] | str:
+            return fitting.unsure if fitting.unsure and not free else forms.candidates(fitting, rank=self.rank)
+
+        units, skips, positions = factorize.pose(view, stats, self, find, forms.compose)
         problem = Factoring(units, forms.outline, forms.compose, self.by, self.ratio, self.max_error or DEFAULT_ERROR)
         problem.positions = positions
         yield from skips

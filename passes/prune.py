@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -11,13 +12,14 @@ import numpy as np
 from onnxsqueeze.budget.spend import DEFAULT_ERROR, By, within, worth
 from onnxsqueeze.contract.plan import forgone
 from onnxsqueeze.linear import refit
+from onnxsqueeze.linear.fitting import few_rows
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.linear.refit import Kept
 from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.pruning import repair
 from onnxsqueeze.techniques.pruning.choice import Removal, Score, pose
-from onnxsqueeze.techniques.pruning.coupling import Coupling, couple
-from onnxsqueeze.techniques.pruning.readers import WIDEST, Indices
+from onnxsqueeze.techniques.pruning.coupling import Coupling, couple, outside
+from onnxsqueeze.techniques.pruning.readers import WIDEST, Indices, distrust
 from onnxsqueeze.techniques.pruning.repair import without
 from onnxsqueeze.techniques.pruning.units import Group
 
@@ -111,7 +113,8 @@ class Prune(Selected[Removed]):
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Removed] | Skip]:
         """Yield a site for every group that the budget makes smaller."""
         coupling = couple(view)
-        yield from (entry for entry in self._groups(view, coupling) if isinstance(entry, Skip))
+        yield from (entry for entry in self._groups(view, coupling, stats) if isinstance(entry, Skip))
+        yield from (Skip(names[0], reason) for names, reason in outside(view, coupling) if self.wanted(names))
         problem = self._pose(view, stats, coupling)
         if problem is not None:
             yield from self._entries(problem, problem.solve(self._first, self.max_error or DEFAULT_ERROR))
@@ -140,18 +143,21 @@ class Prune(Selected[Removed]):
         def solve(limit: float) -> list[int]:
             return problem.solve(self._first, limit)
 
+        readers = problem.readers.values()
+        bench.notes += few_rows(bench.stats, [r.linear for r in readers if r.linear is not None])
+        measured = bench.error if all(reader.early is None for reader in readers) else bench.unseen_error
+
         def error_of(removed: list[int]) -> float:
             sites = [e for e in self._entries(problem, removed) if isinstance(e, Site)]
-            error = bench.error(bench.variant(self.apply, sites)) if sites else 0.0
-            return error * max((reader.unseen for reader in problem.readers.values()), default=1.0)
+            return measured(bench.variant(partial(self._take_out, early=True), sites)) if sites else 0.0
 
-        budget = self.max_error or DEFAULT_ERROR
-        found = solve(budget) if self.ratio is not None else within(budget, solve, error_of, tries=6)[0]
+        budget, nothing = self.max_error or DEFAULT_ERROR, [0] * len(problem.candidates)
+        found = solve(budget) if self.ratio is not None else within(budget, solve, error_of, nothing, tries=6)
         if self.ratio is None and self.max_error is None and any(found):
-            saved, error = 1 - problem.cost(found) / problem.cost([0] * len(found)), error_of(found)
+            saved, error = 1 - problem.cost(found) / problem.cost(nothing), error_of(found)
             if not worth(saved, error):
-                nothing = self._entries(problem, [0] * len(found))
-                return [*others, *forgone(nothing, self._entries(problem, found), saved, error)]
+                left = self._entries(problem, nothing)
+                return [*others, *forgone(left, self._entries(problem, found), saved, error)]
         return others + self._proven(list(self._entries(problem, found)), problem, bench)
 
     def milder(self) -> Prune | None:
@@ -161,8 +167,12 @@ class Prune(Selected[Removed]):
 
     def apply(self, site: Site[Removed], graph: Graph) -> None:
         """Remove the units of a group."""
+        self._take_out(site, graph)
+
+    def _take_out(self, site: Site[Removed], graph: Graph, early: bool = False) -> None:
         work = site.work
-        repair.take_out(graph, work.problem, work.problem.candidates[work.index], work.units, repair=self.repair)
+        candidate = work.problem.candidates[work.index]
+        repair.take_out(graph, work.problem, candidate, work.units, repair=self.repair, early=early)
 
     def tune(self, graph: Graph, done: Sequence[Site[Removed]], bench: Bench) -> Iterable[str]:
         """Fit the layers behind to the original's outputs, and go the other steps."""
@@ -213,14 +223,15 @@ class Prune(Selected[Removed]):
         return None if self.ratio is None else self._target(1)
 
     def _pose(self, view: View, stats: Statistics, coupling: Coupling) -> Removal | None:
-        chosen = [entry for entry in self._groups(view, coupling) if isinstance(entry, Group)]
+        chosen = [entry for entry in self._groups(view, coupling, stats) if isinstance(entry, Group)]
         if not chosen:
             return None
         return pose(view, stats, coupling, chosen, score=self.score, by=self.by, round_to=self.round_to)
 
-    def _groups(self, view: View, coupling: Coupling) -> Iterator[Group | Skip]:
+    def _groups(self, view: View, coupling: Coupling, stats: Statistics | None = None) -> Iterator[Group | Skip]:
         """Yield the groups that may be pruned, and why the others may not."""
-        names = {key_of(node): str(node.name) for node in view.nodes}
+        nodes = {key_of(node): node for node in view.nodes}
+        names = {key: str(node.name) for key, node in nodes.items()}
         for group in coupling.groups:
             called = [group.name, *group.producers, *(names.get(key, "") for key in group.producers)]
             what = f"{group.size} {group.kind if group.kind != 'residual' else 'channels'}"
@@ -236,6 +247,8 @@ class Prune(Selected[Removed]):
                 yield Skip(group.name, f"{what}: heads=true prunes them too")
             elif not any(s.role == "consumer" for s in group.slots):
                 yield Skip(group.name, f"{what}: no layer reads them")
+            elif self.ratio is None and stats is not None and (reason := distrust(view, stats, group, nodes)):
+                yield Skip(group.name, f"{what}: {reason}")
             else:
                 yield group
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -15,11 +15,11 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.budget.spend import DEFAULT_ERROR, Option, spend, within
 from onnxsqueeze.linear import select
 from onnxsqueeze.linear.chains import rewrite
-from onnxsqueeze.linear.fitting import Fitting, relative_error
-from onnxsqueeze.linear.layers import Linear, covariance, matrix
+from onnxsqueeze.linear.fitting import Fitting, few_rows, fitting, relative_error
+from onnxsqueeze.linear.layers import matrix
 from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit
-from onnxsqueeze.techniques.sparsity.sparsifier import Pattern, Sparsifier
+from onnxsqueeze.techniques.sparsity.sparsifier import Pattern, Sparsifier, pattern_of
 from onnxsqueeze.words import amount
 
 __all__ = ["Sparsify"]
@@ -78,7 +78,7 @@ class Sparsify(Selected[Thinned]):
         if self.max_error is not None and not 0 < self.max_error < 1:
             raise ValueError("max-error is over 0 and under 1")
         if self.pattern is not None:
-            _pattern(self.pattern)
+            pattern_of(self.pattern)
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a layer that could become sparse."""
@@ -100,10 +100,15 @@ class Sparsify(Selected[Thinned]):
             return plan
         layers = [layer for layer in self._layers(View(bench.original), bench.stats) if not isinstance(layer, Skip)]
         trial = self.ratio or 0.5
-        rewrites = {layer.key: [partial(layer.put, weight=layer.guess(trial))] for layer in layers}
-        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
+        few = any(layer.early is not layer for layer in layers)
+        rewrites = {each.key: [partial(each.put, weight=each.guess(trial))] for each in (la.early for la in layers)}
+        also = {layer.key: layer.fitting.layer.also for layer in layers}
+        feeds = bench.unseen[:4] if few else bench.feeds[:1]
+        found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler, also)
         gains = {
-            layer.key: found[layer.key][0] / max(layer.error(trial), 1e-12) for layer in layers if layer.key in found
+            layer.key: found[layer.key][0] / max(min(layer.seen_error(trial), layer.unseen_error(trial)), 1e-12)
+            for layer in layers
+            if layer.key in found
         }
         mine = {layer.key for layer in layers}
         others = [entry for entry in plan if entry.key not in mine]
@@ -111,12 +116,16 @@ class Sparsify(Selected[Thinned]):
         def solve(limit: float) -> list[Site[Thinned] | Skip]:
             return list(self._entries(layers, gains, limit))
 
+        bench.notes += few_rows(bench.stats, [layer.fitting.layer for layer in layers])
+        measured = bench.unseen_error if few else bench.error
+
         def error_of(found: list[Site[Thinned] | Skip]) -> float:
             sites = [entry for entry in found if isinstance(entry, Site)]
-            return bench.error(bench.variant(_guessed, sites)) if sites else 0.0
+            return measured(bench.variant(_guessed, sites)) if sites else 0.0
 
         budget = self.max_error or DEFAULT_ERROR
-        return others + (solve(budget) if self.ratio is not None else within(budget, solve, error_of, tries=6)[0])
+        nothing: list[Site[Thinned] | Skip] = [Skip(each.key, "no share of it keeps max-error") for each in layers]
+        return others + (solve(budget) if self.ratio is not None else within(budget, solve, error_of, nothing, tries=6))
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer with 0.7, 0.5 and 0.3 of its weights left, or with the pattern, in the quick fit."""
@@ -127,7 +136,8 @@ class Sparsify(Selected[Thinned]):
             for share in LEVELS if layer.pattern is None else (layer.pattern[0] / layer.pattern[1],):
                 weight, error = quick(share)
                 label = self.pattern or f"{share:.0%}"
-                yield Level(layer.key, label, share, error, {layer.key: partial(layer.put, weight=weight)})
+                put = partial(layer.put, weight=weight)
+                yield Level(layer.key, label, share, error, dict.fromkeys(layer.fitting.layer.keys, put))
 
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
         """Say what the zeros bring, and what feeds would."""
@@ -152,10 +162,12 @@ class Sparsify(Selected[Thinned]):
 
     def apply(self, site: Site[Thinned], graph: Graph) -> None:
         """Put the sparse weight where the dense one was."""
-        site.work.layer.put(graph, site.key, weight=site.work.layer.fit(site.work.share))
+        weight = site.work.layer.fit(site.work.share)
+        for key in site.work.layer.fitting.layer.keys:
+            site.work.layer.put(graph, key, weight=weight)
 
     def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
-        pattern = None if self.pattern is None else _pattern(self.pattern)
+        pattern = None if self.pattern is None else pattern_of(self.pattern)
         for entry in select.layers(view, self):
             if isinstance(entry, Skip):
                 yield entry
@@ -164,9 +176,12 @@ class Sparsify(Selected[Thinned]):
             if pattern is not None and linear.channels % pattern[1]:
                 yield Skip(linear.key, f"its {linear.channels} input channels are no multiple of {pattern[1]}")
                 continue
-            fitting = Fitting(linear, matrix(view, node), *covariance(stats, linear))
-            if fitting.weight.any():
-                yield _Layer(fitting, Sparsifier(fitting.weight, fitting.covariance, _neighbours(linear)), pattern)
+            layer = _Layer(fitting(stats, linear, matrix(view, node)), pattern)
+            unsure = layer.fitting.unsure if self.ratio is None and pattern is None else ""
+            if unsure:
+                yield Skip(linear.key, unsure)
+            elif layer.fitting.weight.any():
+                yield layer
             else:
                 yield Skip(linear.key, "its weight is zero")
 
@@ -175,7 +190,7 @@ class Sparsify(Selected[Thinned]):
     ) -> Iterator[Site[Thinned] | Skip]:
         """Yield a site per layer that gets zeros, and why the others stay; without a ratio their error is limited."""
         if self.pattern is not None:
-            keep, of = _pattern(self.pattern)
+            keep, of = pattern_of(self.pattern)
             shares = [keep / of] * len(layers)
         else:
             options = [layer.options(gains.get(layer.key, 1.0)) for layer in layers]
@@ -198,9 +213,17 @@ class _Layer:
     """A layer with its sparse versions, whose errors are computed once."""
 
     fitting: Fitting
-    sparsifier: Sparsifier
     pattern: Pattern | None
     _errors: dict[float, float] = field(default_factory=dict)
+
+    @cached_property
+    def sparsifier(self) -> Sparsifier:
+        return Sparsifier(self.fitting.weight, self.fitting.covariance, self.fitting.layer.by_taps)
+
+    @cached_property
+    def early(self) -> _Layer:
+        """The layer without the feeds that are kept apart, if it has seen few rows."""
+        return self if self.fitting.early is None else _Layer(self.fitting.early, self.pattern)
 
     @property
     def key(self) -> str:
@@ -234,14 +257,23 @@ class _Layer:
         return guess
 
     def error(self, share: float) -> float:
-        """Return about the relative output error at a share; the fit has less."""
+        """Return about the relative output error at a share, on unseen rows if few were seen; the fit has less."""
         if self.pattern is not None or share in KNOTS:
             if share not in self._errors:
-                self._errors[share] = relative_error(self.fitting, self.guess(share))
+                self._errors[share] = max(self.seen_error(share), self.unseen_error(share))
             return self._errors[share]
         known = np.log([max(self.error(knot), 1e-12) for knot in KNOTS[::-1]])
         error = float(np.exp(np.interp(share, KNOTS[::-1], known)))
         return error * (1 - share) / (1 - KNOTS[0]) if share > KNOTS[0] else error
+
+    def seen_error(self, share: float) -> float:
+        """Return the relative output error that a guess is predicted to have."""
+        return relative_error(self.early.fitting, self.early.guess(share))
+
+    def unseen_error(self, share: float) -> float:
+        """Return the one that it has on rows that it has not seen, if few were seen, else the same."""
+        unseen = self.fitting.unseen
+        return self.seen_error(share) if unseen is None else relative_error(unseen, self.early.guess(share))
 
     def options(self, gain: float) -> list[Option]:
         """Return the shares that the layer may be given, itself first."""
@@ -256,19 +288,10 @@ class _Layer:
 
 def _guessed(site: Site[Thinned], graph: Graph) -> None:
     """Apply a site with weights in a tenth of the time of its fit, which has less error."""
-    site.work.layer.put(graph, site.key, weight=site.work.layer.guess(site.work.share))
-
-
-def _pattern(text: str) -> Pattern:
-    keep, _, of = text.partition(":")
-    if not (keep.isdecimal() and of.isdecimal() and 0 < int(keep) < int(of)):
-        raise ValueError("pattern is N:M with N under M, like 2:4")
-    return int(keep), int(of)
-
-
-def _neighbours(layer: Linear) -> list[int]:
-    """Return the columns in the order in which a pattern counts them: the channels of one tap side by side."""
-    return [int(i) for i in np.arange(layer.columns).reshape(layer.channels, -1).T.reshape(-1)]
+    layer = site.work.layer.early
+    weight = layer.guess(site.work.share)
+    for key in layer.fitting.layer.keys:
+        layer.put(graph, key, weight=weight)
 
 
 def _packed(graph: Graph, sites: Sequence[Site]) -> int:

@@ -14,7 +14,6 @@ LONG = {
     "onnxsqueeze/analysis/inspection/inspect.py",
     "onnxsqueeze/ir/encode.py",
     "onnxsqueeze/techniques/quantization/search.py",
-    "passes/canonical.py",
     "tests/analysis/diff/test_diff.py",
     "tests/cli/test_bad_input.py",
     "tests/cli/test_main.py",
@@ -121,8 +120,11 @@ TOGETHER = {
         "techniques/pruning/repair",
     ),
     "tests/passes/test_canonical.py": (
+        "techniques/canonical/affine",
         "techniques/canonical/folding",
+        "techniques/canonical/hard_sigmoid",
         "techniques/canonical/kernel_forms",
+        "techniques/canonical/scalars",
         "graph/operators",
     ),
     "tests/passes/test_lowrank.py": (
@@ -131,6 +133,7 @@ TOGETHER = {
         "linear/select",
         "linear/chains",
     ),
+    "tests/passes/test_few_rows.py": ("techniques/lowrank/unseen",),
     "tests/passes/test_depthwise.py": ("techniques/lowrank/separable",),
     "tests/techniques/lowrank/test_forms.py": (
         "linear/fitting",

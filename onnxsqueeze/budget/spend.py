@@ -167,21 +167,22 @@ def uniform(layers: Sequence[Sequence[Option]], cost: float) -> list[Option] | N
 
 
 def within(
-    budget: float, solve: Callable[[float], Found], error_of: Callable[[Found], float], *, tries: int
-) -> tuple[Found, bool]:
-    """Return what ``solve`` finds under a limit of predicted error, and whether its measured error keeps the budget.
+    budget: float, solve: Callable[[float], Found], error_of: Callable[[Found], float], nothing: Found, *, tries: int
+) -> Found:
+    """Return what ``solve`` finds under a limit of predicted error and whose measured error keeps the budget.
 
     The limit starts at the budget and shrinks, by a little more than the measured error exceeds the budget, until that
-    holds or ``tries`` measurements have failed; what is found under the limit after those is not measured.
+    holds. After ``tries`` measurements that failed it is 0, and if even that does not hold, ``nothing`` is left to do:
+    what was not measured is never returned.
     """
-    limit, found = budget, solve(budget)
-    for _ in range(tries):
+    limit = budget
+    for left in range(tries, -1, -1):
+        found = solve(limit if left else 0.0)
         error = error_of(found)
         if error <= budget:
-            return found, True
+            return found
         limit *= 0.8 * budget / error if isfinite(error) else 0.1
-        found = solve(limit)
-    return found, False
+    return nothing
 
 
 def worth(saved: float, error: float) -> bool:

@@ -33,6 +33,8 @@ class Pass(ABC, Generic[W]):
     summary: ClassVar[str]
     min_opset: ClassVar[int] = 1
     """The engine raises the model's opset to this before ``plan`` if there is anything to do."""
+    max_opset: ClassVar[int | None] = None
+    """The newest opset whose operators the pass writes: a newer model is lowered to it where that is exact."""
     cleans_first: ClassVar[bool] = True
     """Whether ``clean`` runs before this pass when the pipeline does not say so itself."""
 
@@ -46,6 +48,9 @@ class Pass(ABC, Generic[W]):
     """Names of passes that this one must not follow."""
     repeats: ClassVar[bool] = False
     """Whether one rewrite may make another possible, so that the engine plans again until nothing is left."""
+
+    grows: ClassVar[str] = ""
+    """Why the file may become larger, in words for the report; a pass that says nothing is rolled back if it does."""
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""

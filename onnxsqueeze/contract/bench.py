@@ -16,6 +16,7 @@ from onnxsqueeze.measure.answers import Answers, Deviation, Ruler, answer, decib
 from onnxsqueeze.runtime.session import Session, first_samples
 from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.moments import apart
 from onnxsqueeze.statistics.needs import Need
 from onnxsqueeze.statistics.sweep import collect
 
@@ -23,6 +24,7 @@ __all__ = ["Bench"]
 
 Array = NDArray[np.generic]
 TRIAL_FEEDS = 4
+UNSEEN_FEEDS = 16
 TRIAL_WORK = 2e11
 """Multiply-accumulates that measuring variants of layers one by one may take."""
 
@@ -77,9 +79,20 @@ class Bench:
         return max(int(TRIAL_WORK // (1.3 * max(macs, 1))), 8)
 
     @cached_property
+    def unseen(self) -> list[dict[str, Array]]:
+        """Up to 16 calibration feeds that are kept apart, so that a fit has not seen them; ``feeds`` if none is."""
+        there = [i for i in range(len(self.calib)) if apart(i)]
+        count = min(UNSEEN_FEEDS, len(there))
+        return [self.calib[there[i * len(there) // count]] for i in range(count)] or self.feeds
+
+    @cached_property
     def expected(self) -> Answers:
         """The original's answers on ``feeds``."""
         return answer(self.original, None, self.feeds)
+
+    @cached_property
+    def _expected_unseen(self) -> Answers:
+        return answer(self.original, None, self.unseen)
 
     def variant(self, apply: Callable[[Site[W], Graph], None], sites: Iterable[Site[W]]) -> Graph:
         """Return a copy of the original with these sites applied, by the ``apply`` of a pass."""
@@ -101,6 +114,18 @@ class Bench:
         """Return the relative squared error of the worst output; infinity for NaN, or where the score falls too far."""
         error = self.ruler.error(self.expected, self._answers(graph))
         return error if self.keeps is None or self.keeps(graph) else inf
+
+    def unseen_error(self, graph: Graph) -> float:
+        """Return the same on ``unseen`` for a fit without these, plus two standard errors for how few they are.
+
+        A single feed counts three times.
+        """
+        expected = self._expected_unseen
+        found = answer(graph, None, self.unseen[: len(expected)])
+        each = np.array([self.ruler.error([one], [other]) for one, other in zip(expected, found, strict=False)])
+        mean, spread = float(each.mean()), float(each.std(ddof=1)) if len(each) > 1 else float(each.mean())
+        margin = 1 + 2 * spread / (mean * len(each) ** 0.5) if 0 < mean < np.inf else 1.0
+        return margin * self.ruler.error(expected, found) if self.keeps is None or self.keeps(graph) else np.inf
 
     def _answers(self, graph: Graph) -> Answers:
         return answer(graph, None, self.feeds[: len(self.expected)])

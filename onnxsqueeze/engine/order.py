@@ -14,7 +14,7 @@ from onnxsqueeze.errors import UsageError
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.techniques.floats.widened import computes_in
+from onnxsqueeze.techniques.floats.widened import computes_in, mostly_halves
 
 __all__ = ["CLOSING", "IMPLIED", "OPENING", "finds", "refuse_order", "with_implied"]
 
@@ -51,7 +51,7 @@ def with_implied(steps: Sequence[Ingredient], graph: Graph) -> list[tuple[Ingred
     named = {each.pass_.name for each in steps}
     first = next((i for i, each in enumerate(steps) if each.pass_.cleans_first), None)
     wide = _widening(steps, graph)
-    last = f"{CLOSING}{{type={wide[1]}}}" if wide else f"{CLOSING}{{exact}}"
+    last = f"{CLOSING}{{type={wide[1]}}}" if wide and mostly_halves(View(graph)) else f"{CLOSING}{{exact}}"
     closing = [] if CLOSING in named else [(Ingredient(registry.build(last)[0]), True)]
     if first is None:
         return [*explicit, *closing] if IMPLIED[0] in named else explicit
@@ -67,7 +67,7 @@ def finds(pass_: Pass, graph: Graph) -> bool:
 
 
 def _widening(steps: Sequence[Ingredient], graph: Graph) -> tuple[Pass, str] | None:
-    """Return the pass that makes a 16-bit model compute in float32, and the type, if a pass looks at its weights."""
+    """Return the pass that makes float32 of 16-bit weights, and their type, if a pass looks at them."""
     found = computes_in(View(graph))
     looks = any(each.pass_.cleans_first and each.pass_.float_only for each in steps if each.pass_.name not in IMPLIED)
     return (registry.find(OPENING)(), found[1].name) if found and looks else None

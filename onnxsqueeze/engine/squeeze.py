@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["squeeze"]
 
 Progress = Callable[[str, int, int], None]
+UNCOUNTED = "the multiply-accumulates of a feed are unknown: neither inference nor a run gives all shapes of its layers"
 LOG = logging.getLogger("onnxsqueeze")
 LOG.addHandler(logging.NullHandler())
 
@@ -120,6 +121,8 @@ def squeeze(
             run.keeps = keeping(scorer, calib, drawn[0], names, rig.graph, recipe.max_score_drop)
     feed = next(iter(held or calib), None)
     before = cost(original, _size(original, model), feed)
+    if feed is not None and before.macs is None:
+        notes.append(UNCOUNTED)
 
     graph = rig.graph
     steps: list[StepReport] = []

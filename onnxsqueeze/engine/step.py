@@ -14,9 +14,10 @@ from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.engine import options, promises
+from onnxsqueeze.engine.growth import LargerError, growth
 from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, SqueezeError, UsageError
 from onnxsqueeze.graph.edit import distinguish
-from onnxsqueeze.graph.opset import raise_opset
+from onnxsqueeze.graph.opset import lower_opset, raise_opset
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.encode import encode
@@ -42,7 +43,7 @@ more than a point of its task's score, and those that lose 30 points are all und
 INVENTED = -20.0
 """The same on made-up feeds, which say little: errors ten times as large as what the answers vary by."""
 CONVERTED = 60.0
-"""A raised opset under this SQNR in dB is another model: the converter has misread an operator."""
+"""A raised or lowered opset under this SQNR in dB is another model: an operator was misread."""
 ROUNDS = 64
 """How often a pass that repeats is planned at most."""
 QUANTIZED = (
@@ -97,14 +98,14 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
     try:
         try:
             trial, done, skipped, own = _attempt(pass_, graph, run, stage, notes)
-        except _CollapseError as error:
+        except (_CollapseError, LargerError) as error:
             mild = pass_.milder()
             if mild is None:
                 raise
             del notes[:]
             trial, done, skipped, own = _again(mild, error, graph, run, stage, notes)
     except SqueezeError as error:
-        if isinstance(error, (UsageError, ContractError)) or not run.check:
+        if isinstance(error, (UsageError, ContractError)) or not (run.check or isinstance(error, LargerError)):
             raise
         reason, done = str(error), []
     except (MemoryError, OSError):
@@ -134,22 +135,24 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
 def _attempt(
     pass_: Pass, graph: Graph, run: Run, stage: str, notes: list[str]
 ) -> tuple[Graph, list[Site], list[Skip], float | None]:
-    trial = _raised(pass_, graph, run, notes) or graph.copy()
+    trial = _in_opset(pass_, graph, run, notes) or graph.copy()
     distinguish(trial)
     done, skipped = _rewrite(pass_, trial, graph, run, stage, notes)
+    if done:
+        notes += growth(pass_, trial, graph)
     own = _judge(trial, graph, run) if done and run.check else None
     return trial, done, skipped, own
 
 
 def _again(
-    mild: Pass, first: _CollapseError, graph: Graph, run: Run, stage: str, notes: list[str]
+    mild: Pass, first: ModelError, graph: Graph, run: Run, stage: str, notes: list[str]
 ) -> tuple[Graph, list[Site], list[Skip], float | None]:
     """Try the mildest form of a pass whose answers have collapsed; ModelError if they do again, or nothing is done."""
     spec = options.spec(mild)
     try:
         trial, done, skipped, own = _attempt(mild, graph, run, stage, notes)
-    except _CollapseError as error:
-        raise ModelError(f"{first}; with {spec}, its mildest form, {error}") from error
+    except (_CollapseError, LargerError) as error:
+        raise type(error)(f"{first}; with {spec}, its mildest form, {error}") from error
     if not done:
         raise ModelError(f"{first}; with {spec}, its mildest form, there is nothing to do")
     notes.insert(0, f"as asked for, {first}: done in its mildest form, {spec}")
@@ -173,25 +176,32 @@ def quantized(graph: Graph) -> list[str]:
     return [node.op for node, _ in walk(graph) if node.op in QUANTIZED or node.op.startswith("QLinear")]
 
 
-def _raised(pass_: Pass, graph: Graph, run: Run, notes: list[str]) -> Graph | None:
-    """Return the graph in the opset of the pass if it is lower and the pass has something to do, else None."""
-    if graph.opset >= pass_.min_opset:
+def _in_opset(pass_: Pass, graph: Graph, run: Run, notes: list[str]) -> Graph | None:
+    """Return the graph in an opset of the pass if its own is none and the pass has something to do, else None."""
+    raises = graph.opset < pass_.min_opset
+    if not raises and graph.opset <= (pass_.max_opset or graph.opset):
         return None
     # without statistics a plan is quick; on a copy, since a plan may be one that breaks its promise to only look
     if not any(isinstance(entry, Site) for entry in promises.plan(pass_, View(graph.copy()), Statistics())):
         return None
-    raised = raise_opset(graph, pass_.min_opset)
+    try:
+        found = raise_opset(graph, pass_.min_opset) if raises else lower_opset(graph, pass_.max_opset or 1)
+    except ModelError as error:
+        if raises:
+            raise
+        notes.append(f"opset {graph.opset} stays, though not all that {pass_.name} writes is known there: {error}")
+        return None
     if run.check and run.reference:
         # without optimizations, so that both compute the same way
-        sessions = [Session(each, optimize="none") for each in (graph, raised)]
+        sessions = [Session(each, optimize="none") for each in (graph, found)]
         low = decibels(run.ruler.error(*([session.run(feed) for feed in run.held[:2]] for session in sessions)))
         if low < CONVERTED:
             raise ModelError(
-                f"raising the model from opset {graph.opset} to {raised.opset}, ONNX's converter changes its answers "
-                f"({low:.1f} dB SQNR); export the model for opset {raised.opset}"
+                f"opset {found.opset} instead of {graph.opset} changes the model's answers ({low:.1f} dB SQNR); "
+                f"export the model for opset {found.opset}"
             )
-    notes.append(f"opset raised from {graph.opset} to {raised.opset}")
-    return raised
+    notes.append(f"opset {'raised' if raises else 'lowered'} from {graph.opset} to {found.opset}")
+    return found
 
 
 def _rewrite(

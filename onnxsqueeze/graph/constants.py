@@ -13,7 +13,7 @@ from onnxsqueeze.graph.operators import operator
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.weights import peek
 
-__all__ = ["Followed", "constant_of", "constant_value", "followed", "source", "stored"]
+__all__ = ["Followed", "alone", "constant_of", "constant_value", "followed", "source", "stored"]
 
 _HANDS_ON = ("Identity", "Cast", "Transpose")
 _CONSTANT_KINDS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -62,6 +62,13 @@ def source(tensor: gs.Tensor) -> tuple[gs.Constant, list[int]] | None:
         if node.op == "Transpose":
             axes = [axes[i] for i in node.attrs.get("perm") or list(range(len(axes)))[::-1]]
     return found.constant, axes
+
+
+def alone(tensor: gs.Tensor) -> bool:
+    """Return whether the tensor has one reader, and what it is handed on from no other one."""
+    found = followed(tensor, ("Constant", *_HANDS_ON))
+    path = [] if found is None else [node.inputs[0] for node in found.passed if node.inputs]
+    return all(len(each.outputs) == 1 for each in (tensor, *path))
 
 
 def constant_value(tensor: gs.Tensor) -> Array | None:

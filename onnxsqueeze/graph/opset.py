@@ -1,4 +1,7 @@
-"""Raising a model's opset with ONNX's official converter, without losing what the converter does not know."""
+"""Raising a model's opset with ONNX's official converter, without losing what the converter does not know.
+
+Lowering it needs no converter where the operators of the model say the same in both.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ import onnx.version_converter
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.errors import ModelError
-from onnxsqueeze.graph.walk import is_standard, key_of
+from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.ir.weights import Derived, Weight
 
-__all__ = ["raise_opset"]
+__all__ = ["lower_opset", "raise_opset"]
 
 Bodies = Iterator[onnx.GraphProto]
 
@@ -54,6 +57,40 @@ def raise_opset(graph: Graph, target: int) -> Graph:
     raised.functions[:] = source.functions
     raised.file, raised.external = source.file, source.external
     return raised
+
+
+def lower_opset(graph: Graph, target: int) -> Graph:
+    """Return a copy of the graph that says opset ``target``; nothing else about it changes.
+
+    Raises ModelError unless every operator is the same there, or was only allowed more types since.
+    """
+    lowered = graph.copy()
+    for scope in (lowered, *lowered.functions):
+        for node, _ in walk(scope):
+            if is_standard(node) and scope.opset > target and not _only_more_types(node.op, scope.opset, target):
+                raise ModelError(f"{node.op} means something else in opset {scope.opset} than in {target}")
+        for body in (scope, *(body for node, _ in walk(scope) for body in subgraphs(node))):
+            body.opset = min(int(body.opset), target)
+    return lowered
+
+
+def _only_more_types(op: str, source: int, target: int) -> bool:
+    """Whether the operator is the same in both opsets, but for types that the newer one takes besides."""
+    if not _changed(op, source, target):
+        return onnx.defs.has(op)
+    if not onnx.defs.has(op, target):
+        return False
+    new, old = (onnx.defs.get_schema(op, opset) for opset in (source, target))
+    pairs = list(zip(new.type_constraints, old.type_constraints, strict=False))
+    more = any(set(one.allowed_type_strs) > set(other.allowed_type_strs) for one, other in pairs)
+    return more and _interface(new) == _interface(old)
+
+
+def _interface(schema: onnx.defs.OpSchema) -> tuple[object, ...]:
+    attributes = {n: (str(a.type), a.required, str(a.default_value)) for n, a in schema.attributes.items()}
+    return attributes, [
+        [(each.name, each.option, each.type_str) for each in side] for side in (schema.inputs, schema.outputs)
+    ]
 
 
 def _changed(op: str, source: int, target: int) -> bool:

@@ -14,12 +14,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.arrays import Array
-from onnxsqueeze.graph.constants import constant_value
+from onnxsqueeze.graph.constants import alone, constant_value
 from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph, subgraphs
-from onnxsqueeze.ir.protos import with_inferable_scalers
+from onnxsqueeze.ir.protos import with_inferable_scalers, with_known_ranks
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -112,6 +112,10 @@ class View:
         """Return the value of a tensor that is constant, also through Constant, Identity, Cast and Transpose."""
         return constant_value(tensor)
 
+    def alone(self, tensor: gs.Tensor) -> bool:
+        """Return whether the constant behind a tensor is read there alone: else an edit leaves it in the file."""
+        return alone(tensor)
+
     def scalar(self, tensor: gs.Tensor) -> float | None:
         """Return the value of a constant with one element."""
         if isinstance(tensor, gs.Constant) and prod(tensor.shape) != 1:
@@ -140,6 +144,7 @@ class View:
     def _types(self) -> dict[str, onnx.TypeProto]:
         skeleton = encode(self.graph, skeleton=True)
         with_inferable_scalers(skeleton)
+        with_known_ranks(skeleton)
         with suppress(Exception):  # shapes are a help, not a need: models with odd custom ops still squeeze
             skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         found: dict[str, onnx.TypeProto] = {}

@@ -91,6 +91,10 @@ class Index:
     """Where among the nodes the last one that was looked for stands."""
     bodies: list[Graph] | None = None
     """The bodies that the last walk has found."""
+    folded: int = 0
+    """Bytes by which constants that nodes became have made the file larger."""
+    made: dict[tuple[str, int], Any] = field(default_factory=dict)
+    """What was made of constants, by what it is and the constant's id, so that it is made once."""
 
 
 class Graph(gs.Graph):  # type: ignore[misc]

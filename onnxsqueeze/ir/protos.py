@@ -24,6 +24,7 @@ __all__ = [
     "standard",
     "varint",
     "with_inferable_scalers",
+    "with_known_ranks",
 ]
 
 M = TypeVar("M", bound=Message)
@@ -190,6 +191,27 @@ def with_inferable_scalers(skeleton: onnx.ModelProto) -> None:
             node.op_type, node.domain = "Cast", ""
             del node.attribute[:]
             node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+
+
+def with_known_ranks(skeleton: onnx.ModelProto) -> None:
+    """Tell ONNX's inference what a stored weight says of the output of a Gemm or Conv, whatever its input is.
+
+    A Gemm makes two axes, the second as long as the weight has outputs; a Conv as many as its weight, the second
+    likewise. What is declared already stays.
+    """
+    graph = skeleton.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    declared = {info.name for info in (*graph.value_info, *graph.output)}
+    for node in graph.node:
+        weight = stored.get(node.input[1]) if len(node.input) > 1 and node.domain in ("", "ai.onnx") else None
+        if weight is None or node.op_type not in ("Gemm", "Conv") or node.output[0] in declared:
+            continue
+        if len(weight.dims) < 2:
+            continue
+        first = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+        rank = 2 if node.op_type == "Gemm" else len(weight.dims)
+        shape = [None, weight.dims[0 if first else 1], *[None] * (rank - 2)]
+        graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], weight.data_type, shape))
 
 
 def varint(number: int) -> bytes:

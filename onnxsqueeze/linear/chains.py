@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -48,6 +49,7 @@ def rewrite(
 
     Layer i becomes the sum over its ``branches[i]``, each a chain on the output of ``shared`` (on the input itself
     when that is empty). ``shifts[i]`` is added to the bias of layer i; the bias stands in the last operator.
+    Layers on one weight that are rewritten alike share what is put in its place.
     """
     source: gs.Tensor | None = None
     for key, mine, shift in zip(keys, branches, shifts, strict=True):
@@ -67,7 +69,7 @@ def rewrite(
         bias = bias_tensor(node)
         if shift is not None and node.op != "MatMul":
             hint = f"{bias.name if bias else name + '_bias'}_{label}"
-            bias = edit.constant(graph, hint, (bias_value(view, node) + shift).astype(dtype))
+            bias = _once(graph, hint, (bias_value(view, node) + shift).astype(dtype))
         ends: list[gs.Tensor] = []
         for b, chain in enumerate(mine):
             end, attrs = x, gemm
@@ -77,7 +79,7 @@ def rewrite(
                 end = _insert(graph, scope, node, end, stage, hint, f"{key}_{label}", dtype, attrs)
                 attrs = {}
             hint = f"{name}_{label}{len(shared) + len(chain) - 1}" + (f"_{b}" if len(mine) > 1 else "")
-            weight = edit.constant(graph, hint, _layout(node.op, last, dtype))
+            weight = _once(graph, hint, _layout(node.op, last, dtype))
             inputs = [end, weight, *([bias] if bias is not None and b == 0 else [])]
             if len(mine) == 1:
                 node = edit.replace(graph, scope, node, node.op, inputs, {**_attributes(node.op, last), **attrs})
@@ -100,18 +102,28 @@ def add_to_output(graph: Graph, scope: Graph, node: gs.Node, shift: NDArray[np.g
         slot = 0 if reader.inputs[1] is output else 1
         old = View(graph).value(reader.inputs[slot])
         if old is not None and old.shape in (shift.shape, (1,)) and old.dtype == shift.dtype:
-            reader.inputs[slot] = edit.constant(graph, f"{reader.inputs[slot].name}_shifted", np.add(old, shift))
+            reader.inputs[slot] = _once(graph, f"{reader.inputs[slot].name}_shifted", np.add(old, shift))
             return
     raw = edit.variable(graph, f"{output.name}_raw")
     node.outputs[0] = raw
-    edit.insert(graph, scope, "Add", [raw, edit.constant(graph, f"{output.name}_shift", shift)], [output], after=node)
+    edit.insert(graph, scope, "Add", [raw, _once(graph, f"{output.name}_shift", shift)], [output], after=node)
+
+
+def _once(graph: Graph, hint: str, values: NDArray[np.generic]) -> gs.Constant:
+    """Return a new initializer, or the one that was made for the same hint of the same values before."""
+    digest = blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
+    made, key = graph.index.made, (f"{hint} {values.dtype} {values.shape}", int.from_bytes(digest, "big"))
+    if key not in made:
+        made[key] = edit.constant(graph, hint, values)
+    constant: gs.Constant = made[key]
+    return constant
 
 
 def _insert(
     graph: Graph, scope: Graph, before: gs.Node, x: gs.Tensor, stage: Stage, weight: str, output: str,
     dtype: np.dtype[np.generic], attrs: dict[str, object],
 ) -> gs.Tensor:  # fmt: skip
-    constant = edit.constant(graph, weight, _layout(before.op, stage, dtype))
+    constant = _once(graph, weight, _layout(before.op, stage, dtype))
     made = {**_attributes(before.op, stage), **attrs}
     return edit.insert(graph, scope, before.op, [x, constant], output, made, before=before)
 

@@ -18,16 +18,19 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.linear.chains import Stage
 from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.needs import Gram
+from onnxsqueeze.statistics.shrinkage import shrunk
 
-__all__ = ["Linear", "as_gram", "covariance", "describe", "laid_out", "matrix", "set_matrix"]
+__all__ = ["Linear", "as_gram", "covariance", "describe", "laid_out", "matrix", "regular", "set_matrix"]
 
 
 @dataclass(frozen=True)
 class Linear:
     """A layer ``y = W·x + b``: W has ``outputs`` rows and ``columns`` = channels·Πkernel columns.
 
-    ``kernel`` is empty for Gemm and MatMul; ``gram`` asks for the moments of its input rows.
+    ``kernel`` is empty for Gemm and MatMul; ``gram`` asks for the moments of its input rows. ``also`` are the keys of
+    other layers on the same weight: it is edited for all of them, and ``gram`` stands for the rows of all.
     """
 
     key: str
@@ -40,6 +43,12 @@ class Linear:
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     auto_pad: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all layers on the weight."""
+        return (self.key, *self.also)
 
     @property
     def columns(self) -> int:
@@ -50,6 +59,11 @@ class Linear:
     def parameters(self) -> int:
         """The elements of the weight."""
         return self.outputs * self.columns
+
+    @property
+    def by_taps(self) -> list[int]:
+        """The columns with the channels of one tap side by side."""
+        return [int(i) for i in np.arange(self.columns).reshape(self.channels, -1).T.reshape(-1)]
 
     def stage(self, weight: Matrix, axes: Sequence[int] = (), *, group: int = 1) -> Stage:
         """Return a stage that takes over the kernel, stride, dilation and padding of the spatial ``axes``.
@@ -74,8 +88,11 @@ class Linear:
         )
 
 
-def describe(view: View, node: gs.Node) -> Linear | str | None:
-    """Return the layer, why it must be left alone in words, or None if it is no layer with a constant weight."""
+def describe(view: View, node: gs.Node, *, shared: bool = False) -> Linear | str | None:
+    """Return the layer, why it must be left alone in words, or None if it is no layer with a constant weight.
+
+    A weight that others read too is one to leave alone unless ``shared`` is set.
+    """
     if node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]
@@ -86,7 +103,7 @@ def describe(view: View, node: gs.Node) -> Linear | str | None:
         return None
     if value.dtype.kind != "f":
         return f"its weight is {value.dtype}"
-    if len(weight.outputs) > 1:
+    if not shared and not view.alone(weight):
         return "its weight is shared"
     if node.op == "MatMul" and value.ndim != 2:
         return f"its weight has {value.ndim} axes"
@@ -149,18 +166,23 @@ def laid_out(node: gs.Node, weight: Matrix) -> NDArray[np.generic]:
 
 
 def covariance(stats: Statistics, layer: Linear) -> tuple[Matrix | None, Matrix | None]:
-    """Return the regularised covariance ``S + λ·tr(S)/K·I`` and the mean of the input rows, None without feeds.
-
-    λ is 1e-4 from 64 rows per column on, 1e-3 from 4 and 1e-2 below.
-    """
+    """Return the regularised covariance and the mean of the input rows, None without feeds."""
     found = stats.of(layer.gram)
     if found is None or found.gram is None or len(found.total) != layer.columns:
         return None, None
+    return regular(found)
+
+
+def regular(found: Moments) -> tuple[Matrix, Matrix]:
+    """Return the covariance, ``shrunk`` by what few rows leave uncertain, plus ``λ·tr(S)/K·I``, and the mean.
+
+    λ is 1e-4 from 64 rows per column on, 1e-3 from 4 and 1e-2 below.
+    """
     mean = found.mean
-    spread = found.second - np.outer(mean, mean)
-    per_column = found.n / layer.columns
+    spread = shrunk(found.second - np.outer(mean, mean), found.n)
+    per_column = found.n / len(mean)
     ridge = 1e-4 if per_column >= 64 else 1e-3 if per_column >= 4 else 1e-2
-    level = float(np.trace(spread)) / layer.columns
+    level = float(np.trace(spread)) / len(mean)
     spread[np.diag_indices_from(spread)] += max(ridge * level, 1e-12)
     return spread, mean
 

@@ -23,6 +23,7 @@ from onnxsqueeze.linear.bias import bias_tensor, bias_value
 from onnxsqueeze.linear.layers import Linear, describe, matrix, set_matrix
 from onnxsqueeze.measure import cost
 from onnxsqueeze.statistics.paired import Cross, Pair, accumulate, targets
+from onnxsqueeze.statistics.shrinkage import shrunk
 
 __all__ = ["Kept", "Place", "fit", "places", "refit"]
 
@@ -250,12 +251,13 @@ def _update(graph: Graph, place: Place, even: Cross, odd: Cross, undo: list[tupl
 
 
 def fit(cross: Cross, weight: Matrix, ridge: float) -> tuple[Matrix, Matrix]:
-    """Return weight and bias of least ``‖y − W·x − b‖²`` with a ridge towards ``weight``."""
+    """Return weight and bias of least ``‖y − W·x − b‖²`` with a ridge towards ``weight``; few rows are ``shrunk``."""
     mean_x, mean_y = cross.x / cross.n, cross.y / cross.n
     spread = cross.xx / cross.n - np.outer(mean_x, mean_x)
     mixed = cross.yx / cross.n - np.outer(mean_y, mean_x)
     level = ridge * max(float(np.trace(spread)) / len(spread), 1e-30)
-    new = weight + np.linalg.solve(spread + level * np.eye(len(spread)), (mixed - weight @ spread).T).T
+    stiff = shrunk(spread, cross.n) + level * np.eye(len(spread))
+    new = weight + np.linalg.solve(stiff, (mixed - weight @ spread).T).T
     return new, mean_y - new @ mean_x
 
 

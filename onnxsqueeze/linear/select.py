@@ -9,8 +9,10 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.contract.plan import Skip
 from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
-from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.linear.layers import Linear, describe
+from onnxsqueeze.graph.walk import is_standard, key_of
+from onnxsqueeze.linear.layers import Linear
+from onnxsqueeze.linear.tied import together
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.statistics.needs import Need
 
 __all__ = ["layers", "needs"]
@@ -21,10 +23,16 @@ SMALLEST = 16
 
 
 def layers(view: View, pass_: Selected) -> Iterator[tuple[gs.Node, Linear] | Skip]:
-    """Yield the layers that could be factored, and why the others that the pass is asked for could not."""
-    for node in view.of("Conv", "Gemm", "MatMul"):
-        layer = describe(view, node)
-        if layer is None:
+    """Yield the layers that could be factored, and why others with a weight that the pass is asked for could not."""
+    others = {id(each.node): each.reason for each in weighted(view)}
+
+    def asked(node: gs.Node) -> bool:
+        return pass_.wanted((key_of(node), str(node.name)))
+
+    for node in view.nodes:
+        layer = together(view, node, asked) if is_standard(node) else None
+        layer = layer or others.get(id(node))
+        if layer is None or not key_of(node):
             continue
         names = (key_of(node), str(node.name))
         if pass_.excluded(names):
@@ -44,5 +52,8 @@ def layers(view: View, pass_: Selected) -> Iterator[tuple[gs.Node, Linear] | Ski
 def needs(view: View, pass_: Selected) -> Iterator[Need]:
     """Yield a Gram matrix per input of a layer that could be factored."""
     for entry in layers(view, pass_):
-        if not isinstance(entry, Skip) and not view.in_body(entry[0]):
-            yield entry[1].gram
+        if not isinstance(entry, Skip):
+            inside = {key_of(node) for node in view.nodes if view.in_body(node)} if entry[1].also else set()
+            for key, gram in zip(entry[1].keys, entry[1].gram.each, strict=True):
+                if key not in inside and not (key == entry[1].key and view.in_body(entry[0])):
+                    yield gram

@@ -11,16 +11,20 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.graph.shapes.inferred import Shape, infer_shapes, shape_of
+from onnxsqueeze.graph.shapes.inferred import Shape, shape_of
 from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.shapes import inferred_and_measured
 
 __all__ = ["Cost", "cost", "macs"]
 
 
+_LINEAR = frozenset(["Conv", "ConvInteger", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "MatMulInteger", "RNN"])
+
+
 @dataclass(frozen=True)
 class Cost:
-    """What a model weighs: ``bytes`` of its file(s), stored parameters, multiply-accumulates, nodes."""
+    """What a model weighs: ``bytes`` of its file(s), stored parameters, multiply-accumulates (None: unknown), nodes."""
 
     bytes: int
     parameters: int
@@ -30,7 +34,9 @@ class Cost:
 
 
 def cost(graph: Graph, size: int, feed: Mapping[str, NDArray[np.generic]] | None) -> Cost:
-    """Return the cost of a graph whose file has ``size`` bytes; MACs are those of one ``feed``, None without one.
+    """Return the cost of a graph whose file has ``size`` bytes; MACs are those of one ``feed``.
+
+    They are None without one, and where a linear node cannot be counted: its shapes are known to nobody.
 
     Parameters are the elements of the initializers and Constant nodes that nodes read, without scalars and int64
     tensors, which are shapes and indices.
@@ -45,20 +51,29 @@ def cost(graph: Graph, size: int, feed: Mapping[str, NDArray[np.generic]] | None
                 elements = prod(tensor.shape)
                 if elements > 1 and np.dtype(tensor.dtype) != np.int64:
                     parameters += elements
-    return Cost(size, parameters, None if feed is None else sum(macs(graph, feed).values()), nodes, int(graph.opset))
+    counts = {} if feed is None else _counts(graph, feed)
+    known = [count for count in counts.values() if count is not None]
+    total = sum(known) if feed is not None and len(known) == len(counts) else None
+    return Cost(size, parameters, total, nodes, int(graph.opset))
 
 
 def macs(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int]:
-    """Return the multiply-accumulates of every linear node by its key, for the input shapes of ``feed``.
+    """Return the multiply-accumulates of every linear node by its key, on ``feed``.
 
-    Nodes whose shapes cannot be inferred are left out. A body counts as if it ran once.
+    Shapes that cannot be inferred are taken from a run. Nodes of which neither tells are left out. A body counts as if
+    it ran once.
     """
-    found: dict[str, int] = {}
-    _count(infer_shapes(graph, feed), {}, found)
+    return {key: count for key, count in _counts(graph, feed).items() if count}
+
+
+def _counts(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int | None]:
+    """Return the multiply-accumulates of every linear node by its key, None where they are not known."""
+    found: dict[str, int | None] = {}
+    _count(*inferred_and_measured(graph, feed), found)
     return found
 
 
-def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, int]) -> None:
+def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, int | None]) -> None:
     shapes: dict[str, Shape] = dict(outer)
     for info in (*graph.input, *graph.value_info, *graph.output):
         if (shape := shape_of(info)) is not None:
@@ -73,19 +88,17 @@ def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, 
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _count(attribute.g, shapes, found)
-        if node.domain in ("", "ai.onnx"):
-            count = _of(node, shapes)
-            if count:
-                key = next(filter(None, node.output))
-                found[key] = found.get(key, 0) + count
+        if node.domain in ("", "ai.onnx") and node.op_type in _LINEAR:
+            key, count = next(filter(None, node.output)), _of(node, shapes)
+            found[key] = count if count is None else (found.get(key) or 0) + count
 
 
-def _of(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+def _of(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
     inputs = [shapes.get(name) for name in node.input]
     outputs = [shapes.get(name) for name in node.output]
     op = node.op_type
     if len(inputs) < 2 or inputs[0] is None or inputs[1] is None or not outputs:
-        return 0
+        return None
     x, w, y = inputs[0], inputs[1], outputs[0]
     if op in ("Conv", "ConvInteger") and y is not None:
         return prod(y) * prod(w[1:])
@@ -98,4 +111,4 @@ def _of(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
         return prod(y) * (x[0] if transposed else x[1])
     if op in ("LSTM", "GRU", "RNN") and len(inputs) > 2 and inputs[2] is not None and len(x) == 3:
         return x[0] * x[1] * (prod(w) + prod(inputs[2]))
-    return 0
+    return None

@@ -68,13 +68,18 @@ def impacts(
     rewrites: Mapping[str, Sequence[Rewrite]],
     progress: Progress | None = None,
     ruler: Ruler | None = None,
+    also: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, list[float]]:
     """Return, per layer, the relative squared error of the worst output for each of its rewrites alone.
 
     ``rewrites`` maps the name of a layer's output to functions that rewrite the node making a given tensor. Feeds are
-    cut to two samples. Layers inside bodies are left out.
+    cut to two samples. Layers inside bodies are left out. ``also`` names other layers that are rewritten with one.
     """
-    variants = [(key, {key: function}) for key, functions in rewrites.items() for function in functions]
+    alike = also or {}
+    variants = [
+        (key, dict.fromkeys((key, *alike.get(key, ())), function))
+        for key, functions in rewrites.items() for function in functions
+    ]  # fmt: skip
     found: dict[str, list[float]] = {}
     score = (ruler or Ruler.of(original)).error
     errors = measure(original, [variant for _, variant in variants], feeds, score, SAMPLES, progress)
@@ -91,13 +96,17 @@ def gains(
     channel_axis: Mapping[str, int],
     progress: Progress | None = None,
     ruler: Ruler | None = None,
+    also: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, float]:
     """Return per layer the relative error of the worst output over the relative error of its own output.
 
-    Each layer named in ``probes`` is perturbed alone; ``channel_axis`` is 1 for Conv and -1 else.
+    Each layer named in ``probes`` is perturbed alone, but for those that ``also`` names with it; ``channel_axis`` is 1
+    for Conv and -1 else.
     """
+    alike = also or {}
     variants = [
-        {key: partial(_perturb, matrix, offset, channel_axis[key])} for key, (matrix, offset, _) in probes.items()
+        dict.fromkeys((key, *alike.get(key, ())), partial(_perturb, matrix, offset, channel_axis[key]))
+        for key, (matrix, offset, _) in probes.items()
     ]
     errors = measure(graph, variants, feeds, (ruler or Ruler.of(graph)).error, None, progress)
     return {
@@ -182,7 +191,9 @@ def _switch(graph: Graph, node: gs.Node, rewrite: Rewrite, switch: gs.Variable) 
     hint = f"{y.name}_{switch.name}"
     copy = edit.variable(graph, f"{hint}_copy")
     rest = [edit.variable(graph, f"{hint}_rest") for _ in node.outputs[1:]]
-    edit.insert(graph, graph, node.op, list(node.inputs), [copy, *rest], dict(node.attrs), after=node)
+    edit.insert(
+        graph, graph, node.op, list(node.inputs), [copy, *rest], dict(node.attrs), after=node, domain=node.domain
+    )
     readers = [r for r in y.outputs if r.outputs[0] is not copy]
     chosen: list[gs.Tensor] | str = f"{hint}_chosen"
     if any(y is t for t in graph.outputs):

@@ -94,6 +94,8 @@ def _costs(report: Report) -> Table:
     for name, old, new in (*counts, ("nodes", before.nodes, after.nodes)):
         if old is not None and new is not None:
             table.add_row(name, amount(old), amount(new), change(old, new, "fewer"))
+        elif old is not None or new is not None:
+            table.add_row(name, *("unknown" if n is None else amount(n) for n in (old, new)), "")
     if before.opset != after.opset:
         table.add_row("opset", str(before.opset), str(after.opset), "")
     if report.latency_ms is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.arrays import ordinary
 from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.statistics.moments import Moments
+from onnxsqueeze.statistics.moments import FEW, Moments, apart
 from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Need, Range
 
 __all__ = ["Accumulator", "input_rows", "patches"]
@@ -56,7 +56,12 @@ class Accumulator:
                 if sum(map(len, self._rows[need])) >= POOLED_ROWS:
                     self._multiply(need)
         else:
-            self._add_moments(need, _gram(value, need, max(64, self.rows // self.feeds), rng))
+            found = _gram(value, need, max(64, self.rows // self.feeds), rng)
+            old = self.statistics.moments.get(need)
+            if apart(0 if old is None else old.runs) and found.n * self.feeds < FEW * len(found.total):
+                assert found.gram is not None
+                found.held = replace(found, total=found.total.copy(), gram=found.gram.astype(np.float64))
+            self._add_moments(need, found)
 
     def add_reduced(self, need: Range | Mean, low: float, high: float, size: int, part: Mapping[str, Array]) -> None:
         """Add a tensor of one feed that was reduced to its extremes, its ``sample`` and its ``mean`` by channels."""

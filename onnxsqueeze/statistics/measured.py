@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 
 from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.moments import Moments
@@ -30,7 +31,10 @@ class Statistics:
         return found if found is not None and found.samples else None
 
     def of(self, need: Mean | Channels | Gram) -> Moments | None:
-        """Return the moments that answer a need, None if there are none."""
+        """Return the moments that answer a need, of all tensors of a Gram; None if nothing was measured."""
+        if isinstance(need, Gram) and need.others:
+            known = [moments for each in need.each if (moments := self.of(each)) is not None]
+            return reduce(Moments.merge, known) if known else None
         found = self.moments.get(need)
         return found if found is not None and found.n else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Channels", "Gram", "Mean", "Need", "Range"]
 
@@ -37,7 +37,8 @@ class Gram:
 
     ``axis`` is the contracted axis of a Gemm or MatMul (-1: the last). With ``kernel`` set the rows are the
     im2col patches of a Conv of one group, ordered channel-major like its weight: ``x[(c·kh + i)·kw + j]``; ``pads``
-    are all the beginnings, then all the ends, unless ``auto_pad`` is SAME_UPPER or SAME_LOWER.
+    are all the beginnings, then all the ends, unless ``auto_pad`` is SAME_UPPER or SAME_LOWER. With ``others`` it
+    stands for the rows of all of them, each of which is to be asked for by itself (see ``each``).
     """
 
     tensor: str
@@ -47,6 +48,12 @@ class Gram:
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     auto_pad: str = ""
+    others: tuple[Gram, ...] = ()
+
+    @property
+    def each(self) -> tuple[Gram, ...]:
+        """What is to be measured: the Gram matrix of each of the tensors."""
+        return (replace(self, others=()), *self.others)
 
 
 Need = Range | Mean | Channels | Gram

@@ -43,6 +43,9 @@ def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistic
                 for part in PARTS:
                     if (array := getattr(m, part)) is not None:
                         arrays[f"{key}.{part}"] = array
+                if m.held is not None and m.held.gram is not None:
+                    arrays[f"{key}.held.n"] = np.array([m.held.n, m.held.runs])
+                    arrays[f"{key}.held.total"], arrays[f"{key}.held.gram"] = m.held.total, m.held.gram
     arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
     with whole(Path(path), f"the statistics file '{path}'") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -78,7 +81,16 @@ def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
     need = kinds[kind](**fields)
     total = arrays[f"{key}.total"].astype(np.float64)
     parts = {part: arrays[f"{key}.{part}"].astype(np.float64) for part in PARTS if f"{key}.{part}" in arrays}
+    held = _held(key, arrays, total.size) if f"{key}.held.n" in arrays else None
     if "gram" in parts and parts["gram"].shape != (total.size, total.size):
         raise ValueError(f"a Gram matrix of shape {list(parts['gram'].shape)} for {total.size} sums")
     n, runs = arrays[f"{key}.n"].tolist()
-    return Statistics({}, {need: Moments(int(n), total, **parts, runs=int(runs))})
+    return Statistics({}, {need: Moments(int(n), total, **parts, runs=int(runs), held=held)})
+
+
+def _held(key: str, arrays: Mapping[str, Array], size: int) -> Moments:
+    total, gram = (arrays[f"{key}.held.{part}"].astype(np.float64) for part in ("total", "gram"))
+    if total.shape != (size,) or gram.shape != (size, size):
+        raise ValueError(f"moments of shape {list(gram.shape)} for {size} sums")
+    n, runs = arrays[f"{key}.held.n"].tolist()
+    return Moments(int(n), total, gram, runs=int(runs))

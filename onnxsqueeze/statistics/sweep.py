@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import MASK
 from onnxsqueeze.graph import edit
-from onnxsqueeze.graph.shapes.inferred import activations
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.shapes import activations
 from onnxsqueeze.statistics.accumulate import Accumulator
 from onnxsqueeze.statistics.histogram import SAMPLE, stride
 from onnxsqueeze.statistics.measured import Statistics

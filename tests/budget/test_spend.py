@@ -96,30 +96,28 @@ def test_the_limit_shrinks_by_what_the_measured_error_is_over_the_budget() -> No
         limits.append(limit)
         return limit
 
-    found, holds = within(0.1, solve, lambda found: 2 * found, tries=5)
+    found = within(0.1, solve, lambda found: 2 * found, -1.0, tries=5)
 
-    assert holds
     assert found == limits[-1]
     assert limits == pytest.approx([0.1, 0.04])
 
 
 @pytest.mark.parametrize("error", [nan, inf])
 def test_an_error_that_is_no_number_shrinks_the_limit_tenfold(error: float) -> None:
-    found, holds = within(0.1, lambda limit: limit, lambda found: error if found > 0.05 else found, tries=5)
+    found = within(0.1, lambda limit: limit, lambda found: error if found > 0.05 else found, -1.0, tries=5)
 
-    assert holds
     assert found == pytest.approx(0.01)
 
 
-def test_what_is_found_after_the_last_try_is_said_not_to_hold() -> None:
+@pytest.mark.parametrize(("lossless", "wanted"), [(0.05, 0.0), (0.2, -1.0)])
+def test_what_was_not_measured_is_never_taken(lossless: float, wanted: float) -> None:
     measured: list[float] = []
 
     def error_of(found: float) -> float:
         measured.append(found)
-        return 1.0
+        return 1.0 if found else lossless
 
-    found, holds = within(0.1, lambda limit: limit, error_of, tries=2)
+    found = within(0.1, lambda limit: limit, error_of, -1.0, tries=2)
 
-    assert not holds
-    assert measured == pytest.approx([0.1, 0.008])
-    assert found == pytest.approx(0.00064)
+    assert measured == pytest.approx([0.1, 0.008, 0.0])
+    assert found == wanted

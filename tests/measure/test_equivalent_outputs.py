@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxsqueeze import squeeze
+from onnxsqueeze.contract.bench import Bench
 
 Array = NDArray[np.float32]
 CLASSES = 12
 TAILS = ("plain", "LogSoftmax", "ArgMax", "times 1000", "plus 100", "TopK", "Greater")
-PASSES = ("lowrank{max-error=0.05}", "prune{max-error=0.02 round-to=4}", "sparsify{ratio=0.6}")
+PASSES = ("lowrank{max-error=0.05}", "prune{max-error=0.02 round-to=4}", "sparsify{ratio=0.6}", "int8")
 
 
 def net(tail: str, seed: int, joined: bool | None = None) -> onnx.ModelProto:
@@ -78,7 +80,8 @@ def feeds(seed: int) -> list[dict[str, Array]]:
 
 def plan(model: onnx.ModelProto, pipeline: str, data: list[dict[str, Array]]) -> dict[str, str]:
     """Return what was done where; the last layer is called otherwise where something follows it."""
-    done = squeeze(model, pipeline, data).report.steps[-1].done
+    with patch.object(Bench, "latency", lambda *_: 0.5):
+        done = squeeze(model, pipeline, data).report.steps[-1].done
     return {("logits" if site.key == "y" else site.key): site.action for site in done}
 
 

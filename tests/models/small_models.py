@@ -438,6 +438,30 @@ def sixteen_bits() -> onnx.ModelProto:
     )
 
 
+@case
+def spare_channels() -> onnx.ModelProto:
+    """Convolutions with channels that nobody needs and a weight of low rank, and many positions to know it by."""
+    model = parse(
+        """g (float[1, 8, 24, 24] x) => (float[1, 48, 24, 24] y)
+        <float[32, 8, 3, 3] w1, float[48, 32, 1, 1] w2, float[48, 48, 1, 1] w3> {
+        a = Conv<pads=[1, 1, 1, 1]>(x, w1)
+        b = Relu(a)
+        c = Conv(b, w2)
+        d = Relu(c)
+        y = Conv(d, w3)
+    }"""
+    )
+    rng = np.random.default_rng(0)
+    for number, weight in enumerate(model.graph.initializer):
+        values = numpy_helper.to_array(weight).copy()
+        if weight.name == "w1":
+            values[16:] = 0
+        elif weight.name == "w3":
+            values[:, :, 0, 0] = rng.normal(size=(48, 8)) @ rng.normal(size=(8, 48)) / 20
+        model.graph.initializer[number].CopyFrom(numpy_helper.from_array(values, weight.name))
+    return model
+
+
 # -- what lies outside the standard -----------------------------------------------------------------------------------
 
 

@@ -29,10 +29,12 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import Latency
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.techniques.pruning.coupling import couple
 
 FLOORS = {"clean": 80.0, "canonical": 80.0, "int8": 25.0, "sparsify": 3.0}
 """SQNR in dB under which no model may fall, with half of random weights gone for sparsify; passes that choose their own
@@ -135,6 +137,21 @@ def test_a_pass_works_without_feeds(pass_: str, name: str) -> None:
     result = squeeze(model, pass_)
 
     check_result(result, model, feeds_of(name))
+
+
+@each_model
+@pytest.mark.parametrize("pass_", [name for name in registry.names() if name not in ("clean", "canonical")])
+def test_every_node_with_a_weight_is_done_or_skipped(pass_: str, name: str) -> None:
+    model = given(name, pass_)
+    expected = {key_of(each.node) for each in weighted(View(load(model)))}
+
+    step = squeeze(model, pass_, feeds_of(name), validate="none").report.steps[-1]
+
+    keys = [site.key for site in step.done] + [skip.key for skip in step.skipped]
+    entries = [key.partition("[")[0] for key in keys]
+    inside = {key for group in couple(View(load(model))).groups for slot in group.slots for key in slot.nodes}
+    joined = {str(key) for site in step.done for key in site.detail.get("layers", ())}  # type: ignore[attr-defined]
+    assert not expected - set(entries) - joined - (inside if pass_ == "prune" else set())
 
 
 def reworded(plan: Iterable[Site | Skip]) -> list[Site | Skip]:

@@ -108,6 +108,16 @@ def test_an_error_budget_is_kept_and_used() -> None:
     assert sqnr(bold) > 9
 
 
+def test_a_plan_that_was_never_measured_to_keep_the_budget_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("error", "unseen_error"):
+        monkeypatch.setattr(Bench, name, lambda self, graph: 0.101, raising=False)
+
+    result = squeeze(bottleneck(lift=4), "prune{max-error=0.1}", correlated(12, (8, 10, 10)))
+
+    assert not result.report.steps[-1].done
+    assert channels(result) == 48
+
+
 def test_what_is_left_is_a_multiple_of_round_to() -> None:
     feeds = correlated(12, (8, 10, 10))
 

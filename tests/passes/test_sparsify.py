@@ -132,7 +132,7 @@ def test_layers_that_do_not_fit_the_pattern_stay_as_they_are() -> None:
 def test_the_bias_takes_over_the_mean_error() -> None:
     import onnxruntime as ort
 
-    feeds = correlated(16, (8, 9, 9))
+    feeds = correlated(48, (8, 9, 9))
     result = squeeze(conv(), "sparsify{ratio=0.2}", feeds, validate="none")
     sessions = [
         ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]) for m in (conv(), result.model)

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.ir.protos import with_inferable_scalers
+from onnxsqueeze.ir.protos import with_inferable_scalers, with_known_ranks
 
-__all__ = ["Shape", "activations", "infer_shapes", "shape_of"]
+__all__ = ["Shape", "infer_shapes", "shape_of"]
 
 Shape = tuple[int, ...]
 
 
-def activations(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[Shape, np.dtype[np.generic]]]:
-    """Return shape and type of every tensor that the main graph computes, for the input shapes of ``feed``.
-
-    Tensors whose shape or type cannot be inferred are left out.
-    """
-    found: dict[str, tuple[Shape, np.dtype[np.generic]]] = {}
-    inferred = infer_shapes(graph, feed)
-    for info in (*inferred.value_info, *inferred.output):
-        shape, dtype = shape_of(info), numpy_type(info.type.tensor_type.elem_type)
-        if shape is not None and dtype is not None:
-            found[info.name] = shape, dtype
-    return found
-
-
-def infer_shapes(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> onnx.GraphProto:
-    """Return the graph without weights, its shapes inferred from those of ``feed``."""
+def infer_shapes(
+    graph: Graph, feed: Mapping[str, NDArray[np.generic]], known: Iterable[onnx.ValueInfoProto] = ()
+) -> onnx.GraphProto:
+    """Return the graph without weights, its shapes inferred from those of ``feed``, and from what else is ``known``."""
     model = encode(graph, skeleton=True)
     for value in model.graph.input:
         if value.name in feed and value.type.HasField("tensor_type"):
@@ -46,7 +33,9 @@ def infer_shapes(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> onnx.
     for output in model.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
+    model.graph.value_info.extend(known)
     with_inferable_scalers(model)
+    with_known_ranks(model)
     with suppress(Exception):  # what cannot be inferred is not counted
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return model.graph

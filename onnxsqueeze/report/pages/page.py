@@ -181,6 +181,9 @@ def _costs(
     ):
         if old is not None and new is not None:
             rows.append((name, amount(old), amount(new), change(old, new, "fewer")))
+        elif old is not None or new is not None:
+            left, right = ("unknown" if n is None else amount(n) for n in (old, new))
+            rows.append((name, left, right, ""))
     if before.opset != after.opset:
         rows.append(("opset", str(before.opset), str(after.opset), ""))
     if times is not None:

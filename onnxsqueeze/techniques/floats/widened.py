@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.ir.weights import Derived, Weight
 from onnxsqueeze.techniques.floats.halved import HALVES
 
-__all__ = ["computes_in", "obstacle", "widen"]
+__all__ = ["computes_in", "mostly_halves", "obstacle", "widen"]
 
 _ELEMENTS = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _KIND = {"Cast": "to"}
@@ -26,12 +27,20 @@ _KIND = {"Cast": "to"}
 
 
 def computes_in(view: View) -> tuple[gs.Node, np.dtype[Any]] | None:
-    """Return the first node that reads a 16-bit weight without a Cast, and the type; None if there is none."""
+    """Return the first node that reads a 16-bit weight, and the type; None if there is none."""
     for node in view.nodes:
         for tensor in node.inputs:
-            if node.op != "Cast" and isinstance(tensor, gs.Constant) and np.dtype(tensor.dtype) in HALVES:
+            if isinstance(tensor, gs.Constant) and np.dtype(tensor.dtype) in HALVES:
                 return node, np.dtype(tensor.dtype)
     return None
+
+
+def mostly_halves(view: View) -> bool:
+    """Return whether most float weights of a model are in 16 bits."""
+    tensors = {id(t): t for node in view.nodes for t in node.inputs if isinstance(t, gs.Constant)}
+    sizes = [(prod(t.shape), np.dtype(t.dtype)) for t in tensors.values()]
+    halves = sum(size for size, dtype in sizes if dtype in HALVES)
+    return bool(halves >= sum(size for size, dtype in sizes if dtype == np.float32))
 
 
 def obstacle(view: View) -> str:

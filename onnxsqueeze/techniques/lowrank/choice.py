@@ -18,6 +18,7 @@ from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.targets.work import Shape
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank.forms import Candidate
+from onnxsqueeze.techniques.lowrank.unseen import judged
 
 __all__ = ["Built", "Compose", "Factored", "Factoring", "Joint", "Outline", "Unit", "dense"]
 
@@ -105,20 +106,30 @@ class Factoring:
         options = combined(single)
         if not self.shares:
             return options
-        values = forms.channel(self.stacked(unit))[1]
-        left = np.maximum(values.sum() - np.cumsum(values), 0.0)
+        stacked = self.stacked(unit)
+        values = forms.channel(stacked)[1]
+        total = max(float(values.sum()), 1e-30)
+        left = np.maximum(total - np.cumsum(values), 0.0) / total
+        found = [Candidate("channel", (rank,), float(left[rank - 1])) for rank in forms.ranks(len(values))]
         linear = [f.layer for f in unit.fittings]
-        for rank in forms.ranks(len(values)):
+        for candidate in judged(stacked, found, forms.compose):
+            (rank,) = candidate.ranks
             shapes = [Shape(rank, linear[0].columns), *(Shape(layer.outputs, rank) for layer in linear)]
             if self.faster(linear[0], [s for layer in linear for s in dense(layer)], shapes):
-                options.append(Option(self.cost(linear[0], shapes), float(left[rank - 1]), Joint(rank)))
+                options.append(Option(self.cost(linear[0], shapes), total * candidate.error, Joint(rank)))
         return options
 
     def stacked(self, unit: Unit) -> Fitting:
         """Return the unit as one layer, its rows scaled so that squared output errors are errors of the answers."""
         rows = np.concatenate([f.weight * scale for f, scale in zip(unit.fittings, self.scales(unit), strict=True)])
+        layer = replace(unit.fittings[0].layer, outputs=len(rows))
+
+        def of(one: Fitting) -> Fitting:
+            return Fitting(layer, rows, one.covariance, one.mean)
+
         first = unit.fittings[0]
-        return Fitting(replace(first.layer, outputs=len(rows)), rows, first.covariance, first.mean)
+        early, unseen = (None if part is None else of(part) for part in (first.early, first.unseen))
+        return replace(of(first), early=early, unseen=unseen)
 
     def scales(self, unit: Unit) -> list[float]:
         """Return per layer the factor whose square turns squared output errors into errors of the answers."""
@@ -173,6 +184,8 @@ class Factoring:
             "form": candidate.form, "rows": layer.outputs, "columns": layer.columns, "rank": candidate.ranks[-1],
             "macs": round(share, 3),
         }  # fmt: skip
+        if layer.also:
+            detail["layers"] = list(layer.keys)
         if layer.key in self.gains:
             detail["gain"] = float(f"{self.gains[layer.key]:.3g}")
         points = [p for p in frontier(Option(self._share(layer, c), c.error) for c in found) if p.cost < 1][::-1]
@@ -242,6 +255,10 @@ class Factored:
     problem: Factoring
     fittings: tuple[Fitting, ...]
     choice: Candidate | Joint
+
+    def early(self, problem: Factoring) -> Factored:
+        """Return the same in another problem, fitted without the feeds that are kept apart where rows are few."""
+        return Factored(problem, tuple(f.early or f for f in self.fittings), self.choice)
 
 
 def dense(layer: Linear) -> tuple[Shape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -20,7 +21,8 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_value
 from onnxsqueeze.linear.chains import rewrite
-from onnxsqueeze.linear.fitting import Fitting
+from onnxsqueeze.linear.fitting import Fitting, few_rows, relative_error
+from onnxsqueeze.linear.fitting import fitting as fitted
 from onnxsqueeze.linear.layers import Linear, covariance, matrix
 from onnxsqueeze.linear.select import layers
 from onnxsqueeze.measure import cost
@@ -30,6 +32,7 @@ from onnxsqueeze.targets import work as predicted
 from onnxsqueeze.techniques.lowrank import forms
 from onnxsqueeze.techniques.lowrank.choice import Compose, Factored, Factoring, Outline, Unit, dense
 from onnxsqueeze.techniques.lowrank.forms import Candidate
+from onnxsqueeze.techniques.lowrank.unseen import judged
 
 __all__ = ["apply", "levels", "measure", "pose", "reconsider"]
 
@@ -47,10 +50,14 @@ def apply(site: Site[Factored], graph: Graph, label: str) -> None:
     """Rewrite the layer or layers of a site."""
     problem, fittings, choice = site.work.problem, site.work.fittings, site.work.choice
     shared, branches, shifts = problem.build(fittings, choice)
-    rewrite(graph, [f.layer.key for f in fittings], shared, branches, shifts, label)
+    also = fittings[0].layer.also if len(fittings) == 1 else ()
+    for keys in ([f.layer.key for f in fittings], *([key] for key in also)):
+        rewrite(graph, keys, shared, branches, shifts, label)
 
 
-def pose(view: View, stats: Statistics, pass_: Selected, find: Find) -> tuple[list[Unit], list[Skip], dict[str, int]]:
+def pose(
+    view: View, stats: Statistics, pass_: Selected, find: Find, compose: Compose
+) -> tuple[list[Unit], list[Skip], dict[str, int]]:
     """Return the layers with their candidates, by the input they share, why others stay, and the output positions."""
     units: list[Unit] = []
     skips: list[Skip] = []
@@ -61,18 +68,17 @@ def pose(view: View, stats: Statistics, pass_: Selected, find: Find) -> tuple[li
             skips.append(entry)
             continue
         node, layer = entry
-        spread, mean = covariance(stats, layer)
-        fitting = Fitting(layer, matrix(view, node), spread, mean)
+        fitting = fitted(stats, layer, matrix(view, node))
         answer = find(fitting)
-        found = [] if isinstance(answer, str) else list(answer)
+        found = [] if isinstance(answer, str) else judged(fitting, answer, compose)
         if not found:
             reason = answer if isinstance(answer, str) else "it answers nothing on the calibration feeds"
             skips.append(Skip(layer.key, reason))
             continue
         count = _positions(view, node, layer)
         if count is not None:
-            positions[layer.key] = count
-        same = (id(view.scope(node)), (layer.gram, layer.op))
+            positions[layer.key] = count * len(layer.keys)
+        same = (id(view.scope(node)), (layer.gram, layer.op, layer.also and layer.key))
         if same in groups:
             groups[same].fittings.append(fitting)
             groups[same].found.append(found)
@@ -102,7 +108,7 @@ def levels(
             if cheap:
                 share, candidate = costs[min(cheap)[1]]
                 put = partial(_put, fitting=fitting, candidate=candidate, compose=compose)
-                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, {layer.key: put})
+                yield Level(layer.key, f"{limit:.0%}", share, candidate.error, dict.fromkeys(layer.keys, put))
 
 
 def _put(graph: Graph, key: str, fitting: Fitting, candidate: Candidate, compose: Compose) -> None:
@@ -123,7 +129,9 @@ def measure(problem: Factoring, bench: Bench) -> None:
     counted = cost.macs(bench.original, bench.feeds[0])
     fittings = [f for unit in problem.units for f in unit.fittings]
     problem.positions = {
-        f.layer.key: counted[f.layer.key] // f.layer.parameters for f in fittings if f.layer.key in counted
+        f.layer.key: sum(counted.get(key, 0) for key in f.layer.keys) // f.layer.parameters
+        for f in fittings
+        if f.layer.key in counted
     }
     view = View(bench.original)
     nodes = {key_of(node): node for node in view.nodes}
@@ -138,7 +146,10 @@ def measure(problem: Factoring, bench: Bench) -> None:
     if not probes:
         return
     feeds = bench.affordable(sum(counted.values()), len(probes))
-    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler)
+    if any(fitting.unseen is not None for fitting in fittings):
+        feeds = bench.unseen[: len(feeds)]
+    also = {f.layer.key: f.layer.also for f in fittings}
+    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also)
 
 
 def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
@@ -154,6 +165,8 @@ def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
     change = -lost @ lost.T
     mean = np.zeros(fitting.layer.outputs) if fitting.mean is None else fitting.weight @ fitting.mean + offset
     error = float(values[rank:].sum()) / total
+    if fitting.unseen is not None:
+        error = min(error, relative_error(fitting.unseen, fitting.weight + change @ fitting.weight))
     return change, -change @ mean, error
 
 
@@ -166,16 +179,20 @@ def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench, *, asked: bool) 
     measure(problem, bench)
     kept: Plan = [e for e in plan if isinstance(e, Skip) and not problem.holds(e.key)]
 
+    fittings = [f for unit in problem.units for f in unit.fittings]
+    bench.notes += few_rows(bench.stats, [f.layer for f in fittings])
+    measured = bench.error if all(f.early is None for f in fittings) else bench.unseen_error
+    trial = replace(problem, built={})
+
     def error_of(found: list[Option]) -> float:
-        sites = [entry for entry in problem.entries(found) if isinstance(entry, Site)]
-        return bench.error(bench.variant(pass_.apply, sites)) if sites else 0.0
+        sites = [replace(e, work=e.work.early(trial)) for e in problem.entries(found) if isinstance(e, Site)]
+        return measured(bench.variant(pass_.apply, sites)) if sites else 0.0
 
     found = problem.solve(problem.max_error)
     if problem.ratio is None:
-        found, holds = within(problem.max_error, problem.solve, error_of, tries=5)
+        nothing = [Option(0, 0, (None,) * len(unit.fittings)) for unit in problem.units]
+        found = within(problem.max_error, problem.solve, error_of, nothing, tries=5)
         saved = 1 - sum(option.cost for option in found) / max(problem.whole, 1e-30)
-        if not holds:
-            found = problem.solve(0.0)
-        elif not asked and not worth(saved, error := error_of(found)):
+        if not asked and found is not nothing and not worth(saved, error := error_of(found)):
             return [*kept, *forgone(problem.entries(problem.solve(0.0)), problem.entries(found), saved, error)]
     return [*kept, *problem.entries(found)]

@@ -226,7 +226,7 @@ def _curve(candidate: Candidate, score: Score) -> Sweep:
     """Return the order in which the units go and the predicted relative error of the answers."""
     size, least = candidate.group.size, candidate.least
     if score == "obs":
-        parts = [Part(r.weight, r.spread, r.columns(slot), r.gain / r.energy) for r, slot in candidate.readers]
+        parts = [Part(r.weight, r.trial.spread, r.columns(slot), r.gain / r.energy) for r, slot in candidate.readers]
         if len(parts) > 1 or not len(candidate.curve.order):
             return sweep(parts, size, least)
         return replace(candidate.curve, loss=candidate.curve.loss * (parts[0].scale / candidate.scale))

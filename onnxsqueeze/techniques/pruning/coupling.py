@@ -17,14 +17,16 @@ from onnxsqueeze.graph.shapes.known import Sizes
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.techniques.pruning import removal
 from onnxsqueeze.techniques.pruning.component import Component, Ref
 from onnxsqueeze.techniques.pruning.groups import groups_of
 from onnxsqueeze.techniques.pruning.removal import Survivors
 from onnxsqueeze.techniques.pruning.units import Anchor, Consequence, Group, Kind
 
-__all__ = ["Coupling", "couple"]
+__all__ = ["Coupling", "couple", "outside"]
 
+UNCOUPLED = "all of its channels are the model's own inputs or outputs, or not known"
 ATTEMPTS = 4
 """How many factors of a reshaped axis are tried, from the outermost on.
 
@@ -141,3 +143,14 @@ def _reader(constant: gs.Constant) -> Anchor:
     node = constant.outputs[0]
     slot = next(slot for slot, tensor in enumerate(node.inputs) if tensor is constant)
     return Anchor(key_of(node), str(node.op), slot)
+
+
+def outside(view: View, coupling: Coupling) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield key and name of every node with a weight that is in no group, and why nothing leaves it."""
+    inside = {key for group in coupling.groups for slot in group.slots for key in slot.nodes}
+    inside |= {key for group in coupling.groups for key in (group.name, *group.producers)}
+    for each in weighted(view):
+        key = key_of(each.node)
+        if key and key not in inside:
+            layer = each.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+            yield (key, str(each.node.name)), UNCOUPLED if layer and not each.apart else each.reason

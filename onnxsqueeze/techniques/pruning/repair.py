@@ -23,7 +23,7 @@ from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.techniques.pruning.choice import Candidate, Removal
 from onnxsqueeze.techniques.pruning.coupling import Coupling
 from onnxsqueeze.techniques.pruning.proof import disagreement
-from onnxsqueeze.techniques.pruning.readers import Indices, Reader, bias_of, unseen_error
+from onnxsqueeze.techniques.pruning.readers import Indices, Reader, bias_of
 from onnxsqueeze.techniques.pruning.surgeon import compensate
 from onnxsqueeze.techniques.pruning.units import Group, Slot
 
@@ -31,14 +31,16 @@ __all__ = ["measure", "proven", "put", "take_out", "without"]
 
 PROBE = 0.25
 """The share of units without which a layer's gain is measured."""
-FEW = 16
-"""Rows per column of a layer, under which its fit is held against rows that it has not seen."""
 WRONG = 1e-4
 """Relative deviation from the graph with the same channels masked, from which on a removal is wrong."""
 
 
-def take_out(graph: Graph, problem: Removal, candidate: Candidate, units: Sequence[int], *, repair: bool) -> None:
+def take_out(
+    graph: Graph, problem: Removal, candidate: Candidate, units: Sequence[int], *, repair: bool, early: bool = False
+) -> None:
     """Remove units of a group, and give the layers that read it the weights that make up for it best.
+
+    With ``early`` those that have seen few rows get them without the feeds that are kept apart.
 
     What other groups have taken from the same layer before is respected: removing one after the other and repairing
     each time gives the same weights as removing all at once.
@@ -53,13 +55,15 @@ def take_out(graph: Graph, problem: Removal, candidate: Candidate, units: Sequen
     coupling.remove(graph, candidate.group, units)
     for each in repairs:
         reader, slot = each.reader, each.slot
-        assert reader.spread is not None
-        assert reader.mean is not None
+        used = reader.trial if early else reader
+        spread, mean = used.spread, used.mean
+        assert spread is not None
+        assert mean is not None
         inputs, outputs = (coupling.survivors(graph, slot.constant, axis) for axis in (slot.axis, 1 - slot.axis))
         weight = each.weight[np.isin(each.outputs, outputs)]
         before, after = reader.columns_of(each.inputs), reader.columns_of(inputs)
-        new = compensate(weight, reader.spread[np.ix_(before, before)], np.flatnonzero(np.isin(before, after)))
-        _write(graph, reader.key, new, weight @ reader.mean[before] - new @ reader.mean[after])
+        new = compensate(weight, spread[np.ix_(before, before)], np.flatnonzero(np.isin(before, after)))
+        _write(graph, reader.key, new, weight @ mean[before] - new @ mean[after])
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def measure(problem: Removal, bench: Bench) -> None:
     """Count at how many positions each layer is applied, and measure what its errors do to the answers.
 
     Each layer loses, alone, the first quarter of the units of each of its groups and is repaired: the gain is the
-    relative error of the answers over that of the layer's output. The units are ranked anew with it.
+    relative error of the answers over that of the layer's output. The units are ranked anew with it. A layer that has
+    seen few rows is fitted without the feeds kept apart, and what that does to the answers measured on these.
     """
     counted = cost.macs(bench.original, bench.feeds[0])
     for layer in problem.layers:
@@ -96,7 +101,6 @@ def measure(problem: Removal, bench: Bench) -> None:
         return
     rewrites: dict[str, list[Rewrite]] = {}
     local: dict[str, float] = {}
-    lost: dict[str, Indices] = {}
     for constant, reader in problem.readers.items():
         gone = [
             reader.columns(slot)[c.curve.order[: max(int(PROBE * c.group.size), 1)]].reshape(-1)
@@ -106,36 +110,21 @@ def measure(problem: Removal, bench: Bench) -> None:
         ]
         if reader.linear is None or reader.mean is None or not gone:
             continue
-        lost[constant] = np.unique(np.concatenate(gone))
-        rewrite, error = without(reader, lost[constant])
+        rewrite, error = without(reader.trial, np.unique(np.concatenate(gone)))
         if error > 0:
             local[constant] = error
             rewrites[reader.key] = [rewrite]
     if not rewrites:
         return
     feeds = bench.affordable(sum(counted.values()), len(rewrites))
+    if any(problem.readers[constant].early is not None for constant in local):
+        feeds = bench.unseen[: len(feeds)]
     found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler)
     for constant, error in local.items():
         reader = problem.readers[constant]
         if found.get(reader.key) and np.isfinite(found[reader.key][0]):
             reader.gain = max(found[reader.key][0] / error, 1e-6)
-    _cross(problem, bench, {constant: (lost[constant], error) for constant, error in local.items()})
     problem.rank()
-
-
-def _cross(problem: Removal, bench: Bench, probes: Mapping[str, tuple[Indices, float]]) -> None:
-    """Let layers that have seen few rows count by the error that each half of the feeds has with a fit to the other."""
-    view = View(bench.original)
-    few = {c: r for c, r in problem.readers.items() if c in probes and r.rows < FEW * r.weight.shape[1]}
-    if not few or len(bench.calib) < 2:
-        return
-    needs = [reader.linear.gram for reader in few.values() if reader.linear is not None]
-    halves = [bench.collect(bench.original, needs, slice(i, None, 2)) for i in (0, 1)]
-    for constant, reader in few.items():
-        gone, error = probes[constant]
-        unseen = unseen_error(view, edit.find(bench.original, reader.key)[0], reader, gone, halves)
-        reader.unseen = 1.0 if unseen is None else max(unseen / error, 1.0)
-        reader.gain *= reader.unseen
 
 
 def without(reader: Reader, gone: Indices) -> tuple[Rewrite, float]:

@@ -14,15 +14,27 @@ from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.linear.bias import bias_tensor, set_bias
 from onnxsqueeze.statistics.moments import Moments
+from onnxsqueeze.statistics.shrinkage import shrunk
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic as quantize_input
 from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.stored import stored as store
-from onnxsqueeze.techniques.quantization.emit.weights import HELD, Kept, multiplied, product_scales, reader, values_of
-from onnxsqueeze.techniques.quantization.fewbits import Grid, fit, rows_of, shrunk
+from onnxsqueeze.techniques.quantization.emit.weights import (
+    HELD,
+    Integers,
+    Kept,
+    known,
+    laid,
+    multiplied,
+    product_scales,
+    read_by,
+    reader,
+    remember,
+    values_of,
+)
+from onnxsqueeze.techniques.quantization.fewbits import Grid, fit, rows_of
 from onnxsqueeze.techniques.quantization.grids import Affine
 from onnxsqueeze.techniques.quantization.layers import weight_slots
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
@@ -30,6 +42,8 @@ from onnxsqueeze.techniques.quantization.outliers import Smoothing
 __all__ = ["Quantized", "as_stored", "quantize", "quantize_alone", "quantize_site"]
 
 FloatArray = NDArray[np.floating]
+ROOM = np.float32(16)
+"""How much larger than the first reader of a shared weight needs it the least scale of a channel is."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Quantized:
     belong to it. ``inputs`` are those of an operator between layers. ``smoothing`` and ``moments`` are those of a
     layer that quantizes its input, called ``source``, at run time. ``wide`` weights are stored in 16 bits, those of
     integer arithmetic in ``bits``; with under 8 a static layer has the ``moments`` of its input rows. ``kept`` is
-    shared by all plans of a graph.
+    shared by all plans of a graph. A weight that is ``tied`` is read by other nodes too, which read the same integers.
     """
 
     form: Literal["static", "integer", "gate", "dynamic", "stored"]
@@ -57,6 +71,7 @@ class Quantized:
     tail: str = ""
     add: str = ""
     per_tensor: bool = False
+    tied: bool = False
     bits: int = 8
 
     @property
@@ -66,11 +81,7 @@ class Quantized:
 
     @property
     def second(self) -> FloatArray | None:
-        """``E[xxᵀ]`` of the input, rows relative to their size, None if it was not measured.
-
-        With fewer rows than twice the channels it is drawn towards its diagonal, which it is with as many: what a few
-        rows do not have in them must not be used to hide errors.
-        """
+        """``E[xxᵀ]`` of the input, rows relative to their size and few of them shrunk, None if not measured."""
         if self.moments is None or self.moments.gram is None:
             return None
         return shrunk(self.moments.second, self.moments.n)
@@ -86,7 +97,7 @@ def quantize(graph: Graph, key: str, work: Quantized) -> None:
     elif work.form == "gate":
         qdq.gate(graph, node, work.inputs[0])
     elif work.form == "dynamic":
-        quantize_input(graph, scope, node, work.smoothing, work.second, work.source, work.kept, work.bits)
+        quantize_input(graph, scope, node, work.smoothing, work.second, work.source, work.kept, work.tied, work.bits)
     else:
         _stored(graph, scope, node, work)
 
@@ -130,22 +141,29 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     start = np.broadcast_to(old, (channels,)).astype(np.float64)
     # an int32 bias must not overflow in the product scale
     kind = f"{'one scale' if work.per_tensor else 'scales'} of {node.op}, {transposed}"
-    scales = work.kept.get(lambda: product_scales(values, node.op, transposed, work.per_tensor), values, kind)
+    plain = work.kept.get(lambda: product_scales(values, node.op, transposed, work.per_tensor), values, kind)
     floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
-    scales = np.maximum(scales, floor.max() if work.per_tensor else floor.reshape(scales.shape))
-    q: gs.Tensor
-    found: NDArray[np.int8] | None
-    if work.bits < 8:
-        scales, found = _few_bits(node, values, floor, work)
-        q = decoded(graph, graph, hint, found, Grid(work.bits), onnx.TensorProto.INT8, node)
+    floor = floor.max() if work.per_tensor else floor.reshape(plain.shape)
+    scale: gs.Constant | None = None
+    q: gs.Constant | None = None
+    weight: gs.Tensor
+    if work.tied:
+        made = _shared(graph, node, plain, floor)
+        q, scales = made.q, np.asarray(made.scale.values, np.float32).reshape(plain.shape)
+        weight, scale = laid(graph, graph, q, _is_flipped(node), node), made.scale
+    elif work.bits < 8:
+        scales, few = _few_bits(node, values, floor, work)
+        weight = decoded(graph, graph, hint, few, Grid(work.bits), onnx.TensorProto.INT8, node)
     else:
-        q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]))
-        found = peek(q) if values.size <= HELD else None
+        scales = np.maximum(plain, floor)
+        weight = q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]))
     corrected = start
-    if work.mean is not None and found is not None:
-        corrected = start + _mean_error(node, values, found.astype(np.float64) * scales, work.mean)
+    if work.mean is not None and values.size <= HELD:
+        whole = few.astype(np.float64) if q is None else np.asarray(q.values, np.float64)
+        flipped = q is not None and weight is not q
+        corrected = start + _mean_error(node, values, (whole.T if flipped else whole) * scales, work.mean)
     node.inputs[0] = qdq.dequantized(graph, node.inputs[0], work.input)
-    qdq.weight(graph, node, 1, q, scales, None if work.per_tensor else axis)
+    qdq.weight(graph, node, 1, weight, scales, None if work.per_tensor else axis, scale)
     product = np.float32(work.input.scale) * scales.reshape(() if work.per_tensor else -1)
     if node.op != "MatMul" or add is not None:
         qdq.bias(graph, holder, slot, corrected, product, holder.inputs[slot].name if has else f"{hint}_bias")
@@ -166,6 +184,33 @@ def _few_bits(
     if node.op == "Conv" or node.attrs.get("transB", 0):
         return fitted.scales.reshape(-1, *(1,) * (values.ndim - 1)), fitted.q.reshape(values.shape)
     return fitted.scales.T, np.ascontiguousarray(fitted.q.T)
+
+
+def _is_flipped(node: gs.Node) -> bool:
+    found = read_by(node)
+    return found is not None and found.flipped
+
+
+def _shared(graph: Graph, node: gs.Node, plain: FloatArray, floor: FloatArray) -> Integers:
+    """Return the integers of a weight that others read too, whose scales are at least ``floor``.
+
+    Where they are made here, scales get room for readers whose inputs are on finer scales or whose biases are larger.
+    """
+    found = read_by(node)
+    assert found is not None
+    shape = () if plain.size == 1 and plain.ndim else (-1,)
+    least = np.broadcast_to(floor, plain.shape).reshape(-1)
+    for each in known(graph, found.constant):
+        scales = np.asarray(each.scale.values).reshape(-1)
+        fits = scales.size == plain.size and (each.axis == found.axis or not shape)
+        if each.factor is None and fits and np.all(scales >= least):
+            return each
+    scales = np.maximum(plain, floor * ROOM).astype(np.float32).reshape(shape)
+    values, hint = values_of(found.constant), found.constant.name
+    across = found.axis == 0 and node.op != "Conv"
+    q = multiplied(graph, hint, values, scales, node.op, across, reader(found.constant))
+    scale = edit.constant(graph, f"{hint}_scale", scales)
+    return remember(graph, Integers(found.constant, q, scale, found.axis))
 
 
 def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Quantized) -> None:

@@ -199,5 +199,5 @@ class Arithmetic:
         return Quantized(
             "static", source, target if read else None, None if moments is None else moments.mean,
             tail=key_of(tail), add="" if add is None else key_of(add), kept=self.kept,
-            per_tensor=self.form.per_tensor,
+            per_tensor=self.form.per_tensor, tied=self.layers.sharing.layer(node) is not None,
         )  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from math import inf
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.needs import Channels
 from onnxsqueeze.targets.kernels import CALL
 from onnxsqueeze.techniques.quantization.apply import Quantized
@@ -47,30 +49,67 @@ class Dynamic:
     ) -> None:
         self.layers, self.view, self.stats, self.kept = layers, layers.view, stats, kept
         self._known = known or {}
+        self._joint: set[int] = set()
+        """The layers whose weight is read by other layers of this kind, and by nothing else."""
 
     @cached_property
     def found(self) -> list[DynamicLayer]:
         """All of them, in the order of the graph."""
         root = self.layers.root
         static = [n for n in self.layers.static if n.op != "Conv" and not self.stats.range(root(n.inputs[0]).name)]
-        groups: dict[int, list[gs.Node]] = {}
-        for node in (*self.layers.dynamic, *static):
-            groups.setdefault(id(node.inputs[0]), []).append(node)
-        found = [layer for group in groups.values() for layer in self._group(group)]
+        nodes = [*self.layers.dynamic, *static]
+        found = [layer for group in self._groups(nodes) for layer in self._group(group)]
         places = {id(node): i for i, node in enumerate(self.view.nodes)}
         return sorted(found, key=lambda layer: places[id(layer.node)])
 
+    def _groups(self, nodes: list[gs.Node]) -> list[list[gs.Node]]:
+        """Return the layers that are treated alike: those on one input, and those of one weight that only they read."""
+        inside = {id(node) for node in nodes}
+        found: dict[int, list[gs.Node]] = {}
+        for node in nodes:
+            tied = self.layers.sharing.layer(node)
+            keys = [id(node.inputs[0])]
+            if tied is not None and tied.alone and all(id(each) in inside for each in tied.layers):
+                self._joint.add(id(node))
+                keys.append(id(tied))
+            groups = {id(found[key]): found[key] for key in keys if key in found}
+            if len(groups) == 1:
+                group = next(iter(groups.values()))
+                group.append(node)
+            else:
+                group = [*(each for old in groups.values() for each in old), node]
+                found.update({key: group for key, old in found.items() if id(old) in groups})
+            found.update(dict.fromkeys(keys, group))
+        return list({id(group): group for group in found.values()}.values())
+
     def _group(self, nodes: list[gs.Node]) -> list[DynamicLayer]:
-        source = nodes[0].inputs[0]
-        moments = None if self.view.in_body(nodes[0]) else self.stats.of(Channels(source.name, -1, True))
-        treatment = self._known.get(str(source.name))
+        inputs = {id(node.inputs[0]): (node.inputs[0], self.view.in_body(node)) for node in nodes}
+        own = {
+            key: None if in_body else self.stats.of(Channels(tensor.name, -1, True))
+            for key, (tensor, in_body) in inputs.items()
+        }
+        known = [each for each in own.values() if each is not None]
+        moments = reduce(Moments.merge, known) if len(known) == len(own) else None
+        source = str(nodes[0].inputs[0].name)
+        treatment = self._known.get(source)
+        shared = [node for node in nodes if self.layers.sharing.layer(node) is not None]
         if treatment is None and moments is not None:
-            treatment = smoothing(moments, [self.layers.matrix(n) for n in nodes])
-        rows = self._rows(source) if moments is None else moments.n / moments.runs
+            neutral = any(id(node) not in self._joint for node in shared)
+            weights = {id(self.layers.weight(node)): node for node in nodes}
+            matrices = [self.layers.matrix(node) for node in weights.values()]
+            treatment = smoothing(moments, matrices, scaled=not neutral, beside=not shared)
+        readers = Counter(id(node.inputs[0]) for node in nodes)
         made = []
         for node in nodes:
-            work = Quantized("dynamic", smoothing=treatment, source=str(source.name), moments=moments, kept=self.kept)
-            times = run_time_times(self.layers.matrix(node).shape, rows, treatment or Smoothing(), len(nodes))
+            mine = own[id(node.inputs[0])]
+            rows = self._rows(node.inputs[0]) if mine is None else mine.n / mine.runs
+            tied = self.layers.sharing.layer(node) is not None
+            fits = not tied or id(node) in self._joint
+            work = Quantized("dynamic", smoothing=treatment, source=source, kept=self.kept, tied=tied)
+            work = replace(work, moments=moments if fits else None)
+            times = run_time_times(
+                self.layers.matrix(node).shape, rows, treatment or Smoothing(), readers[id(node.inputs[0])]
+            )
             made.append(DynamicLayer(node, work, *times))
         return made
 

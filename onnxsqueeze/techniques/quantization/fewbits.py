@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.techniques.quantization.grids import TINY
 from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
 
-__all__ = ["Fit", "Grid", "block_of", "fit", "rows_of", "shrunk"]
+__all__ = ["Fit", "Grid", "block_of", "fit", "rows_of"]
 
 Floats = NDArray[np.floating]
 
@@ -62,16 +62,6 @@ def block_of(row: int) -> int:
     """Return how many neighbours of a row of this length share a scale: a divisor of it near ``BLOCK``, or all."""
     near = [d for d in range(BLOCK // 2, 2 * BLOCK + 1) if row % d == 0]
     return min(near, key=lambda d: (abs(d - BLOCK), d), default=row)
-
-
-def shrunk(second: Floats, rows: int) -> Floats:
-    """Return ``E[xxᵀ]`` or a covariance that so many rows gave, drawn to its diagonal where they are few.
-
-    With twice as many rows as columns it stays, with as many it is the diagonal: what a few rows do not have in them
-    must not be used to hide errors.
-    """
-    share = min(max(2 * len(second) / max(rows, 1) - 1, 0.0), 1.0)
-    return second if share == 0 else second * (1 - share) + np.diag(np.diag(second) * share)
 
 
 def fit(

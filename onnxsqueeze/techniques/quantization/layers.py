@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +15,10 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.linear.bias import bias_tensor
+from onnxsqueeze.linear.weighted import is_stored
+from onnxsqueeze.techniques.quantization.emit.weights import read_by
 from onnxsqueeze.techniques.quantization.grids import Affine, Gate, fixed
+from onnxsqueeze.techniques.quantization.sharing import Sharing
 
 __all__ = ["LAYERS", "Layers", "weight_slots"]
 
@@ -33,10 +35,14 @@ _SLOTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1), "
 
 
 def weight_slots(node: gs.Node) -> tuple[int, ...]:
-    """Return which inputs of the node are large initializers: those of known layers, and matrices elsewhere."""
+    """Return which inputs of the node are large initializers: those of known layers, and matrices elsewhere.
+
+    ONNX Runtime restores a stored weight when it loads the model, so its own operators get it as before; those of
+    other domains may be anything. Floats beside a weight of integers are its scales, and no weight.
+    """
     if node.op in _SLOTS and is_standard(node):
         return tuple(s for s in _SLOTS[node.op] if s < len(node.inputs) and isinstance(node.inputs[s], gs.Constant))
-    if not is_standard(node):
+    if not (is_standard(node) or node.domain == "com.microsoft") or any(map(is_stored, node.inputs)):
         return ()
     return tuple(
         slot for slot, t in enumerate(node.inputs)
@@ -49,7 +55,7 @@ class Layers:
 
     ``static`` are Conv, Gemm and MatMul of the main graph that can run in integers; ``carried`` the operators around
     them that can follow; ``dynamic`` MatMul and Gemm that quantize their input at run time. The smallest weights, up to
-    the share ``spared`` of all, are refused.
+    the ``share`` of all, are refused.
     """
 
     KEEP_SCALE: ClassVar = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
@@ -57,10 +63,12 @@ class Layers:
     OWN_SCALE: ClassVar = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 
     def __init__(
-        self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True, spared: float = SPARED
+        self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True, share: float = SPARED
     ) -> None:
-        self.view, self._spared = view, spared
+        self.view, self.wanted, self._share = view, wanted, share
         layers = [n for n in view.of("Conv", "Gemm", "MatMul") if wanted(n) and self._is_layer(n)]
+        self.sharing = Sharing(view, layers, self._stays)
+        layers = [n for n in layers if self._agrees(n)]
         self.static = [n for n in layers if not view.in_body(n) and not self._on_tokens(n) and self._bias_is_known(n)]
         chosen = {id(n) for n in self.static}
         self.dynamic = [
@@ -68,7 +76,6 @@ class Layers:
             for n in layers
             if id(n) not in chosen and n.op != "Conv" and np.asarray(view.value(n.inputs[1])).size >= SMALL
         ]
-        self.wanted = wanted
 
     @cached_property
     def carried(self) -> list[gs.Node]:
@@ -145,26 +152,34 @@ class Layers:
         tensor = node.inputs[slot]
         if not isinstance(tensor, gs.Constant):
             return "its weight is computed at run time"
+        if reason := self._unfit(tensor):
+            return reason
+        tied = self.sharing.of(tensor)
+        return f"its weight is shared with '{tied.held}', which keeps it in float" if tied and tied.held else ""
+
+    def _unfit(self, tensor: gs.Constant) -> str:
+        """Return why an initializer stays as it is, "" if it need not."""
         if getattr(tensor, "overridable", False):
             return "its weight is also an input, so the caller may override it"
         if np.dtype(tensor.dtype) != np.float32:
             return f"its weight is {np.dtype(tensor.dtype)}"
-        if prod(tensor.shape) < self._least:
+        if prod(tensor.shape) < SMALL:
             return f"its weight has only {prod(tensor.shape)} elements"
+        if id(tensor) in self._spared:
+            return f"its weight has only {prod(tensor.shape)} elements: it is one of the smallest, {SPARED:.0%} of all"
         return ""
 
     @cached_property
-    def _least(self) -> int:
-        """How many elements a weight must have to be stored: all of one size are, or none."""
+    def _spared(self) -> set[int]:
+        """The ids of the weights that are left in float: the smallest, of equal ones the first, in all that share."""
         tensors = {id(n.inputs[s]): n.inputs[s] for n in self.view.nodes for s in weight_slots(n)}
-        sizes = Counter(prod(t.shape) for t in tensors.values())
-        budget, least = self._spared * sum(size * count for size, count in sizes.items()), SMALL
-        for size, count in sorted(sizes.items()):
-            budget -= size * count
+        budget, spared = self._share * sum(prod(t.shape) for t in tensors.values()), set()
+        for key, tensor in sorted(tensors.items(), key=lambda each: prod(each[1].shape)):
+            budget -= prod(tensor.shape)
             if budget < 0:
                 break
-            least = max(least, size + 1)
-        return least
+            spared.add(key)
+        return spared
 
     def _is_layer(self, node: gs.Node) -> bool:
         value = self.view.value(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -176,6 +191,20 @@ class Layers:
             plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
             return plain and not node.attrs.get("transA", 0)
         return node.op == "Conv" or value.ndim == 2
+
+    def _stays(self, node: gs.Node, slot: int) -> bool:
+        """Whether a reader of a weight needs it in float."""
+        if not self.wanted(node) or not is_standard(node):
+            return True
+        tensor = node.inputs[slot]
+        if not isinstance(tensor, gs.Constant):
+            return False
+        return slot not in weight_slots(node) or bool(self._unfit(tensor))
+
+    def _agrees(self, node: gs.Node) -> bool:
+        """Whether nothing else that reads the layer's weight keeps it from being integers."""
+        tied = self.sharing.layer(node)
+        return tied is None or (not tied.held and any(node is each for each in tied.layers))
 
     def _on_tokens(self, node: gs.Node) -> bool:
         """MatMul on (batch, sequence, features): outliers come and go, so ranges are taken at run time."""
@@ -193,6 +222,11 @@ class Layers:
             return False
         outputs = weight.shape[0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1]
         return bias.size == 1 or bias.shape in ((outputs,), (1, outputs))
+
+    def weight(self, node: gs.Node) -> gs.Tensor:
+        """Return what a layer multiplies by: the initializer, however it is handed on, or what is computed."""
+        found = read_by(node)
+        return node.inputs[1] if found is None else found.constant
 
     def matrix(self, node: gs.Node) -> NDArray[np.float32]:
         """Return the weight of a Gemm or MatMul as (inputs, outputs)."""

@@ -19,8 +19,9 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import Moments
+from onnxsqueeze.statistics.shrinkage import shrunk
 from onnxsqueeze.techniques.quantization.emit.weights import HELD, values_of
-from onnxsqueeze.techniques.quantization.fewbits import Fit, Grid, block_of, fit, rows_of, shrunk
+from onnxsqueeze.techniques.quantization.fewbits import Fit, Grid, block_of, fit, rows_of
 from onnxsqueeze.techniques.quantization.layers import Layers, weight_slots
 
 __all__ = ["BITS", "Weight", "chosen_bits", "plain_bits", "weights"]
@@ -140,7 +141,7 @@ class Weight:
 
 def weights(view: View, stats: Statistics, wanted: Callable[[gs.Node], bool]) -> Iterator[list[Weight] | Skip]:
     """Yield per node the weights that can be stored in few bits, and why others are not; a shared one only once."""
-    layers = Layers(view, wanted, spared=0.0)
+    layers = Layers(view, wanted, share=0.0)
     owners: dict[int, str] = {}
     for node in view.nodes:
         slots = weight_slots(node) if wanted(node) else ()

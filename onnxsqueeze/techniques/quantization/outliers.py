@@ -39,7 +39,9 @@ class Smoothing:
     error: float = inf
 
 
-def smoothing(moments: Moments, weights: Sequence[NDArray[np.float32]]) -> Smoothing:
+def smoothing(
+    moments: Moments, weights: Sequence[NDArray[np.float32]], *, scaled: bool = True, beside: bool = True
+) -> Smoothing:
     """Return the treatment with the least predicted error, each further operation having to pay for itself.
 
     ``weights`` (K, N each) all read the same input; errors are taken on about 128 of their columns, evenly strided.
@@ -49,6 +51,8 @@ def smoothing(moments: Moments, weights: Sequence[NDArray[np.float32]]) -> Smoot
     transformer a few tokens are a hundred times as large as the others. Where rows are divided by their peak p,
     ``E[p²/‖x‖²]`` takes the place of ``E[1/‖x‖²]``. After SmoothQuant (Xiao et al. 2022), with α found in closed form
     instead of by running the model, and LLM.int8 (Dettmers et al. 2022).
+
+    Without ``scaled`` the weights stay as they are, without ``beside`` no channel stays in float.
     """
     assert moments.squares is not None and moments.inverse is not None
     assert moments.low is not None and moments.high is not None and moments.crest is not None
@@ -64,21 +68,21 @@ def smoothing(moments: Moments, weights: Sequence[NDArray[np.float32]]) -> Smoot
     one_sided = -low < float(moments.high.max()) / 2
     span = 1 + min(-low / np.sqrt(crest / max(inverse, 1e-30)), 1.0)
     best, least = Smoothing(), inf
-    for count in (c for c in OUTLIERS if c * 8 <= len(peak)):
-        for alpha in ALPHAS:
+    for count in (c for c in OUTLIERS if c == 0 or (beside and c * 8 <= len(peak))):
+        for alpha in ALPHAS if scaled else ALPHAS[:1]:
             scale = peak**alpha / reach ** (1 - alpha) if alpha else np.ones_like(peak)
             scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
-            outliers = np.sort(np.argsort(-peak / scale, kind="stable")[:count])
+            exact = np.sort(np.argsort(-peak / scale, kind="stable")[:count])
             lows, highs, moved = moments.low / scale, moments.high / scale, stacked * scale[:, None]
-            lows[outliers] = highs[outliers] = moved[outliers] = 0
+            lows[exact] = highs[exact] = moved[exact] = 0
             step = float(highs.max() - lows.min()) / 255
             size, rounding = float((moved**2).sum()), moved - _rounded(moved)
             kept = ROUNDED * float((rounding**2).sum(axis=1) @ (power / scale**2))
             chosen = scale if alpha or count else None
             nodes = bool(alpha) + count / 32 + bool(count)
-            forms = [(step**2 / 12 * inverse * size, Smoothing(chosen, outliers), nodes)]
+            forms = [(step**2 / 12 * inverse * size, Smoothing(chosen, exact), nodes)]
             if not alpha:
-                peaks = Smoothing(chosen, outliers, True, low if one_sided else 0.0)
+                peaks = Smoothing(chosen, exact, True, low if one_sided else 0.0)
                 forms.append(((span / 255) ** 2 / 12 * crest * size, peaks, nodes + 1))
             for error, form, cost in forms:
                 total = (error + kept) / signal

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
 
-__all__ = ["Pattern", "Sparsifier", "masked"]
+__all__ = ["Pattern", "Sparsifier", "masked", "pattern_of"]
 
 Pattern = tuple[int, int]
 """(N, M): of each M neighbouring elements of a row N stay."""
@@ -29,6 +29,14 @@ START, GROWTH = 0.03, 1.4
 """The pull ρ towards the sparse weight in the first round, for inputs of unit variance, and its growth per round."""
 STEPS = 10
 """Steps of conjugate gradients that finish a weight; a guess takes half as many."""
+
+
+def pattern_of(text: str) -> Pattern:
+    """Return the pattern written N:M; ValueError if it is none."""
+    keep, _, of = text.partition(":")
+    if not (keep.isdecimal() and of.isdecimal() and 0 < int(keep) < int(of)):
+        raise ValueError("pattern is N:M with N under M, like 2:4")
+    return int(keep), int(of)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,14 @@ from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     FloatArray,
+    Integers,
     Kept,
+    known,
+    laid,
     multiplied,
     product_scales,
+    read_by,
+    remember,
     values_of,
 )
 from onnxsqueeze.techniques.quantization.fewbits import Grid, fit
@@ -36,21 +41,26 @@ def dynamic(
     second: FloatArray | None = None,
     source: str = "",
     kept: Kept | None = None,
+    tied: bool = False,
     bits: int = 8,
 ) -> None:
     """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
 
     ``smooth`` says what is done about outliers of the input first, ``second`` is ``E[xxᵀ]`` of the input as it comes,
-    which the rounding of the weight looks at, and ``source`` the name of the input. The weight is stored in ``bits``.
+    which the rounding of the weight looks at, and ``source`` the name of the input. All readers of a ``tied`` weight
+    read the same integers, which are laid out as it was. Other weights are stored in ``bits``.
     """
     kept = kept or Kept()
     smooth = smooth or Smoothing()
     tensor = node.inputs[1]
-    transposed = bool(node.op == "Gemm" and node.attrs.get("transB", 0))
-    hint, x, output = tensor.name, node.inputs[0], node.outputs[0]
+    shared = read_by(node) if tied else None
+    whole = tensor if shared is None else shared.constant
+    across = shared is not None and shared.axis == 0  # it is laid out as (N, K)
+    transposed = across if shared else bool(node.op == "Gemm" and node.attrs.get("transB", 0))
+    hint, x, output = whole.name, node.inputs[0], node.outputs[0]
 
     def rows() -> FloatArray:
-        return values_of(tensor).T if transposed else values_of(tensor)
+        return values_of(whole).T if transposed else values_of(whole)
 
     def read() -> FloatArray:
         return rows() if factor is None else rows() * factor[:, None]
@@ -66,27 +76,39 @@ def dynamic(
         x = _divided(graph, scope, x, factor, node)
     inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
     scales = kept.get(lambda: product_scales(values, "MatMul"), values, "columns")
-    q: gs.Tensor
-    if bits < 8:
-        few = fit(
-            values.T, Grid(bits), len(values), None if second is None else second * inverse, signs=False, half=False
-        )
-        scales, integers = few.scales.T, np.ascontiguousarray(few.q.T)
-        q = decoded(graph, scope, hint, integers, few.grid, onnx.TensorProto.INT8, node)
-    elif second is not None and values.size <= HELD and len(values) <= LARGEST:
 
-        def fitted() -> NDArray[np.int8]:
-            back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
-            return compensated(values, scales, back, pairs=True)
+    def made() -> tuple[gs.Constant, gs.Constant]:
+        if second is not None and values.size <= HELD and len(values) <= LARGEST:
 
-        q = edit.constant(graph, f"{hint}_int8", kept.get(fitted, values, "rounded"))
+            def fitted() -> NDArray[np.int8]:
+                back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
+                return compensated(values, scales, back, pairs=True)
+
+            found = kept.get(fitted, values, "rounded")
+            q = edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(found.T) if across else found)
+        else:
+            side = (lambda: read().T) if across else read
+            lazy = side if isinstance(whole, gs.Constant) else None
+            q = multiplied(graph, hint, values.T if across else values, scales, "MatMul", across, read=lazy)
+        return q, edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
+
+    weight: gs.Tensor
+    if shared is None and bits < 8:
+        moments = None if second is None else second * inverse
+        few = fit(values.T, Grid(bits), len(values), moments, signs=False, half=False)
+        weight_scale = edit.constant(graph, f"{hint}_scale", few.scales.reshape(-1))
+        weight = decoded(graph, scope, hint, np.ascontiguousarray(few.q.T), few.grid, onnx.TensorProto.INT8, node)
+    elif shared is None:
+        weight, weight_scale = made()
     else:
-        q = multiplied(graph, hint, values, scales, "MatMul", read=read if isinstance(tensor, gs.Constant) else None)
-    weight_scale = edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
+        found = [each for each in known(graph, shared.constant) if each.axis == shared.axis]
+        same = [each for each in found if _alike(each.factor, factor)]
+        mine = same[0] if same else remember(graph, Integers(shared.constant, *made(), shared.axis, factor))
+        weight, weight_scale = laid(graph, scope, mine.q, across, node), mine.scale
     if smooth.rows:
         x, peaks = _over_peaks(graph, scope, x, smooth.low, node)
     parts = _run_time_quantized(graph, scope, x, node)
-    result = _product(graph, scope, parts, q, weight_scale, output.name, node)
+    result = _product(graph, scope, parts, weight, weight_scale, output.name, node)
     if peaks is not None:
         result = edit.insert(graph, scope, "Mul", [result, peaks], f"{output.name}_times_peak", before=node)
     if beside is not None:
@@ -98,6 +120,10 @@ def dynamic(
     maker = result.inputs[0]
     edit.remove(scope, node)
     maker.outputs[0] = output
+
+
+def _alike(one: FloatArray | None, other: FloatArray | None) -> bool:
+    return one is other if one is None or other is None else np.array_equal(one, other)
 
 
 def _product(

@@ -67,15 +67,30 @@ def requantize(graph: Graph, tensor: gs.Tensor, affine: Affine) -> None:
     edit.redirect(tensor, result, only=readers)
 
 
-def weight(graph: Graph, node: gs.Node, slot: int, q: gs.Tensor, scales: FloatArray, axis: int | None) -> None:
-    """Feed an input of the node from int8 values through a DequantizeLinear.
+def weight(
+    graph: Graph,
+    node: gs.Node,
+    slot: int,
+    q: gs.Tensor,
+    scales: FloatArray,
+    axis: int | None,
+    scale: gs.Constant | None = None,
+) -> None:
+    """Feed an input of the node from int8 integers through a DequantizeLinear, which readers of the same ones share.
 
-    There is a scale per channel along ``axis``, or a single one if that is None.
+    There is a scale per channel along ``axis``, or a single one if that is None; ``scale`` holds them if something
+    holds them already.
     """
     name = node.inputs[slot].name
+    if scale is not None:
+        for reader in q.outputs:
+            if reader.op == "DequantizeLinear" and reader.inputs[1] is scale:
+                node.inputs[slot] = reader.outputs[0]
+                return
     shape, attrs = ((), {}) if axis is None else ((-1,), {"axis": axis})
-    scale = edit.constant(graph, f"{name}_scale", np.asarray(scales.reshape(shape), order="C"))
-    zero = edit.constant(graph, f"{name}_zero_point", np.zeros_like(scale.values, np.int8))
+    if scale is None:
+        scale = edit.constant(graph, f"{name}_scale", np.asarray(scales.reshape(shape), order="C"))
+    zero = edit.constant(graph, f"{name}_zero_point", np.zeros(scale.shape, np.int8))
     node.inputs[slot] = edit.insert(
         graph, graph, "DequantizeLinear", [q, scale, zero], f"{name}_dequantized", attrs, before=node
     )

@@ -16,9 +16,12 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     ROW,
     FloatArray,
+    Integers,
     Kept,
     integers,
+    known,
     reader,
+    remember,
     scales_of,
     values_of,
 )
@@ -43,8 +46,9 @@ def stored(
     ``wide``: as int16, which restores it all but exactly. ``second`` is ``E[xxᵀ]`` of the input of a MatMul, which the
     rounding looks at, and ``source`` the input's name.
 
-    The table of a Gather stays int8 in memory too: only the rows that are read are restored. Returns the restored
-    values of a weight that is small enough to be held.
+    The table of a Gather stays int8 in memory too: only the rows that are read are restored. Integers that layers
+    multiply by, or that a Gather reads, serve the other readers as well. Returns the restored values of a weight that
+    is small enough to be held.
     """
     kept = kept or Kept()
     tensor = node.inputs[slot]
@@ -55,9 +59,16 @@ def stored(
     values = values_of(tensor)
     if not np.isfinite(values).all():
         return None
-    by_rows = len(values) * ROW <= values.size if values.ndim else False
-    if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and len(tensor.outputs) == 1 and by_rows:
-        _gathered(graph, scope, node, tensor, values, kept)
+    made = min(known(graph, tensor), key=lambda each: each.factor is not None, default=None)
+    if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and (made is None or made.factor is None):
+        by_rows = len(values) * ROW <= values.size if values.ndim else False
+        if made is None and by_rows and (len(tensor.outputs) == 1 or not wide):
+            made = _by_rows(graph, tensor, values, kept)
+        if made is not None:
+            _gathered(graph, scope, node, made)
+            return None
+    if made is not None:
+        _restored(graph, scope, tensor, made)
         return None
     blocks = (-1, _block(values.shape))
     flat = values.reshape(blocks)
@@ -77,8 +88,7 @@ def stored(
         else:
             q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)
-    inside = {id(n) for n in scope.nodes}
-    home = scope if all(id(n) in inside for n in tensor.outputs) else graph
+    home = _home(graph, scope, tensor)
     first = home.nodes[0]
     cast = edit.insert(graph, home, "Cast", [q], f"{tensor.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=first)
     restored = edit.insert(graph, home, "Mul", [cast, scale], f"{tensor.name}_blocks", before=first)
@@ -104,13 +114,48 @@ def _block(shape: Sequence[int]) -> int:
     return next((d for d in range(64, 31, -1) if row % d == 0), row)
 
 
-def _gathered(graph: Graph, scope: Graph, node: gs.Node, tensor: gs.Constant, values: FloatArray, kept: Kept) -> None:
-    """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
-    output, indices = node.outputs[0], node.inputs[1]
+def _home(graph: Graph, scope: Graph, tensor: gs.Tensor) -> Graph:
+    """Return the graph in which all readers of a tensor see what is made there."""
+    inside = {id(n) for n in scope.nodes}
+    return scope if all(id(n) in inside for n in tensor.outputs) else graph
+
+
+def _restored(graph: Graph, scope: Graph, tensor: gs.Constant, made: Integers) -> None:
+    """Let what still reads the float weight read its integers, restored when the model is loaded."""
+    home = _home(graph, scope, tensor)
+    first, to = home.nodes[0], {"to": onnx.TensorProto.FLOAT}
+    rest = [-1 if axis == made.axis else 1 for axis in range(len(tensor.shape))]
+    scale = _shaped(graph, home, made.scale, rest, first)
+    cast = edit.insert(graph, home, "Cast", [made.q], f"{tensor.name}_cast", to, before=first)
+    restored = edit.insert(graph, home, "Mul", [cast, scale], f"{tensor.name}_restored", before=first)
+    if made.factor is not None:
+        back = (1 / made.factor).astype(np.float32).reshape([1 if size == -1 else -1 for size in rest])
+        whole = edit.constant(graph, f"{tensor.name}_factor", back)
+        restored = edit.insert(graph, home, "Mul", [restored, whole], f"{tensor.name}_unscaled", before=first)
+    edit.redirect(tensor, restored)
+
+
+def _shaped(graph: Graph, scope: Graph, scale: gs.Constant, shape: Sequence[int], before: gs.Node) -> gs.Tensor:
+    """Return a vector of scales in another shape, which it has when the model is loaded."""
+    if not scale.shape or len(shape) == len(scale.shape) or shape[-1] == -1:
+        return scale
+    wanted = edit.constant(graph, f"{scale.name}_shape", np.array(shape, np.int64))
+    return edit.insert(graph, scope, "Reshape", [scale, wanted], f"{scale.name}_shaped", before=before)
+
+
+def _by_rows(graph: Graph, tensor: gs.Constant, values: FloatArray, kept: Kept) -> Integers:
     scales = kept.get(lambda: scales_of(values, (0,)), values, "rows")
     q = integers(graph, tensor.name, values, scales, reader(tensor))
-    rows = edit.insert(graph, scope, "Gather", [q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
-    scale = edit.constant(graph, f"{tensor.name}_scale", scales)
-    row_scales = edit.insert(graph, scope, "Gather", [scale, indices], f"{output.name}_scale", {"axis": 0}, before=node)
+    return remember(graph, Integers(tensor, q, edit.constant(graph, f"{tensor.name}_scale", scales), 0))
+
+
+def _gathered(graph: Graph, scope: Graph, node: gs.Node, made: Integers) -> None:
+    """Gather int8 rows and their scales, and multiply: only the rows that are read are restored."""
+    output, indices = node.outputs[0], node.inputs[1]
+    rows = edit.insert(graph, scope, "Gather", [made.q, indices], f"{output.name}_int8", {"axis": 0}, before=node)
+    rest = [-1 if axis == made.axis else 1 for axis in range(len(made.q.shape))]
+    scale = _shaped(graph, scope, made.scale, rest, node)
+    if made.axis == 0 and made.scale.shape:
+        scale = edit.insert(graph, scope, "Gather", [scale, indices], f"{output.name}_scale", {"axis": 0}, before=node)
     cast = edit.insert(graph, scope, "Cast", [rows], f"{output.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
-    edit.replace(graph, scope, node, "Mul", [cast, row_scales])
+    edit.replace(graph, scope, node, "Mul", [cast, scale])

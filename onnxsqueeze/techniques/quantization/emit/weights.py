@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.errors import PassError
 from onnxsqueeze.graph import edit
-from onnxsqueeze.graph.constants import constant_value
+from onnxsqueeze.graph.constants import constant_value, followed
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import Derived
 from onnxsqueeze.targets.pairs import limited_scales, rounded, rows_of, weight_of
@@ -23,11 +24,17 @@ __all__ = [
     "HELD",
     "ROW",
     "FloatArray",
+    "Integers",
     "Kept",
+    "Reading",
     "integers",
+    "known",
+    "laid",
     "multiplied",
     "product_scales",
+    "read_by",
     "reader",
+    "remember",
     "scales_of",
     "values_of",
 ]
@@ -37,6 +44,70 @@ ROW = 8
 """Weights that must share a scale at least, so that scales do not outweigh what int8 saves."""
 HELD = 1 << 23
 """Quantized weights larger than this, in bytes, are computed while the file is written instead of held."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a layer multiplies by: an initializer, transposed if ``flipped``, whose ``axis`` holds its outputs."""
+
+    constant: gs.Constant
+    axis: int
+    flipped: bool
+
+
+def read_by(node: gs.Node) -> Reading | None:
+    """Return the initializer that is the weight of a Conv, Gemm or MatMul, also through Identity and Transpose.
+
+    None for a weight that the caller may override, that is no float32, or that is computed in another way.
+    """
+    found = followed(node.inputs[1], ("Identity", "Transpose"), fixed=True)
+    if found is None or found.constant is None or np.dtype(found.constant.dtype) != np.float32:
+        return None
+    axis = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+    rank = len(found.constant.shape)
+    axes = list(range(rank))
+    for step in reversed(found.passed):
+        if step.op == "Transpose":
+            axes = [axes[i] for i in step.attrs.get("perm") or list(range(rank))[::-1]]
+    if axes == sorted(axes):
+        return Reading(found.constant, axis, False)
+    return Reading(found.constant, axes[axis], True) if rank == 2 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Integers:
+    """An initializer as integers: ``constant ≈ q·scale / factor``, the scales along ``axis``, the factor along the
+    other one (None: there is none).
+    """
+
+    constant: gs.Constant
+    q: gs.Constant
+    scale: gs.Constant
+    axis: int
+    factor: FloatArray | None = None
+
+
+def known(graph: Graph, constant: gs.Constant) -> list[Integers]:
+    """Return the integers that edits of this graph have made of an initializer."""
+    found: list[Integers] = graph.index.made.get(("integers", id(constant)), [])
+    return found
+
+
+def remember(graph: Graph, made: Integers) -> Integers:
+    """Let other readers of the same initializer find its integers, and return them."""
+    graph.index.made.setdefault(("integers", id(made.constant)), []).append(made)
+    return made
+
+
+def laid(graph: Graph, scope: Graph, q: gs.Constant, flipped: bool, before: gs.Node) -> gs.Tensor:
+    """Return the integers as a layer reads them: through a Transpose, which the runtime folds, if ``flipped``."""
+    if not flipped:
+        return q
+    inside = {id(node) for node in scope.nodes}
+    for each in q.outputs:
+        if each.op == "Transpose" and id(each) in inside:
+            return each.outputs[0]
+    return edit.insert(graph, scope, "Transpose", [q], f"{q.name}_transposed", {"perm": [1, 0]}, before=before)
 
 
 class Kept:

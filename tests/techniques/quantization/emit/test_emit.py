@@ -93,7 +93,11 @@ def test_readers_of_one_weight_share_what_is_stored() -> None:
         stored.stored(graph, graph, node, 0)
     edit.tidy(graph)
 
-    assert sorted(ops(graph)) == ["Cast", "Gather", "Gather", "Mul", "Reshape"] or ops(graph).count("Cast") == 1
+    tables = {
+        id(t): t for node in graph.nodes for t in node.inputs if isinstance(t, gs.Constant) and t.dtype == np.int8
+    }
+    assert len(tables) == 1
+    assert ops(graph).count("Gather") == 4  # rows and scales of each
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
