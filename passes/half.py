@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.plugin import Graph, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.floats.halved import HALVES, exact_half, halve
 
@@ -60,17 +61,26 @@ class Half(Selected[Halved]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Halved] | Skip]:
         """Yield a site for every node with a float32 weight that can be written in 16 bits; a shared one only once."""
-        if view.opset < (13 if self.type == "bfloat16" else 9):
+        least = 13 if self.type == "bfloat16" else 9
+        if view.opset < least:
+            reason = f"{self.type} needs opset {least}"
+            yield from (Skip(key_of(each.node), reason) for each in weighted(view) if not self.exact)
             return
-        seen: set[int] = set()
+        owners: dict[int, str] = {}
+        told: set[str] = set()
         for node in view.nodes:
-            if not self.wanted((node.name, key_of(node))):
+            key = key_of(node)
+            if not self.wanted((node.name, key)):
+                told.add(key)
                 continue
             slots, reason = [], ""
             for slot, tensor in enumerate(node.inputs):
-                if id(tensor) in seen or not _is_weight(view, tensor):
+                if not _is_weight(view, tensor):
                     continue
-                seen.add(id(tensor))
+                if id(tensor) in owners:
+                    reason = f"its weight is stored with that of '{owners[id(tensor)]}'"
+                    continue
+                owners[id(tensor)] = key
                 dtype = self._dtype(view, tensor)
                 if isinstance(dtype, str):
                     reason = dtype
@@ -78,9 +88,14 @@ class Half(Selected[Halved]):
                     slots.append((slot, dtype))
             if slots:
                 words = " and ".join(dict.fromkeys(dtype.name for _, dtype in slots))
-                yield Site(key_of(node), f"stored as {words}", {"op": node.op}, work=Halved(tuple(slots)))
+                yield Site(key, f"stored as {words}", {"op": node.op}, work=Halved(tuple(slots)))
             elif reason and not self.exact:
-                yield Skip(key_of(node), reason)
+                yield Skip(key, reason)
+            if slots or reason:
+                told.add(key)
+        for each in weighted(view) if not self.exact else ():
+            if key_of(each.node) not in told:
+                yield Skip(key_of(each.node), each.apart or f"it reads no float32 initializer of {SMALL} elements")
 
     def apply(self, site: Site[Halved], graph: Graph) -> None:
         """Halve the weights of one node."""

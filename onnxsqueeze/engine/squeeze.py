@@ -14,7 +14,8 @@ import onnx
 
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import registry
-from onnxsqueeze.engine.order import CLOSING, finds, refuse_order, with_implied
+from onnxsqueeze.engine.implied import CLOSING, finds, with_implied
+from onnxsqueeze.engine.order import refuse_order
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
