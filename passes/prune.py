@@ -7,10 +7,8 @@ from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
 from onnxsqueeze.budget.spend import DEFAULT_ERROR, By, within, worth
-from onnxsqueeze.contract.plan import forgone
+from onnxsqueeze.contract.bargain import forgone
 from onnxsqueeze.linear import refit
 from onnxsqueeze.linear.fitting import few_rows
 from onnxsqueeze.linear.layers import Linear, describe
@@ -25,8 +23,6 @@ from onnxsqueeze.techniques.pruning.units import Group
 
 __all__ = ["Prune"]
 
-POINTS = 32
-"""Points of the curve that a site carries, at most."""
 LEVELS = (0.75, 0.5, 0.25)
 """The shares of its units that a group keeps in a study of sensitivity."""
 
@@ -270,13 +266,7 @@ class Prune(Selected[Removed]):
                 "fitted": self.repair and all(reader.spread is not None for reader, _ in candidate.readers),
             }
             loss = candidate.curve.loss
-            picked = np.unique(np.linspace(0, len(loss) - 1, POINTS).round().astype(int)).tolist()
-            detail["curve"] = {
-                "x": picked,
-                "y": [float(f"{loss[i]:.3g}") for i in picked],
-                "chosen": count,
-                "label": f"{kind} removed",
-            }
+            detail["curve"] = candidate.drawn(count, f"{kind} removed")
             words = f"{group.size} to {group.size - count} {kind}"
             work = Removed(problem, index, candidate.gone(count))
             yield Site(group.name, words, detail, float(loss[count]), work=work)

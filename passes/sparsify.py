@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, partial
@@ -18,7 +17,8 @@ from onnxsqueeze.linear.chains import rewrite
 from onnxsqueeze.linear.fitting import Fitting, few_rows, fitting, relative_error
 from onnxsqueeze.linear.layers import matrix
 from onnxsqueeze.measure.switchboard import impacts
-from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit
+from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View
+from onnxsqueeze.techniques.sparsity.packed import packed
 from onnxsqueeze.techniques.sparsity.sparsifier import Pattern, Sparsifier, pattern_of
 from onnxsqueeze.words import amount
 
@@ -30,8 +30,6 @@ GRID = tuple(round(1 - 0.05 * i, 2) for i in range(20))
 """Shares that a layer may be given."""
 LEVELS = (0.7, 0.5, 0.3)
 """Shares at which ``levels`` treats a layer."""
-PACKED = 1 << 30
-"""Bytes of weights that are compressed at most to see what they take then."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class Sparsify(Selected[Thinned]):
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
         """Say what the zeros bring, and what feeds would."""
         sites = list(done)
-        sizes = [_packed(graph, sites) for graph in (before, after)]
+        sizes = [packed(graph, sites) for graph in (before, after)]
         if sizes[0] and sizes[1]:
             yield (
                 f"zeros shrink nothing by themselves: the weights of these layers, {amount(sizes[0], 'B')} under gzip, "
@@ -292,15 +290,3 @@ def _guessed(site: Site[Thinned], graph: Graph) -> None:
     weight = layer.guess(site.work.share)
     for key in layer.fitting.layer.keys:
         layer.put(graph, key, weight=weight)
-
-
-def _packed(graph: Graph, sites: Sequence[Site]) -> int:
-    """Return the bytes of the sites' weights under gzip, 0 if they are too large to try."""
-    view = View(graph)
-    nodes = [edit.find(graph, site.key)[0] for site in sites]
-    layers = [node.inputs[0].inputs[0] if node.op == "Add" else node for node in nodes]  # an Add holds the bias
-    weights = [np.asarray(view.value(layer.inputs[1])) for layer in layers]
-    if sum(weight.nbytes for weight in weights) > PACKED:
-        return 0
-    packer = zlib.compressobj()
-    return sum(len(packer.compress(weight.tobytes())) for weight in weights) + len(packer.flush())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic
-
-from onnxsqueeze.measure.answers import decibels
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -21,7 +19,7 @@ else:  # type checkers bring that module themselves; at run time nothing reads t
     W = TypeVar("W")
     W_co = TypeVar("W_co", covariant=True)
 
-__all__ = ["Level", "Site", "Skip", "W", "forgone"]
+__all__ = ["Level", "Site", "Skip", "W"]
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,3 @@ class Level:
     share: float
     error: float | None
     rewrites: Mapping[str, Rewrite] = field(compare=False, repr=False)
-
-
-def forgone(
-    mild: Iterable[Site[W] | Skip], full: Iterable[Site[W] | Skip], saved: float, error: float
-) -> Iterator[Site[W] | Skip]:
-    """Yield a mild plan; what only the full one would rewrite is skipped, since it saves too little for its error.
-
-    ``saved`` is the share of the cost that the full plan saves, ``error`` the relative squared error of its answers.
-    """
-    reason = (
-        f"saving {saved:.1%} is not worth answers at {decibels(error):.0f} dB: ask for it with ratio= or max-error="
-    )
-    gone = {entry.key for entry in full if isinstance(entry, Site)}
-    for entry in mild:
-        yield replace(entry, reason=reason) if isinstance(entry, Skip) and entry.key in gone else entry

@@ -18,7 +18,8 @@ def shrunk(second: NDArray[np.floating], rows: float) -> Matrix:
     ``α = Σ Var(s_ij) / Σ s_ij²`` over i ≠ j and ``β = Σ Var(s_ii) / Σ (s_ii − mean)²`` (Ledoit and Wolf, 2004, with the
     targets of Schäfer and Strimmer, 2005, and of Opgen-Rhein and Strimmer, 2007), where for normal rows
     ``Var(s_ij) = (s_ii·s_jj + s_ij²)/n``, as in Chen et al., 2010. Both are 1 at a single row and next to nothing with
-    many, α about ``(tr S)² / ‖S‖² / n`` and β about 2/n.
+    many, α about ``(tr S)² / ‖S‖² / n`` and β about 2/n. Where a channel's own moment falls, so do those that it shares
+    with others, by its root: what is returned stays positive semidefinite.
     """
     variance = np.diag(second).astype(np.float64)
     square = float((variance**2).sum())
@@ -28,6 +29,8 @@ def shrunk(second: NDArray[np.floating], rows: float) -> Matrix:
     between = square - len(variance) * mean**2
     alpha = min((products + squares) / max(rows * squares, 1e-300), 1.0)
     beta = min(2 * square / max(rows * between, 1e-300), 1.0)
-    drawn = np.asarray(second, np.float64) * (1 - alpha)
-    drawn[np.diag_indices_from(drawn)] = (1 - beta) * variance + beta * mean
+    own = (1 - beta) * variance + beta * mean
+    less = np.sqrt(np.minimum(np.divide(own, variance, out=np.ones_like(own), where=variance > 0), 1.0))
+    drawn = np.asarray(second, np.float64) * (1 - alpha) * less * less[:, None]
+    drawn[np.diag_indices_from(drawn)] = own
     return drawn

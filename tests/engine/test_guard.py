@@ -45,8 +45,8 @@ def test_the_mildest_forms() -> None:
     assert LowRank().milder() is None
     assert Prune(ratio=0.2, steps=3).milder() == Prune()
     assert Depthwise(ratio=0.2).milder() == Depthwise()
-    assert Sparsify(ratio=0.1).milder() == Sparsify(ratio=0.8)
-    assert Sparsify(ratio=0.9).milder() is None
+    assert Sparsify(ratio=0.1).milder() == Sparsify()
+    assert Sparsify().milder() is None
 
 
 def test_weights_are_only_stored_without_arithmetic() -> None:

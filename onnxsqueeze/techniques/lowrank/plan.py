@@ -12,9 +12,10 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.budget.spend import Option, within, worth
+from onnxsqueeze.contract.bargain import forgone
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
-from onnxsqueeze.contract.plan import Level, Site, Skip, forgone
+from onnxsqueeze.contract.plan import Level, Site, Skip
 from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of

@@ -33,6 +33,8 @@ Score = Literal["obs", "l1", "l2", "random"]
 ROUNDS = 4
 CHEAPEST, DEAREST = 1e-9, 1e6
 """The prices of the whole cost, in relative errors of the answers, between which the choice lies."""
+POINTS = 32
+"""Points of a curve that a site carries, at most."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,12 @@ class Candidate:
     def gone(self, count: int) -> tuple[int, ...]:
         """Return the first units to go."""
         return tuple(sorted(self.curve.order[:count].tolist()))
+
+    def drawn(self, chosen: int, label: str) -> dict[str, object]:
+        """Return the loss by units removed, as reports draw it."""
+        loss = self.curve.loss
+        picked = np.unique(np.linspace(0, len(loss) - 1, POINTS).round().astype(int)).tolist()
+        return {"x": picked, "y": [float(f"{loss[i]:.3g}") for i in picked], "chosen": chosen, "label": label}
 
 
 @dataclass

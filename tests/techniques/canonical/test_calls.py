@@ -29,7 +29,7 @@ def model_of(calls: str, *functions: str) -> onnx.ModelProto:
 LAYERS = "a = my.block(x, w, b) y = my.block(a, v, c)"
 
 
-@pytest.mark.parametrize("pass_", ["int8", "lowrank{rank=8}", "sparsify"])
+@pytest.mark.parametrize("pass_", ["int8", "lowrank{rank=16}", "sparsify{ratio=0.5}"])
 def test_layers_inside_functions_are_treated_like_others(pass_: str) -> None:
     model = model_of(LAYERS, LINEAR, OUTER, GELU)
 

@@ -73,6 +73,6 @@ def test_a_sum_in_front_of_the_activation_stays_fused() -> None:
 def test_passes_for_layers_see_it() -> None:
     model = parse(GOOD["gemm"], domains=DOMAIN)
 
-    step = squeeze(model, "sparsify", feeds(model, 12)).report.steps[-1]
+    step = squeeze(model, "sparsify{ratio=0.5}", feeds(model, 12)).report.steps[-1]
 
     assert len(step.done) == 1
