@@ -17,6 +17,7 @@ from onnxsqueeze.engine import options, promises
 from onnxsqueeze.engine.growth import LargerError, growth
 from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, SqueezeError, UsageError
 from onnxsqueeze.graph.edit import distinguish
+from onnxsqueeze.graph.operators import QUANTIZED
 from onnxsqueeze.graph.opset import lower_opset, raise_opset
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import walk
@@ -46,11 +47,6 @@ CONVERTED = 60.0
 """A raised or lowered opset under this SQNR in dB is another model: an operator was misread."""
 ROUNDS = 64
 """How often a pass that repeats is planned at most."""
-QUANTIZED = (
-    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
-    *("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QGemm", "QMoE", "DynamicQuantizeMatMul"),
-    *("MatMulIntegerToFloat", "DynamicQuantizeLSTM", "QAttention"),
-)
 
 
 @dataclass
