@@ -6,7 +6,9 @@
     + UnknownPassError: a name that no pass has
     + FeedError: calibration data that does not fit the model
   x ModelError 3: the model file cannot be read, checked or run
+    + UnmeasuredError: a model that was instrumented does not run, so that something cannot be measured
   x PassError 4: a pass broke its promise; this is our bug
+    + PlaceError: a pass cannot go on at one place, which is then left alone
     + ContractError: a pass does not keep to the contract of passes; the bug of whoever wrote the pass
   x ToleranceError 5: the result is further from the original than allowed; nothing is written
 """
@@ -20,10 +22,12 @@ __all__ = [
     "FeedError",
     "ModelError",
     "PassError",
+    "PlaceError",
     "SpecError",
     "SqueezeError",
     "ToleranceError",
     "UnknownPassError",
+    "UnmeasuredError",
     "UsageError",
 ]
 
@@ -58,6 +62,10 @@ class ModelError(SqueezeError):
     exit_code = 3
 
 
+class UnmeasuredError(ModelError):
+    """A model that was instrumented does not run where the user's own does: what it was to measure is not known."""
+
+
 class PassError(SqueezeError):
     """A pass broke its promise; the original exception is its cause."""
 
@@ -66,6 +74,17 @@ class PassError(SqueezeError):
 
 class ContractError(PassError):
     """A pass does not keep to the contract of passes; the message names the pass, the place and the way out."""
+
+
+class PlaceError(PassError):
+    """A pass cannot go on at one place; the engine tries it again without that place.
+
+    ``key`` and ``action`` are those of the site.
+    """
+
+    def __init__(self, message: str, key: str = "", action: str = "") -> None:
+        super().__init__(message)
+        self.key, self.action = key, action
 
 
 class ToleranceError(SqueezeError):

@@ -1,17 +1,19 @@
-"""The one writer of files: they appear whole, and together, or not at all."""
+"""Files: outputs appear whole, together, or not at all, and never where an input is; only regular files are read."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from onnxsqueeze.errors import UsageError
 
-__all__ = ["Files", "whole"]
+__all__ = ["Files", "open_regular", "refuse_to_overwrite", "whole"]
 
 
 class Files:
@@ -31,7 +33,7 @@ class Files:
     @contextmanager
     def create(self, path: Path) -> Iterator[BinaryIO]:
         """Open a file that will become ``path``."""
-        place = path.resolve()
+        place = _place(path)
         if place.exists() and not place.is_file():
             with place.open("wb") as file:
                 yield file
@@ -60,3 +62,56 @@ def whole(path: Path, what: str) -> Iterator[BinaryIO]:
     """Open a single file that appears as ``path`` when the block ends without an error; see ``Files``."""
     with Files(what) as files, files.create(path) as file:
         yield file
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read; OSError if it is a pipe, a device or a socket, where reading may wait for ever."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path.open("rb")
+
+
+def refuse_to_overwrite(
+    outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Path]], words: Mapping[str, str]
+) -> None:
+    """Raise UsageError for an output that cannot be written, or that is an input or another output.
+
+    Both are named in words: ``outputs`` by what the user wrote, such as "--report", and by what they are if ``words``
+    has that, ``inputs`` by what they are, such as "the calibration data". Links are followed, and two names of one file
+    are one; devices and pipes may be shared.
+    """
+    taken = {what: [_identity(path) for path in paths] for what, paths in inputs.items()}
+    for said, path in outputs.items():
+        place = _place(path)
+        if place.is_dir():
+            raise UsageError(f"{said} {path} is a folder: name a file")
+        if place.is_symlink():
+            raise UsageError(f"{said} {path} is a link that leads to itself: name a file")
+        if not place.parent.is_dir():
+            raise UsageError(f"{said} {path}: there is no folder {place.parent if path.is_symlink() else path.parent}")
+        if place.exists() and not place.is_file():
+            continue
+        if not os.access(place.parent, os.W_OK):
+            raise UsageError(f"{said} {path}: the folder {path.parent} cannot be written to; name a file elsewhere")
+        own = _identity(path)
+        for what, others in taken.items():
+            if own in others:
+                raise UsageError(f"{said} {path} would overwrite {what}: name another file")
+        taken[words.get(said, f"what {said} writes")] = [own]
+
+
+def _place(path: Path) -> Path:
+    """Return where a path leads; a link that leads to itself stays one."""
+    return Path(os.path.realpath(path))
+
+
+def _identity(path: Path) -> object:
+    """Return what two names of one file have in common."""
+    try:
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    except OSError:
+        return os.path.normcase(_place(path))

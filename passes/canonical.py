@@ -35,6 +35,7 @@ class Canonical(Pass[Work]):
     name: ClassVar[str] = "canonical"
     summary: ClassVar[str] = "one operator for spelled-out activations; scales and shifts folded into the next layer"
     repeats: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""

@@ -45,6 +45,7 @@ class Clean(Pass[Work]):
     cleans_first: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     fold_limit: int = 1 << 14
     """The largest constant, in bytes, that folding may make beyond what it replaces."""

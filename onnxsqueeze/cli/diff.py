@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxsqueeze.analysis.diff.words import FEW, born, short, title, words
-from onnxsqueeze.cli.options import command_line, console_on, number, numbers, refuse_to_overwrite, seed, write_report
+from onnxsqueeze.cli.options import command_line, console_on, number, numbers, seed, write_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,12 +52,11 @@ def command(
     Tells what was added, removed, replaced, changed and renamed from A to B, and with --calib the numbers. The exit
     code is 0 if the models are the same, 1 if they differ; the order of nodes does not count.
     """
-    if html is not None:
-        refuse_to_overwrite("--html", Path(html), {"the model": Path(before), "the other model": Path(after)})
-
     from onnxsqueeze.analysis.diff.diff import diff
+    from onnxsqueeze.engine.places import refuse_places
     from onnxsqueeze.ir.files import load
 
+    refuse_places({"--html": html}, {"the model": before, "the other model": after}, calibration=calib)
     graphs = load(before), load(after)
     found = diff(*graphs, calib, **settings)
     if html is not None:

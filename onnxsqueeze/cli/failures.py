@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import click
 
 from onnxsqueeze.errors import ContractError, PassError, SpecError, SqueezeError
 
-__all__ = ["failures"]
+__all__ = ["failures", "heeding_termination"]
 
 DEBUG = "ONNXSQUEEZE_DEBUG"
 
@@ -35,8 +37,9 @@ def failures(ctx: click.Context | None = None) -> Iterator[None]:
         _fail(f"{error}; this is a bug, run again with {DEBUG}=1 for the traceback", error.exit_code)
     except SqueezeError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; {(ctx and ctx.obj) or 'nothing was written'}", 130)
+    except KeyboardInterrupt as error:
+        word, code = ("terminated", 143) if isinstance(error, _Terminated) else ("interrupted", 130)
+        _fail(f"{word}; {(ctx and ctx.obj) or 'nothing was written'}", code)
     except MemoryError:
         _fail("out of memory: close other programs, or give less calibration data", SqueezeError.exit_code)
     except OSError as error:
@@ -49,6 +52,27 @@ def failures(ctx: click.Context | None = None) -> Iterator[None]:
         _fail(
             f"this is a bug in onnxsqueeze: {problem}; run again with {DEBUG}=1 for the traceback", PassError.exit_code
         )
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which unwinds like Ctrl-C."""
+
+
+@contextmanager
+def heeding_termination() -> Iterator[None]:
+    """Let SIGTERM end what runs like Ctrl-C, so that half-written files and temporary folders go."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(message: str, code: int, one_line: bool = True) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxsqueeze.cli.options import command_line, console_on, refuse_to_overwrite, write_report
+from onnxsqueeze.cli.options import command_line, console_on, write_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,11 +39,10 @@ def command(
 
     Layers are sorted by measured time, else by MACs, then by bytes; their weights are described below them.
     """
-    if html is not None:
-        refuse_to_overwrite("--html", Path(html), {"the model": Path(model)})
-
     from onnxsqueeze.analysis.inspection.inspect import inspect_model
+    from onnxsqueeze.engine.places import refuse_places
 
+    refuse_places({"--html": html}, {"the model": model}, calibration=calib)
     found = inspect_model(model, profile=profile, calibration=calib)
     if html is not None:
         from onnxsqueeze.report.pages.page import inspection_page

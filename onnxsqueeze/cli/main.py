@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxsqueeze.cli.failures import failures
+from onnxsqueeze.cli.failures import failures, heeding_termination
 from onnxsqueeze.cli.options import (
     GIVEN,
     command_line,
     console_on,
     number,
     numbers,
-    refuse_to_overwrite,
     seed,
     write_report,
 )
@@ -67,7 +66,7 @@ class CommandLine(click.Command):
             raise UsageError(f"{error.format_message()}; {hint}") from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        with failures(ctx):
+        with failures(ctx), heeding_termination():
             return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -136,23 +135,26 @@ def main(
         raise UsageError("-p and --recipe both say what to do: drop one of them")
     source = Path(model)
     target = Path(output) if output is not None else source.with_name(f"{source.stem}.squeezed.onnx")
-    refuse_to_overwrite("--output", target, {"the model": source})
-    if report is not None:
-        refuse_to_overwrite("--report", Path(report), {"the model": source, "the squeezed model": target})
-    if save_recipe is not None:
-        if dry_run:
-            raise UsageError("--save-recipe writes what a run has decided, and --dry-run decides nothing: drop one")
-        refuse_to_overwrite("--save-recipe", Path(save_recipe), {"the model": source, "the squeezed model": target})
-    if html is not None:
-        others = {"the model": source, "the squeezed model": target}
-        refuse_to_overwrite("--html", Path(html), others | ({"the report": Path(report)} if report else {}))
+    if save_recipe is not None and dry_run:
+        raise UsageError("--save-recipe writes what a run has decided, and --dry-run decides nothing: drop one")
 
     from onnxsqueeze.cli.flags import flagged
+    from onnxsqueeze.engine.places import refuse_places
     from onnxsqueeze.engine.recipe import Recipe
     from onnxsqueeze.engine.squeeze import squeeze
     from onnxsqueeze.report import terminal
 
     what = Recipe.load(recipe) if recipe is not None else str(pipeline)
+    told: dict[str, Any] = dict(what.calibration) if isinstance(what, Recipe) else {}
+    data = target.with_name(f"{target.name}.data")
+    models = {} if dry_run else {"--output": target, "the data file of --output": data}
+    refuse_places(
+        {**models, "--report": report, "--html": html, "--save-recipe": save_recipe},
+        {"the model": source},
+        calibration=calib if calib is not None else told.get("source"),
+        recipe=recipe,
+        stats=settings["stats"] or told.get("stats", ()),
+    )
     settings |= {"output": None if dry_run else target, "dry_run": dry_run}
     failure: ToleranceError | None = None
     result: Result | None = None

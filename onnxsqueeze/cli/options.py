@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from onnxsqueeze.errors import UsageError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["GIVEN", "command_line", "console_on", "number", "numbers", "refuse_to_overwrite", "seed", "write_report"]
+__all__ = ["GIVEN", "command_line", "console_on", "number", "numbers", "seed", "write_report"]
 
 GIVEN = "onnxsqueeze.given"
+LARGEST_SEED = 2**63 - 1
 
 
 def number(text: str) -> float:
@@ -42,6 +40,8 @@ def seed(text: str) -> int:
     """Return the seed that an option gives."""
     if not text.isdecimal():
         raise click.BadParameter(f"{text!r} is not an integer of 0 or more")
+    if len(text) > 19 or int(text) > LARGEST_SEED:
+        raise click.BadParameter(f"it is at most {LARGEST_SEED}")
     return int(text)
 
 
@@ -57,19 +57,6 @@ def console_on(stream: TextIO) -> Console:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
     return Console(file=stream)
-
-
-def refuse_to_overwrite(option: str, target: Path, others: dict[str, Path]) -> None:
-    """Refuse a target that cannot be written or that is one of ``others`` before any work is done."""
-    if target.is_dir():
-        raise UsageError(f"{option} {target} is a folder: name a file")
-    if not target.parent.is_dir():
-        raise UsageError(f"{option} {target}: there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK):
-        raise UsageError(f"{option} {target}: the folder {target.parent} cannot be written to; name a file elsewhere")
-    for what, other in others.items():
-        if target.resolve() == other.resolve() or (target.exists() and other.exists() and target.samefile(other)):
-            raise UsageError(f"{option} {target} would overwrite {what}: name another file")
 
 
 def write_report(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxsqueeze.cli.options import command_line, console_on, number, numbers, refuse_to_overwrite, seed, write_report
+from onnxsqueeze.cli.options import command_line, console_on, number, numbers, seed, write_report
 from onnxsqueeze.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,12 +51,11 @@ def command(
     """
     if pipeline is None:
         raise UsageError("no pass: say which one to study with -p, for example -p lowrank")
-    if html is not None:
-        refuse_to_overwrite("--html", Path(html), {"the model": Path(model)})
-
+    from onnxsqueeze.engine.places import refuse_places
     from onnxsqueeze.engine.sensitivity import sensitivity
     from onnxsqueeze.report import terminal
 
+    refuse_places({"--html": html}, {"the model": model}, calibration=calib)
     with terminal.progress(console_on(sys.stderr)) as progress:
         found = sensitivity(model, pipeline, calib, progress=progress, **settings)
     if html is not None:

@@ -51,6 +51,8 @@ class Pass(ABC, Generic[W]):
 
     grows: ClassVar[str] = ""
     """Why the file may become larger, in words for the report; a pass that says nothing is rolled back if it does."""
+    lossless: ClassVar[bool] = False
+    """Whether answers stay the same but for rounding: under 60 dB SQNR what makes them differ is taken back."""
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""

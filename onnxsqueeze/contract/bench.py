@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.contract.plan import Site, W
+from onnxsqueeze.errors import FeedError, ModelError, PassError, PlaceError
 from onnxsqueeze.graph.edit import duplicate, tidy
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, Deviation, Ruler, answer, decibels
@@ -95,10 +96,16 @@ class Bench:
         return answer(self.original, None, self.unseen)
 
     def variant(self, apply: Callable[[Site[W], Graph], None], sites: Iterable[Site[W]]) -> Graph:
-        """Return a copy of the original with these sites applied, by the ``apply`` of a pass."""
+        """Return a copy of the original with these sites applied, by the ``apply`` of a pass.
+
+        Raises PlaceError, which names the site, for what a pass says that it cannot do.
+        """
         graph = duplicate(self.original)
         for site in sites:
-            apply(site, graph)
+            try:
+                apply(site, graph)
+            except (ModelError, PassError) as error:
+                raise PlaceError(str(error), site.key, site.action) from error
         tidy(graph)
         return graph
 
@@ -111,9 +118,11 @@ class Bench:
         return decibels(self.error(graph))
 
     def error(self, graph: Graph) -> float:
-        """Return the relative squared error of the worst output; infinity for NaN, or where the score falls too far."""
-        error = self.ruler.error(self.expected, self._answers(graph))
-        return error if self.keeps is None or self.keeps(graph) else inf
+        """Return the relative squared error of the worst output.
+
+        It is infinite for NaN, where the graph does not run, and where the user's score falls too far.
+        """
+        return self._found(graph, self.expected, self.feeds)[1]
 
     def unseen_error(self, graph: Graph) -> float:
         """Return the same on ``unseen`` for a fit without these, plus two standard errors for how few they are.
@@ -121,11 +130,20 @@ class Bench:
         A single feed counts three times.
         """
         expected = self._expected_unseen
-        found = answer(graph, None, self.unseen[: len(expected)])
+        found, error = self._found(graph, expected, self.unseen)
+        if not math.isfinite(error):
+            return math.inf
         each = np.array([self.ruler.error([one], [other]) for one, other in zip(expected, found, strict=False)])
         mean, spread = float(each.mean()), float(each.std(ddof=1)) if len(each) > 1 else float(each.mean())
         margin = 1 + 2 * spread / (mean * len(each) ** 0.5) if 0 < mean < np.inf else 1.0
-        return margin * self.ruler.error(expected, found) if self.keeps is None or self.keeps(graph) else np.inf
+        return margin * error
+
+    def _found(self, graph: Graph, expected: Answers, feeds: Sequence[dict[str, Array]]) -> tuple[Answers, float]:
+        try:
+            found = answer(graph, None, feeds[: len(expected)])
+        except (FeedError, ModelError):  # the original has run on these feeds
+            return [], math.inf
+        return found, self.ruler.error(expected, found) if self.keeps is None or self.keeps(graph) else math.inf
 
     def _answers(self, graph: Graph) -> Answers:
         return answer(graph, None, self.feeds[: len(self.expected)])

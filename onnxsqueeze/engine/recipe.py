@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +16,9 @@ from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.options import make, ordered, spec
 from onnxsqueeze.engine.syntax import Step
-from onnxsqueeze.engine.toml import lines, written
+from onnxsqueeze.engine.toml import is_number, known, lines, shown, table_of, typed, written
 from onnxsqueeze.errors import SpecError, UsageError
-from onnxsqueeze.files import whole
+from onnxsqueeze.files import open_regular, whole
 from onnxsqueeze.measure.output_kinds import Name, parse
 
 __all__ = ["FROM_PYTHON", "Ingredient", "Recipe"]
@@ -29,6 +27,8 @@ KEYS = ("seed", "validate", "min-sqnr", "outputs", "score", "max-score-drop", "c
 CALIBRATION = ("source", "stats", "mean", "std", "scale")
 STEP = ("pass", "override", "chosen", "latency")
 OVERRIDE = ("layers", "skip")
+LARGEST = 16 << 20
+"""Bytes of a recipe, which names every place that it rewrites."""
 FROM_PYTHON = "from python"
 """What stands for calibration data that no file holds: whoever repeats the run has to bring them."""
 
@@ -88,10 +88,14 @@ class Recipe:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            with open_regular(path) as file:
+                data = file.read(LARGEST + 1)
+            text = data.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise UsageError(f"the recipe {path} cannot be read: {reason}") from None
+        if len(data) > LARGEST:
+            raise UsageError(f"the recipe {path} has more than {LARGEST >> 20} MiB: is it a recipe?")
         return cls.parse(text, str(path), path.parent)
 
     @classmethod
@@ -103,12 +107,17 @@ class Recipe:
             import tomli as tomllib
         try:
             table = tomllib.loads(text)
+            return _recipe(table, folder or Path())
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"{where} is not TOML: {error}") from None
-        try:
-            return _recipe(table, folder or Path())
         except UsageError as error:
             raise type(error)(f"{where}: {error}") from None
+        except RecursionError:
+            raise UsageError(
+                f"{where} is nested too deeply: lists and tables of recipes hold one or two levels"
+            ) from None
+        except ValueError:  # Python reads no integer of thousands of digits
+            raise UsageError(f"{where} holds a number of too many digits") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe as TOML; paths are written from the folder of the file."""
@@ -135,10 +144,10 @@ class Recipe:
 
 
 def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
-    _known(table, KEYS, "")
-    calibration = dict(_table(table, "calibration"))
-    _known(calibration, CALIBRATION, "[calibration] ")
-    source = _typed(calibration, "source", str, "text")
+    known(table, KEYS, "")
+    calibration = dict(table_of(table, "calibration"))
+    known(calibration, CALIBRATION, "[calibration] ")
+    source = typed(calibration, "source", str, "text")
     if source not in (None, "none", "random", FROM_PYTHON):
         calibration["source"] = str(folder / source)
     if "stats" in calibration:
@@ -148,31 +157,31 @@ def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
         calibration["stats"] = [str(folder / each) for each in stats]
     for key in ("mean", "std", "scale"):
         values = calibration.get(key, 0.0)
-        if not all(_is_number(each) for each in (values if isinstance(values, list) else [values])):
-            raise UsageError(f"[calibration] {key} takes a number or a list of them, not {written(values)}")
+        if not all(is_number(each) for each in (values if isinstance(values, list) else [values])):
+            raise UsageError(f"[calibration] {key} takes a number or a list of them, not {shown(values)}")
     steps = table.get("step", [])
     if not isinstance(steps, list) or not steps or not all(isinstance(each, dict) for each in steps):
         raise UsageError('there are no steps: write [[step]] and under it pass = "..." for each pass')
-    validate, seed = table.get("validate", "full"), _typed(table, "seed", int, "an integer")
+    validate, seed = table.get("validate", "full"), typed(table, "seed", int, "an integer")
     if validate not in ("full", "none"):
-        raise UsageError(f'validate is "full" or "none", not {written(validate)}')
-    if seed is not None and seed < 0:
-        raise UsageError(f"seed is 0 or more, not {seed}")
+        raise UsageError(f'validate is "full" or "none", not {shown(validate)}')
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UsageError(f"seed is 0 or more, not {seed}" if seed < 0 else f"seed is at most {2**63 - 1}")
     tolerance = table.get("min-sqnr")
-    if tolerance is not None and not _is_number(tolerance):
-        raise UsageError(f"min-sqnr takes a number of dB, not {written(tolerance)}")
+    if tolerance is not None and not is_number(tolerance):
+        raise UsageError(f"min-sqnr takes a number of dB, not {shown(tolerance)}")
     made = [ingredient for number, step in enumerate(steps, 1) for ingredient in _ingredients(step, number)]
     drop = table.get("max-score-drop")
-    if drop is not None and not _is_number(drop):
-        raise UsageError(f"max-score-drop takes a share like 0.005, not {written(drop)}")
+    if drop is not None and not is_number(drop):
+        raise UsageError(f"max-score-drop takes a share like 0.005, not {shown(drop)}")
     return Recipe(
         tuple(made),
         calibration,
         None if tolerance is None else float(tolerance),
         validate,
         seed or 0,
-        parse({name: str(kind) for name, kind in _table(table, "outputs").items()}),
-        _typed(table, "score", str, "text"),
+        parse({name: str(kind) for name, kind in table_of(table, "outputs").items()}),
+        typed(table, "score", str, "text"),
         None if drop is None else float(drop),
     )
 
@@ -188,7 +197,7 @@ def _ingredients(table: Mapping[str, Any], number: int) -> list[Ingredient]:
     if not isinstance(overrides, list) or not all(isinstance(each, dict) for each in overrides):
         raise UsageError(f"{where} ({name}): write its overrides as [[step.override]]")
     latency, chosen = table.get("latency", []), table.get("chosen", {})
-    if not isinstance(latency, list) or not all(_is_number(each) for each in latency):
+    if not isinstance(latency, list) or not all(is_number(each) for each in latency):
         raise UsageError(f"{where} ({name}): latency takes a list of numbers")
     if not isinstance(chosen, dict) or not all(isinstance(each, str) for each in chosen.values()):
         raise UsageError(f"{where} ({name}): chosen is a table of texts by layer")
@@ -199,7 +208,10 @@ def _ingredients(table: Mapping[str, Any], number: int) -> list[Ingredient]:
         own = {key: value for key, value in each.items() if key not in OVERRIDE}
         if not layers:
             raise UsageError(f'{where} ({name}): an override says which layers it is for: layers = "/head/*"')
-        if bool(each.get("skip", False)) == bool(own):
+        skip = each.get("skip", False)
+        if not isinstance(skip, bool):
+            raise UsageError(f"{where} ({name}): skip takes true or false, not {shown(skip)}")
+        if skip == bool(own):
             raise UsageError(f"{where} ({name}): an override either has skip = true or gives options")
         if own and class_.quantizes:
             raise UsageError(f"{where} ({name}): {name} runs once, so its overrides can only skip = true")
@@ -232,34 +244,8 @@ def _scalars(key: str, value: object) -> object:
 def _texts(value: object) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)) or not all(isinstance(each, str) for each in values):
-        raise UsageError(f"names of layers are text or a list of texts, not {written(value)}")
+        raise UsageError(f"names of layers are text or a list of texts, not {shown(value)}")
     return [str(each) for each in values]
-
-
-def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = table.get(key, {})
-    if not isinstance(value, dict):
-        raise UsageError(f"{key} is a table: write [{key}]")
-    return cast("Mapping[str, Any]", value)
-
-
-def _typed(table: Mapping[str, Any], key: str, type_: type, words: str) -> Any:
-    value = table.get(key)
-    if value is not None and type(value) is not type_:
-        raise UsageError(f"{key} takes {words}, not {written(value)}")
-    return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _known(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"{where}no key {key!r}; there are {', '.join(known)}{hint}")
 
 
 # Writing

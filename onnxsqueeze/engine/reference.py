@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxsqueeze.engine.step import Run
-from onnxsqueeze.errors import FeedError, ModelError
+from onnxsqueeze.engine.run import Run
+from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import Feeds, Input
 from onnxsqueeze.ir.objects import Graph
@@ -43,8 +43,13 @@ def prepare(run: Run, original: Graph | Path, inputs: tuple[Input, ...], data: F
         except (FeedError, ModelError):
             run.held, run.reference = (), []
             notes.append("the model does not run on random feeds: nothing was compared")
-    else:
+    elif rig.graph is rig.model:
         run.reference = answer(original, None, run.held, run.progress)
+    else:
+        try:
+            run.reference = answer(original, None, run.held, run.progress)
+        except FeedError as error:
+            raise UnmeasuredError(str(error)) from error
     run.held = run.held[: len(run.reference)]
     run.previous = run.reference
     return notes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Recipe
-from onnxsqueeze.engine.step import Run
+from onnxsqueeze.engine.run import Run
 from onnxsqueeze.errors import ToleranceError, UsageError
 from onnxsqueeze.feeds.types import Feeds
 from onnxsqueeze.ir.objects import Graph

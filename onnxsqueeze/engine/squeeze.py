@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxsqueeze.contract.base import Pass
-from onnxsqueeze.engine import registry
+from onnxsqueeze.engine import promises, registry
 from onnxsqueeze.engine.implied import CLOSING, finds, with_implied
 from onnxsqueeze.engine.order import refuse_order
+from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
+from onnxsqueeze.engine.run import Run
 from onnxsqueeze.engine.score import keeping, refuse_drop, scored, scoring, with_score
-from onnxsqueeze.engine.step import Run, refuse_quantized, run_pass
-from onnxsqueeze.errors import ToleranceError, UsageError
+from onnxsqueeze.engine.step import refuse_quantized, run_pass
+from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import Feeds, Input, inputs_of
@@ -97,10 +99,15 @@ def squeeze(
     if recipe.min_sqnr is not None and recipe.validate == "none":
         raise UsageError('min_sqnr= needs the comparison that validate="none" leaves out: drop one of them')
     chosen = [each.pass_ for each in recipe.steps]
+    for pass_ in chosen:
+        promises.declared(pass_)
     refuse_order(chosen)
-    known, unwritten = _stats_files(recipe.calibration.get("stats", ()))
-    progress("loading", 0, 1)
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    files: Any = recipe.calibration.get("stats", ())
+    known, unwritten = statistics_files(files)
+    written = {"output=": None if dry_run else output}
+    refuse_places(written, {"the model": model}, calibration=recipe.calibration.get("source"), stats=files)
+    progress("loading", 0, 1)
     LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
     original = load(model)
     for pass_ in chosen:
@@ -109,12 +116,19 @@ def squeeze(
     recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
     calib, held = data.split() if data is not None else ((), ())
     check = recipe.validate == "full" and not dry_run
-    rig = mount(original, recipe.outputs, check)
-    drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]
-    run = Run(drawn[0], drawn[1], load_statistics(known), check, recipe.seed, progress, ruler=rig.ruler)
-    run.invented = data is None or data.invented
-    whole = path or original if rig.graph is original else rig.graph
-    notes = prepare(run, whole, inputs, data, rig)
+    for taps in (check, False):
+        rig = mount(original, recipe.outputs, taps)
+        drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]
+        run = Run(drawn[0], drawn[1], load_statistics(known), check, recipe.seed, progress, ruler=rig.ruler)
+        run.invented = data is None or data.invented
+        whole = path or original if rig.graph is original else rig.graph
+        try:
+            notes = prepare(run, whole, inputs, data, rig)
+        except ModelError:
+            if rig.graph is original:
+                raise
+            continue  # with further outputs it does not run; without them errors are measured at its own
+        break
     if scorer is not None and run.reference and isinstance(held, Feeds):
         names = tuple(str(t.name) for t in original.outputs)
         run.score = scoring(scorer, held, names, len(run.reference))
@@ -258,17 +272,6 @@ def _feeds(
 def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
     progress("timing", 0, 1)
     return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
-
-
-def _stats_files(paths: Any) -> tuple[list[Path], Path | None]:
-    files = [Path(p) for p in paths]
-    new = [p for p in files if not p.exists()]
-    if len(new) > 1:
-        raise UsageError(f"of the statistics files at most one may be new, but {', '.join(map(str, new))} do not exist")
-    for path in new:
-        if not path.parent.is_dir():
-            raise UsageError(f"the statistics cannot be written to {path}: there is no folder {path.parent}")
-    return [p for p in files if p not in new], new[0] if new else None
 
 
 def _size(graph: Graph, source: AnyModel) -> int:

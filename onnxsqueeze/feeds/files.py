@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxsqueeze.errors import FeedError
+from onnxsqueeze.files import open_regular
 
 __all__ = ["ONE_EACH", "check_size", "load_npz", "load_protos", "npy_header", "open_npz", "reading", "size_of", "whole"]
 
@@ -34,8 +35,15 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FeedError:
         raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FeedError(f"{path} cannot be read: {reason}; {_way_out(error)}") from error
     except Exception as error:  # numpy, zipfile, protobuf and Pillow raise a dozen unrelated types on damaged files
         raise FeedError(f"{path} cannot be read: {str(error) or type(error).__name__}; write the file again") from error
+
+
+def _way_out(error: OSError) -> str:
+    return "give regular files" if error.strerror == "it is not a regular file" else "write the file again"
 
 
 class _Rows:
@@ -63,7 +71,7 @@ def open_npz(path: Path) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     whole = 0
     with reading(path), ExitStack() as stack:
-        archive = zipfile.ZipFile(stack.enter_context(path.open("rb")))
+        archive = zipfile.ZipFile(stack.enter_context(open_regular(path)))
         for member in archive.namelist():
             file = archive.open(member)
             shape, by_column, dtype = npy_header(file, f"{path}: '{member.removesuffix('.npy')}'")
@@ -104,7 +112,8 @@ def load_protos(folder: Path, names: Sequence[str]) -> dict[str, Array]:
     for file in folder.glob("input_*.pb"):
         with reading(file):
             check_size(file.stat().st_size, str(file))
-            tensor = onnx.TensorProto.FromString(file.read_bytes())
+            with open_regular(file) as opened:
+                tensor = onnx.TensorProto.FromString(opened.read())
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise FeedError(f"{file} keeps its values in another file; save the tensor in one piece")
             position = int(file.stem.removeprefix("input_"))

@@ -15,6 +15,7 @@ import numpy as np
 from onnxsqueeze.errors import FeedError
 from onnxsqueeze.feeds.files import check_size, reading
 from onnxsqueeze.feeds.types import Array, Feed, Feeds, Input, counted, is_float
+from onnxsqueeze.files import open_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,7 +105,7 @@ def _image(file: Path, how: Preparation, layout: str, channels: int, sides: Side
 
     with reading(file), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=("PNG", "JPEG", "BMP", "WEBP")) as opened:
+        with open_regular(file) as raw_file, Image.open(raw_file, formats=("PNG", "JPEG", "BMP", "WEBP")) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise FeedError(f"{file} has more than 8 bits for each channel; convert it to 8 bits")
             image = ImageOps.exif_transpose(opened).convert("RGBA").convert(MODES[channels])
@@ -154,9 +155,9 @@ def _geometry(wanted: Input, how: Preparation, folder: Path) -> tuple[str, int, 
 def _settings(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the checked fields of a Preparation that calib.toml or the caller sets."""
     table: dict[str, Any] = {}
-    if path.is_file():
-        with reading(path):
-            table = tomllib.loads(path.read_text("utf-8"))
+    if path.exists():
+        with reading(path), open_regular(path) as file:
+            table = tomllib.loads(file.read().decode("utf-8-sig"))
     for key in table:
         if key not in EXPECTED:
             near = difflib.get_close_matches(key, EXPECTED, 1)

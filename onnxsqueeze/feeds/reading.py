@@ -26,9 +26,10 @@ from onnxsqueeze.feeds.files import (
 )
 from onnxsqueeze.feeds.made_up import random_feeds
 from onnxsqueeze.feeds.types import IMAGES, KINDS, NOT_A_TENSOR, Feed, Feeds, Input, check_names, counted
+from onnxsqueeze.files import open_regular
 from onnxsqueeze.ir.objects import Graph
 
-__all__ = ["beside", "find_beside", "read", "sample"]
+__all__ = ["beside", "files_of", "find_beside", "read", "sample"]
 
 GROUP = 8
 """Samples of one file that share a feed when the batch dimension is dynamic, so that calibration is quick."""
@@ -91,6 +92,16 @@ def beside(model_path: Path) -> Path | None:
     folder = Path(model_path).with_suffix(".calib")
     packed = folder.with_name(folder.name + ".npz")
     return packed if packed.is_file() else folder if folder.is_dir() else None
+
+
+def files_of(source: object) -> list[Path]:
+    """Return the files that calibration data of a path is read from, none if it is no path or is not there."""
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    if path is None or not path.is_dir():
+        return [path] if path is not None and path.is_file() else []
+    read_from = re.compile(rf"(?i).*(\.npz|{'|'.join(map(re.escape, IMAGES))})|calib\.toml|input_\d+\.pb")
+    folders = [path, *path.glob("test_data_set_*")]
+    return [file for folder in folders for file in folder.glob("*") if read_from.fullmatch(file.name)]
 
 
 # Sources. Each returns Feeds whose ``load`` reads one feed.
@@ -156,7 +167,7 @@ def _from_file(path: Path, inputs: tuple[Input, ...], labels: bool) -> Feeds:
         raise FeedError(f"{path} is no calibration data; give {KINDS}")
     name = _only(inputs, str(path)).name
     with reading(path):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             npy_header(file, f"{path}")
         return _samples({name: np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
 

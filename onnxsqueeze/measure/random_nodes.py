@@ -15,7 +15,7 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.taps import Ancestry, expose
-from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.session import Instrument
 
 __all__ = ["Draws", "Recorded", "find"]
 
@@ -115,7 +115,7 @@ class Recorded(Sequence[Feed]):
         assert draws.graph is not None
         self.feeds, self.draws, self.seed = feeds, draws, seed
         self.numbers = range(len(feeds)) if numbers is None else numbers
-        self._session: Session | None = None
+        self._session: Instrument | None = None
         self._drawn: dict[int, Feed] = {}
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ class Recorded(Sequence[Feed]):
         names = [str(node.outputs[0].name) for node in nodes]
         reads = [str(t.name) for node in nodes if node.op in READ for t in _read(node) if t.inputs]
         if self._session is None:
-            self._session = Session(expose(graph, [*names, *reads]))
+            self._session = Instrument(expose(graph, [*names, *reads]))
         values = self._session.run(feed, list(dict.fromkeys([*names, *reads])))
         found: Feed = {}
         for place, node in enumerate(nodes):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +17,31 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxsqueeze.errors import UnmeasuredError
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.edit import Rewrite
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.measure.answers import Answers, Ruler
-from onnxsqueeze.runtime.session import Session, first_samples
+from onnxsqueeze.runtime.session import Instrument
 
-__all__ = ["SAMPLES", "Detour", "Feeds", "Probe", "Switchboard", "gains", "impacts", "measure", "worst_error"]
+__all__ = [
+    "SAMPLES",
+    "Detour",
+    "Feeds",
+    "Probe",
+    "Switchboard",
+    "gains",
+    "impacts",
+    "measure",
+    "sound",
+    "worst_error",
+]
 
 Array = NDArray[np.generic]
 Matrix = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, Array]]
+K = TypeVar("K")
 Progress = Callable[[str, int, int], None]
 
 
@@ -128,7 +142,7 @@ def measure(
 
     A variant maps names of tensors to functions, each of which rewrites the node that makes a given tensor, or to
     detours behind it; all nodes of a variant are switched together. Feeds are cut to ``samples``. A variant with a
-    node in a body, or with bodies of its own, gets None.
+    node in a body, or with bodies of its own, gets None, and so does one that does not run.
     """
     found: list[float | None] = [None] * len(variants)
     plain = [node for node in original.nodes if not any(subgraphs(node))]
@@ -136,12 +150,31 @@ def measure(
     numbers = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
     for start in range(0, len(numbers), TOGETHER):
         group = numbers[start : start + TOGETHER]
-        board = Switchboard(original, [variants[i] for i in group], feeds, samples)
-        for step, number in enumerate(group):
-            if progress:
-                progress("measuring layers", start + step, len(numbers))
-            found[number] = score(board.expected, board.answers((step,)))
+        for board, switched in sound(original, {i: variants[i] for i in group}, feeds, samples):
+            for step, number in enumerate(switched):
+                if progress:
+                    progress("measuring layers", start + step, len(numbers))
+                found[number] = score(board.expected, board.answers((step,)))
     return found
+
+
+def sound(
+    original: Graph, variants: Mapping[K, Mapping[str, Rewrite]], feeds: Feeds, samples: int | None
+) -> list[tuple[Switchboard, tuple[K, ...]]]:
+    """Return switchboards that run, each with the names of its variants: one for all, or several without some.
+
+    A switch stands in the way of what ONNX Runtime folds, and a node may be one that it cannot run but folded.
+    """
+    if not variants:
+        return []
+    names = list(variants)
+    try:
+        return [(Switchboard(original, [variants[name] for name in names], feeds, samples), tuple(names))]
+    except UnmeasuredError:
+        if len(names) == 1:
+            return []
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    return [each for half in halves for each in sound(original, {n: variants[n] for n in half}, feeds, samples)]
 
 
 def worst_error(expected: Answers, found: Answers) -> float:
@@ -152,7 +185,8 @@ def worst_error(expected: Answers, found: Answers) -> float:
 class Switchboard:
     """A session in which each of several variants of a graph can be switched on and off, on the same feeds.
 
-    A variant maps names of tensors to rewrites and detours, as in ``measure``. Feeds are cut to ``samples``.
+    A variant maps names of tensors to rewrites and detours, as in ``measure``. Feeds are cut to ``samples``. Raises
+    UnmeasuredError if the graph does not run with the switches, though it does without: ``sound`` says which do.
     """
 
     def __init__(
@@ -171,11 +205,11 @@ class Switchboard:
                 else:
                     _switch(graph, nodes[key], rewrite, switch)
         edit.tidy(graph)
-        self._session = Session(graph)
+        self._session = Instrument(graph)
         self._outputs = [str(t.name) for t in original.outputs]
         off = {name: np.array(False) for name in self._switches}
         short = samples is not None
-        self._feeds = [first_samples(self._session, f, samples, off) if short else dict(f) for f in feeds]  # type: ignore[arg-type]
+        self._feeds = [self._session.first_samples(f, samples, off) if short else dict(f) for f in feeds]  # type: ignore[arg-type]
         self.expected = self.answers(())
         """The answers with all variants switched off."""
 

@@ -12,14 +12,14 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxsqueeze.errors import FeedError, ModelError
+from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import save
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.runtime.messages import explain
 
-__all__ = ["Session", "first_samples"]
+__all__ = ["Instrument", "Session", "first_samples"]
 
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -93,6 +93,43 @@ class Session:
     def end_profile(self) -> str:
         """Stop measuring and return the path of the file with the times, as JSON."""
         return str(self._session.end_profiling())
+
+
+class Instrument:
+    """A session of a graph that was instrumented, with outputs, switches or a rewrite that its user's does not have.
+
+    What ONNX Runtime folds or fuses in the user's model it may not in this one, and then refuse: where the graph does
+    not run with all optimizations it is tried with fewer. Raises UnmeasuredError if it runs with none; the feed is
+    not to blame.
+    """
+
+    def __init__(self, model: Graph | onnx.ModelProto) -> None:
+        self._model = model
+        self._left = ["none", "basic", "all"]
+        self._session: Session | None = None
+
+    def run(self, feed: Mapping[str, NDArray[np.generic]], outputs: Sequence[str] | None = None) -> dict[str, object]:
+        """Return the named outputs (all if None) for one feed."""
+        while True:
+            try:
+                return self._opened().run(feed, outputs)
+            except (ModelError, FeedError) as error:
+                if len(self._left) < 2:
+                    raise UnmeasuredError(f"a model that was instrumented does not run: {error}") from error
+                self._left.pop()
+                self._session = None
+
+    def first_samples(
+        self, feed: Mapping[str, NDArray[np.generic]], count: int, further: Mapping[str, NDArray[np.generic]]
+    ) -> dict[str, NDArray[np.generic]]:
+        """Do as the function ``first_samples`` does, on a feed that the model runs on."""
+        self.run({**feed, **further})
+        return first_samples(self._opened(), feed, count, further)
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            self._session = Session(self._model, optimize=self._left[-1])
+        return self._session
 
 
 def _source(model: Graph | onnx.ModelProto | bytes | Path, stack: ExitStack) -> bytes | str:

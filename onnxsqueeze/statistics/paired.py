@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import MASK
 from onnxsqueeze.graph import edit
-from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.session import Instrument
 from onnxsqueeze.statistics.accumulate import input_rows
 from onnxsqueeze.statistics.needs import Gram
 
@@ -81,14 +80,14 @@ class Cross:
         return max(quadratic + linear, 0.0) / max(self.n, 1)
 
 
-def truncated(graph: Graph, tensors: Iterable[str]) -> Session:
+def truncated(graph: Graph, tensors: Iterable[str]) -> Instrument:
     """Return a session of the part of the graph that makes these tensors."""
     copy = edit.duplicate(graph)
     wanted = set(tensors)
     made: list[gs.Tensor] = [t for node in copy.nodes for t in node.outputs if t.name in wanted]
     copy.outputs = made
     edit.tidy(copy)
-    return Session(encode(copy), copy.folder)
+    return Instrument(copy)
 
 
 Targets = dict[tuple[str, int, tuple[int, ...] | None], list[NDArray[np.float32]]]

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxsqueeze.arrays import Array
 from onnxsqueeze.errors import UsageError
-from onnxsqueeze.files import whole
+from onnxsqueeze.files import open_regular, whole
 from onnxsqueeze.statistics.histogram import BINS, Histogram
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import PARTS, Moments
@@ -56,12 +56,14 @@ def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statis
     stages: dict[str, Statistics] = {}
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_regular(Path(path)) as file, np.load(file, allow_pickle=False) as arrays:
                 for entry in json.loads(arrays["index"].tobytes()):
                     one, stage = _read(entry, arrays), str(entry["stage"])
                     stages[stage] = stages[stage].merge(one) if stage in stages else one
-        except Exception as error:
-            raise UsageError(f"'{path}' is not a file of statistics that this project wrote ({error})") from error
+        except OSError as error:
+            raise UsageError(f"the statistics '{path}' cannot be read: {error.strerror or error}") from error
+        except Exception as error:  # a damaged archive raises a dozen types, in words for developers
+            raise UsageError(f"'{path}' is not a file of statistics that this project wrote") from error
     return stages
 
 

@@ -10,9 +10,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import MASK
+from onnxsqueeze.errors import UnmeasuredError
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.session import Instrument, Session
 from onnxsqueeze.runtime.shapes import activations
 from onnxsqueeze.statistics.accumulate import Accumulator
 from onnxsqueeze.statistics.histogram import SAMPLE, stride
@@ -52,7 +53,32 @@ def collect(
     (those inside bodies) are left out. Memory does not grow with the number of feeds: of large tensors whose range or
     mean is wanted, ONNX Runtime itself takes the extremes, the mean and every so manieth value, and hands over only
     these; the others that one run hands over take 128 MB at most, and the feeds are run again for what is left.
+    Tensors that cannot be handed over, because the model does not run then, are left out. Raises FeedError for a feed
+    that the graph itself refuses.
     """
+    needs = list(needs)
+    try:
+        return _collected(graph, needs, feeds, rows, seed, progress)
+    except UnmeasuredError:
+        Session(graph).run(feeds[0])
+        tensors = list(dict.fromkeys(need.tensor for need in needs))
+    if len(tensors) < 2:
+        return Statistics()
+    found = Statistics()
+    for half in (set(tensors[: len(tensors) // 2]), set(tensors[len(tensors) // 2 :])):
+        part = [need for need in needs if need.tensor in half]
+        found = found.merge(collect(graph, part, feeds, rows=rows, seed=seed, progress=progress))
+    return found
+
+
+def _collected(
+    graph: Graph,
+    needs: Sequence[Need],
+    feeds: Sequence[dict[str, Array]],
+    rows: int,
+    seed: int,
+    progress: Progress | None,
+) -> Statistics:
     inputs = {t.name for t in graph.inputs}
     made = {t.name for node in graph.nodes for t in node.outputs if t.name}
     wanted: dict[str, list[Need]] = {}
@@ -107,7 +133,7 @@ def _is_channel_mean(need: Need, rank: int) -> bool:
 
 def _session(
     graph: Graph, fetched: Sequence[str], reduced: Mapping[str, Shape], wanted: Mapping[str, Sequence[Need]], count: int
-) -> tuple[Session, dict[str, dict[str, str]], list[str]]:
+) -> tuple[Instrument, dict[str, dict[str, str]], list[str]]:
     """Return a session, by tensor the names of the outputs that reduce it, and all its outputs that are asked for."""
     copy = edit.duplicate(graph)
     present = {tensor.name for tensor in copy.outputs}
@@ -121,7 +147,7 @@ def _session(
         axes = sorted({need.axis % len(shape) for need in wanted[name] if isinstance(need, Mean)})
         reductions[name] = _reduce(copy, found[name], shape, axes, count)
     given = [*fetched, *(output for outputs in reductions.values() for output in outputs.values())]
-    return Session(copy), {name: reductions[name] for name in reduced}, given
+    return Instrument(copy), {name: reductions[name] for name in reduced}, given
 
 
 def _reduce(graph: Graph, tensor: gs.Tensor, shape: Shape, axes: Sequence[int], count: int) -> dict[str, str]:

@@ -115,6 +115,16 @@ def test_an_interrupt_while_the_output_is_written_leaves_nothing_behind(tmp_path
     write_big_model(tmp_path / "big.onnx")
     before = files(tmp_path)
 
+    _end(tmp_path, signal.SIGINT, 130, "interrupted", before)
+
+
+def test_termination_while_the_output_is_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_big_model(tmp_path / "big.onnx")
+    _end(tmp_path, signal.SIGTERM, 143, "terminated", files(tmp_path))
+
+
+def _end(tmp_path: Path, number: int, code: int, word: str, before: list[str]) -> None:
+    """Squeeze the big model, send a signal as soon as something is written, and look at what is left."""
     process = subprocess.Popen(
         [sys.executable, "-c", HEEDING, "big.onnx", "-p", "int8", "--validate", "none"],
         stdout=subprocess.PIPE,
@@ -126,12 +136,12 @@ def test_an_interrupt_while_the_output_is_written_leaves_nothing_behind(tmp_path
     try:
         while files(tmp_path) == before and process.poll() is None:
             time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, stderr = process.communicate(timeout=900)
     finally:
         process.kill()
-    assert (process.returncode, stdout) == (130, "")
-    assert stderr == "onnxsqueeze: error: interrupted; nothing was written\n"
+    assert (process.returncode, stdout) == (code, "")
+    assert stderr == f"onnxsqueeze: error: {word}; nothing was written\n"
     assert files(tmp_path) == before
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 from small_models import MODELS, feeds
@@ -14,6 +16,7 @@ from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.engine.order import refuse_order
+from onnxsqueeze.errors import SqueezeError
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
@@ -189,3 +192,61 @@ def test_what_a_site_carries_reaches_apply_and_tune_but_not_the_report() -> None
     (site,) = step.done
     assert step.notes == (site.key,)
     assert site.work is None
+
+
+ANY: Any = None
+"""Something that is of no type in particular."""
+HISTOGRAM = {"counts": [1, "x"], "low": 0.0, "high": 1.0}
+
+
+@pytest.mark.parametrize("validate", ["full", "none"])
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (lambda key: Site(key, cast("Any", 3)), "whose action is 3: give a text"),
+        (lambda key: Site(key, "a", ANY), "whose detail is None: give a dict"),
+        (lambda key: Site(key, "a", cast("Any", {1: 2})), "whose detail is {1: 2}: give a dict"),
+        (lambda key: Site(key, "a", error=cast("Any", "x")), "whose error is 'x': give a number"),
+        (lambda key: Site(key, "a", {"curve": {"x": [1, 2], "y": []}}), "whose curve is none: give x and y"),
+        (lambda key: Site(key, "a", {"histogram": HISTOGRAM}), "whose histogram is none: give counts"),
+        (lambda key: Skip(key, ANY), "whose reason is None: give a text"),
+        (lambda key: Skip(cast("Any", []), "reason"), "plan() yields the key []: use key_of(node)"),
+    ],
+)
+def test_fields_of_wrong_types_are_refused(entry: Callable[[str], Any], words: str, validate: str) -> None:
+    def look(view: View) -> Iterable[Site | Skip]:
+        return [entry(key_of(view.nodes[1]))]
+
+    with pytest.raises(ContractError, match=re.escape(words)):
+        squeeze(MODELS["conv_bn_relu"](), trial(look), validate=validate)
+
+
+@pytest.mark.parametrize("method", ["tune", "notes"])
+def test_what_is_said_for_the_report_is_text(method: str) -> None:
+    class_ = type("Talker", (Trial,), {method: lambda *_: [1]})
+    with pytest.raises(ContractError, match=rf"{method}\(\) yields 1: yield texts"):
+        squeeze(MODELS["conv_bn_relu"](), class_(), feeds(MODELS["conv_bn_relu"]()))
+
+
+@pytest.mark.parametrize(
+    "change", [{"op": None}, {"name": "a\udcff"}, {"attrs": {"x": 2**70}}], ids=["operator", "name", "attribute"]
+)
+def test_what_no_file_can_hold_is_refused_without_a_check_too(change: dict[str, Any]) -> None:
+    def edit(site: Site, graph: Graph) -> None:
+        node = next(node for node in graph.nodes if key_of(node) == site.key)
+        for name, value in change.items():
+            setattr(node, name, value)
+
+    with pytest.raises(ContractError, match=r"apply\(\) leaves what no model file can hold"):
+        squeeze(MODELS["conv_bn_relu"](), trial(edit=edit), validate="none")
+
+
+def test_what_a_class_says_of_itself_is_checked() -> None:
+    class_ = type("Odd", (Trial,), {"requires": "clean"})
+    with pytest.raises(ContractError, match="requires is 'clean': a tuple of names"):
+        squeeze(MODELS["conv_bn_relu"](), class_())
+
+
+def test_a_file_that_a_pass_cannot_read_is_a_sentence() -> None:
+    with pytest.raises(SqueezeError, match="the pass 'trial' cannot go on: /none: No such file"):
+        squeeze(MODELS["conv_bn_relu"](), trial(lambda view: Path("/none").read_text()))

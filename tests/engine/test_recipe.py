@@ -228,3 +228,32 @@ def test_a_recipe_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         Recipe((Ingredient(LowRank()),)).save(path)
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.toml"]
     assert path.read_text(encoding="utf-8") == "what was there"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a=" + "[" * 2000 + "]" * 2000, "is nested too deeply"),
+        ("seed=" + "9" * 5000, "holds a number of too many digits"),
+        ("seed=" + "9" * 30 + "\n[[step]]\npass='clean'", "seed is at most 9223372036854775807"),
+        ("min-sqnr=" + "9" * 400 + "\n[[step]]\npass='clean'", "min-sqnr takes a number of dB"),
+        ("[[step]]\npass='int8'\n[[step.override]]\nlayers='*'\nskip='no'", 'skip takes true or false, not "no"'),
+        ("[[step]]\npass='int8'\n[[step.override]]\nlayers='*'\nskip=1", "skip takes true or false, not 1"),
+    ],
+)
+def test_values_without_bounds_or_of_another_type_are_refused(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        Recipe.parse(text)
+    assert len(str(error.value)) < 300
+
+
+def test_a_recipe_of_an_editor_that_writes_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[[step]]\npass='clean'", encoding="utf-8-sig")
+    assert Recipe.load(tmp_path / "r.toml").pipeline == "clean"
+
+
+def test_a_file_that_is_too_large_for_a_recipe_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "r.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match="has more than 16 MiB"):
+        Recipe.load(tmp_path / "r.toml")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,12 +11,13 @@ import pytest
 from linear_models import constant, correlated, model
 from onnx import TensorProto, helper
 
+from onnxsqueeze.errors import UnmeasuredError
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, answer, compare, worst
-from onnxsqueeze.measure.switchboard import Detour, Switchboard, impacts, measure, worst_error
+from onnxsqueeze.measure.switchboard import Detour, Switchboard, impacts, measure, sound, worst_error
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.grids import Affine
@@ -257,3 +259,25 @@ def test_a_rewrite_that_makes_nan_or_infinity_is_the_worst_there_is() -> None:
     for value in (float("nan"), float("inf")):
         rewrite = {"h": partial(broken, value)}
         assert measure(load(proto), [rewrite], [feed], worst_error) == [float("inf")]
+
+
+def test_variants_that_do_not_run_behind_a_switch_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fussy(Switchboard):
+        def __init__(self, original: Graph, variants: Any, feeds: Any, samples: int | None = None) -> None:
+            if any("b" in variant for variant in variants):
+                raise UnmeasuredError("it does not run")
+            super().__init__(original, variants, feeds, samples)
+
+    monkeypatch.setattr("onnxsqueeze.measure.switchboard.Switchboard", Fussy)
+    graph = load(helper.make_model(helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["b"]),
+         helper.make_node("Abs", ["b"], ["c"]), helper.make_node("Exp", ["c"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])]),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=8))  # fmt: skip
+    feeds = [{"x": np.array([0.1, 0.5, 1.2, 0.7], np.float32)}]
+    variants = {name: {name: ROUND} for name in ("a", "b", "c")}
+    found = sound(graph, variants, feeds, None)
+    assert [names for _, names in found] == [("a",), ("c",)]
+    errors = measure(graph, [variants[name] for name in ("a", "b", "c")], feeds, worst_error)
+    assert [error is None for error in errors] == [False, True, False]

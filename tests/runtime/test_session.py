@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from linear_models import constant, model
 from onnx import helper
 
-from onnxsqueeze.errors import FeedError, ModelError
-from onnxsqueeze.runtime.session import Session, first_samples
+from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
+from onnxsqueeze.runtime.session import Instrument, Session, first_samples
 
 NODE = helper.make_node("MatMul", ["x", "w"], ["y"])
 PROTO = model([NODE], [constant("w", np.eye(4))], {"x": ["n", 4]}, {"y": ["n", 4]})  # type: ignore[list-item]
@@ -37,3 +38,28 @@ def test_feeds_are_cut_to_samples_where_the_model_takes_fewer() -> None:
 
     assert first_samples(Session(PROTO), feed, 2)["x"].shape == (2, 4)
     assert first_samples(Session(PROTO), feed, 7)["x"].shape == (5, 4)
+
+
+@pytest.mark.parametrize(("refused", "level"), [(["all"], "basic"), (["all", "basic"], "none")])
+def test_an_instrument_runs_with_fewer_optimizations_where_it_must(
+    refused: list[str], level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class Fussy(Session):
+        def __init__(self, model: Any, optimize: str = "all") -> None:
+            super().__init__(model, optimize=optimize)
+            opened.append(optimize)
+
+        def run(self, *arguments: Any) -> dict[str, object]:
+            if opened[-1] in refused:
+                raise FeedError("a node that only runs when it is folded")
+            return super().run(*arguments)
+
+    monkeypatch.setattr("onnxsqueeze.runtime.session.Session", Fussy)
+    feed = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+    assert set(Instrument(PROTO).run(feed)) == {"y"}
+    assert opened[-1] == level
+    refused += ["basic", "none"]
+    with pytest.raises(UnmeasuredError, match="a model that was instrumented does not run"):
+        Instrument(PROTO).run(feed)

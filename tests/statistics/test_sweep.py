@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from onnxsqueeze.errors import UnmeasuredError
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.session import Instrument
+from onnxsqueeze.statistics import sweep
 from onnxsqueeze.statistics.histogram import BINS, Histogram, stride
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Channels, Mean, Need, Range
@@ -140,13 +142,13 @@ def test_float32_and_float64_values_fall_into_the_same_bins(values: list[float],
 
 def test_each_tensor_is_reduced_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[onnx.ModelProto] = []
-    real = Session
+    real = Instrument
 
     def session(graph: Graph) -> Any:
         opened.append(encode(graph))
         return real(graph)
 
-    monkeypatch.setattr("onnxsqueeze.statistics.sweep.Session", session)
+    monkeypatch.setattr("onnxsqueeze.statistics.sweep.Instrument", session)
     collect(chain(3), NEEDS, feeds_of([(1, 9, 1000)]))
 
     reads = [node.input[0] for node in opened[0].graph.node if node.op_type == "ReduceMin"]
@@ -185,3 +187,17 @@ def test_saved_statistics_come_back_with_their_number_of_feeds(tmp_path: Path) -
 
     assert back.moments[Mean("y", 1)].runs == 6
     assert_alike(back, found)
+
+
+def test_a_tensor_with_which_the_model_does_not_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sweep._session
+    bad = "z"
+
+    def session(graph: Graph, group: Any, reduced: Any, wanted: Any, count: int) -> Any:
+        if bad in wanted:
+            raise UnmeasuredError("it does not run")
+        return real(graph, group, reduced, wanted, count)
+
+    monkeypatch.setattr(sweep, "_session", session)
+    found = collect(chain(3), NEEDS, feeds_of([(1, 9, 1000)]))
+    assert {need.tensor for need in found.ranges} == {"x", "y"}

@@ -51,17 +51,19 @@ class Quantized:
     """How one node is quantized; ``quantize`` reads nothing else.
 
     ``form`` is ``static``, ``integer``, ``gate``, ``dynamic`` or ``stored``. ``input`` and ``output`` are the
-    parameters around a static layer, ``mean`` the channel means of its input; ``tail`` and ``add`` are the nodes that
-    belong to it. ``inputs`` are those of an operator between layers. ``smoothing`` and ``moments`` are those of a
-    layer that quantizes its input, called ``source``, at run time. ``wide`` weights are stored in 16 bits, those of
-    integer arithmetic in ``bits``; with under 8 a static layer has the ``moments`` of its input rows. ``kept`` is
-    shared by all plans of a graph. A weight that is ``tied`` is read by other nodes too, which read the same integers.
+    parameters around a static layer, ``mean`` the channel means of its input and ``inside`` how often each tap of its
+    kernel sees it and no padding; ``tail`` and ``add`` are the nodes that belong to it. ``inputs`` are those of an
+    operator between layers. ``smoothing`` and ``moments`` are those of a layer that quantizes its input, called
+    ``source``, at run time. ``wide`` weights are stored in 16 bits, those of integer arithmetic in ``bits``; with under
+    8 a static layer has the ``moments`` of its input rows. ``kept`` is shared by all plans of a graph. A weight that is
+    ``tied`` is read by other nodes too, which read the same integers.
     """
 
     form: Literal["static", "integer", "gate", "dynamic", "stored"]
     input: Affine | None = None
     output: Affine | None = None
     mean: NDArray[np.float64] | None = None
+    inside: NDArray[np.float64] | None = None
     inputs: tuple[Affine | None, ...] = ()
     smoothing: Smoothing | None = None
     source: str = ""
@@ -124,7 +126,7 @@ def as_stored(entry: Site[Quantized] | Skip, reason: str) -> Site[Quantized] | S
         return entry
     if old.between:
         return Skip(entry.key, reason)
-    work = Quantized("stored", mean=old.mean, moments=old.moments, source=old.source, kept=old.kept)
+    work = Quantized("stored", mean=old.mean, inside=old.inside, moments=old.moments, source=old.source, kept=old.kept)
     return replace(entry, action="stored", detail={**entry.detail, "float": reason}, work=work)
 
 
@@ -161,7 +163,7 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     if work.mean is not None and values.size <= HELD:
         whole = few.astype(np.float64) if q is None else np.asarray(q.values, np.float64)
         flipped = q is not None and weight is not q
-        corrected = start + _mean_error(node, values, (whole.T if flipped else whole) * scales, work.mean)
+        corrected = start + _mean_error(node, values, (whole.T if flipped else whole) * scales, work)
     node.inputs[0] = qdq.dequantized(graph, node.inputs[0], work.input)
     qdq.weight(graph, node, 1, weight, scales, None if work.per_tensor else axis, scale)
     product = np.float32(work.input.scale) * scales.reshape(() if work.per_tensor else -1)
@@ -224,19 +226,22 @@ def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Quantized) -> None:
         if bias is not None and not isinstance(bias, gs.Constant):
             continue
         old = np.zeros(len(values), np.float32) if bias is None else values_of(bias)
-        corrected = (old + _mean_error(node, values, after.astype(np.float64), work.mean)).astype(np.float32)
+        corrected = (old + _mean_error(node, values, after.astype(np.float64), work)).astype(np.float32)
         name = before.name + "_bias" if bias is None else bias.name
         set_bias(node, edit.constant(graph, f"{name}_corrected", corrected))
 
 
 def _mean_error(
-    node: gs.Node, values: FloatArray, rounded: NDArray[np.float64], mean: NDArray[np.float64]
+    node: gs.Node, values: FloatArray, rounded: NDArray[np.float64], work: Quantized
 ) -> NDArray[np.float64]:
-    """Return (W − Ŵ)·μ per output channel, μ being the channel means of the input."""
+    """Return (W − Ŵ)·μ per output channel, μ being the channel means of the input, and 0 in the padding of a Conv."""
+    mean = work.mean
+    assert mean is not None
     difference = values.astype(np.float64) - rounded
     if node.op != "Conv":
         matrix = difference if node.attrs.get("transB", 0) else difference.T
         return np.asarray(matrix @ mean) if matrix.shape[1] == len(mean) else np.zeros(len(matrix))
+    difference = difference if work.inside is None else difference * work.inside
     per_input = difference.reshape(*difference.shape[:2], -1).sum(-1)  # (O, C/group)
     group = int(node.attrs.get("group", 1))
     if len(mean) != per_input.shape[1] * group:

@@ -198,6 +198,6 @@ class Arithmetic:
         read = node.op == "Conv" or tail.op in ("Relu", "Clip") or any(id(r) in chosen for r in tail.outputs[0].outputs)
         return Quantized(
             "static", source, target if read else None, None if moments is None else moments.mean,
-            tail=key_of(tail), add="" if add is None else key_of(add), kept=self.kept,
+            self.layers.inside(node), tail=key_of(tail), add="" if add is None else key_of(add), kept=self.kept,
             per_tensor=self.form.per_tensor, tied=self.layers.sharing.layer(node) is not None,
         )  # fmt: skip

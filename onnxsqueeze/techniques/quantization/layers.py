@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
-from onnxsqueeze.linear.bias import bias_tensor
+from onnxsqueeze.linear.bias import bias_tensor, shares_inside
 from onnxsqueeze.linear.weighted import is_stored
 from onnxsqueeze.techniques.quantization.emit.weights import read_by
 from onnxsqueeze.techniques.quantization.grids import Affine, Gate, fixed
@@ -232,6 +232,13 @@ class Layers:
         """Return the weight of a Gemm or MatMul as (inputs, outputs)."""
         value = np.asarray(self.view.value(node.inputs[1]), np.float32)
         return value.T if node.attrs.get("transB", 0) else value
+
+    def inside(self, node: gs.Node) -> NDArray[np.float64] | None:
+        """Return how often each tap of a Conv sees the input and no padding, None for other layers."""
+        if node.op != "Conv":
+            return None
+        kernel = tuple(int(size) for size in node.inputs[1].shape[2:])
+        return shares_inside(node, kernel, self.view.shape(node.inputs[0]))
 
     def bias_add(self, node: gs.Node) -> gs.Node | None:
         """Return the Add of a constant vector that follows a MatMul."""

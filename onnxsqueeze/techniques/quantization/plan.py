@@ -38,7 +38,7 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
             if "" in reasons:
                 moments = run_time.stats.of(Mean(node.inputs[0].name, 1)) if node.op == "Conv" else None
                 entry = replace(known.get(id(node), Quantized("stored", kept=run_time.kept)), form="stored")
-                entry = replace(entry, mean=None if moments is None else moments.mean)
+                entry = replace(entry, mean=None if moments is None else moments.mean, inside=layers.inside(node))
             elif any(reasons):
                 yield Skip(key, next(reason for reason in reasons if reason))
             elif id(node) in others and key:

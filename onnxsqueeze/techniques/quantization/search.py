@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, log10, prod
+from math import inf, log10
 
 import onnx_graphsurgeon as gs
 
@@ -17,20 +17,19 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.attribution import effects
-from onnxsqueeze.measure.switchboard import SAMPLES, Detour, Switchboard, impacts
+from onnxsqueeze.measure.switchboard import SAMPLES, Detour, sound
 from onnxsqueeze.techniques.quantization.apply import Quantized, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.audit import audit
 from onnxsqueeze.techniques.quantization.dynamic import Dynamic, DynamicLayer
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.grids import Affine, Grids
-from onnxsqueeze.techniques.quantization.layers import Layers, weight_slots
+from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.plan import planned
+from onnxsqueeze.techniques.quantization.precision import Plan, Precision, sites_of
 from onnxsqueeze.techniques.quantization.words import explained, ranking
 
 __all__ = ["Search", "Settings"]
-
-Plan = list[Site[Quantized] | Skip]
 
 PRICES = (0.0, 10.0, 30.0, 100.0, 300.0, 700.0, 1500.0, 4000.0, inf)
 """What a relative squared error of 1 at the answers is worth in turn, in run times of the float model."""
@@ -38,20 +37,12 @@ RATE = 0.025
 """The share of the run time that a decibel is worth."""
 FINE = 32.0
 """The SQNR in dB from which more accuracy is worth no time."""
-STORED = 42.0
-"""The SQNR in dB from which stored weights need no more bits, which cost no time."""
-NEAR_STORED = 3.0
-"""Where stored weights alone miss ``max_drop``, int8 arithmetic may cost this many dB more."""
 FEEDS = 2
 """Feeds on which errors are measured, cut to so many samples."""
 LEAST, MOST = 16, 48
 """How many runs measuring takes."""
 TRIES = 3
 """How many plans are run."""
-MORE = 0.4
-"""The share of the stored weights that may get 16 bits."""
-WIDENED = 40
-"""With more weights than this, 16 bits are not tried."""
 SLOWER = 0.97
 """A measured run time over that of the float graph from which int8 arithmetic is given up, if it is surely more."""
 INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
@@ -96,15 +87,14 @@ class Search:
         self.view = View(bench.original)
         self.nodes = {key_of(node): node for node in self.view.nodes}
         self.layers = Layers(self.view, settings.wanted)
-        works = [site.work for site in _sites(plan)]
+        works = [site.work for site in sites_of(plan)]
         kept = works[0].kept
         known = {work.source: work.smoothing for work in works if work.source}
         self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
         self.run_time = Dynamic(self.layers, bench.stats, kept, known)
         self.effects: dict[str, float] = {}
         """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: a relative error."""
-        self.wide: set[str] = set()
-        """The keys of the sites whose weights are stored in 16 bits."""
+        self.precision = Precision(self.view, bench, self.effects)
         self.refusal = INACCURATE
         """Why no arithmetic is in int8, if none is."""
         self.base = 0.0
@@ -117,32 +107,33 @@ class Search:
         return plan
 
     def _best(self) -> Plan:
-        if all(site.work.form == "stored" for site in _sites(self.first)):
-            self._widen(self.first, 0.0)
-            return self._finished(self.first)
+        if all(site.work.form == "stored" for site in sites_of(self.first)):
+            self.precision.widen(self.first, 0.0)
+            self.precision.bound(self.first, self.settings.max_drop**2)
+            return self.precision.finished(self.first)
         self._measure()
         found = self._search(self._candidates())
         if found is None:
-            return self._finished(self._without_arithmetic(self.refusal))
+            return self.precision.finished(self._without_arithmetic(self.refusal))
         error, plan, graph = found
         if self.settings.form.saturates:
             ratio = self.bench.latency(graph, SLOWER)
             if ratio > SLOWER:
-                return self._finished(self._without_arithmetic(NOT_FASTER))
+                return self.precision.finished(self._without_arithmetic(NOT_FASTER))
             if ratio == SLOWER:
                 self.bench.notes.append(CLOSE)
-        return self._finished(self._audited(plan, graph, error) if self.settings.form.saturates else plan)
+        return self.precision.finished(self._audited(plan, graph, error) if self.settings.form.saturates else plan)
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
-        static = [site.key for site in _sites(plan) if site.work.form == "static"]
+        static = [site.key for site in sites_of(plan) if site.work.form == "static"]
         found = audit(graph, static, self.bench.feeds[:1]) if static else None
         if found is None:
             return plan
         if found.unfused:
             plan = [as_stored(entry, UNFUSED) if entry.key in found.unfused else entry for entry in plan]
             return self._audited(plan, self._variant(plan), error)
-        if found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
+        if found.drift is not None and found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
             return self._without_arithmetic(OTHERWISE)
         self.bench.notes.append(str(found))
         return plan
@@ -164,11 +155,16 @@ class Search:
             places = {str(t.name): i for i, node in enumerate(self.view.nodes) for t in node.outputs}
             names = sorted(rewrites, key=lambda name: (places.get(name, -1), name))
             feeds = self.bench.feeds[:FEEDS]
-            board = Switchboard(self.bench.original, [{name: rewrites[name]} for name in names], feeds, SAMPLES)
-            self.effects = effects(board, names, own, self._runs(), self.bench.progress, self.bench.ruler.error)
+            boards = sound(self.bench.original, {name: {name: rewrites[name]} for name in names}, feeds, SAMPLES)
+            runs = self._runs() // max(len(boards), 1)
+            self.effects.update(dict.fromkeys(names, 1.0) if boards else {})
+            for board, switched in boards:
+                self.effects |= effects(board, switched, own, runs, self.bench.progress, self.bench.ruler.error)
         self.arithmetic.errors = dict(self.effects)
-        stored = [replace(site, work=_plain(site.work)) for site in _sites(self._without_arithmetic(INACCURATE))]
+        stored = [replace(site, work=_plain(site.work)) for site in sites_of(self._without_arithmetic(INACCURATE))]
         self.base = self._error(self.bench.variant(quantize_site, stored))
+        if self.base > self.settings.max_drop**2 / 2:
+            self.base = self.precision.bound(stored, self.settings.max_drop**2 / 2)
 
     def _runs(self) -> int:
         """Return how many runs measuring may take: about half as many as calibration took."""
@@ -204,8 +200,7 @@ class Search:
 
         Where the error of a plan that was run is not the predicted one, the predictions of the others are scaled alike.
         """
-        near = min(self.base * 10 ** (NEAR_STORED / 10), 1.0) if self.base < inf else 0.0
-        allowed, factor = max(self.settings.max_drop**2, near), 1.0
+        allowed, factor = self.settings.max_drop**2, 1.0
         tried: dict[_Candidate, tuple[float, Plan, Graph]] = {}
         for _ in range(TRIES):
             errors = {each: self.base + factor * each.error for each in candidates}
@@ -216,7 +211,7 @@ class Search:
                 break
             plan = self._plan(pick)
             if not tried:
-                self._widen(plan, pick.error)
+                self.precision.widen(plan, pick.error)
             graph = self._variant(plan)
             error = self._error(graph)
             tried[pick] = error, plan, graph
@@ -233,7 +228,7 @@ class Search:
     def _without_arithmetic(self, reason: str) -> Plan:
         """Return the plan in which weights are only stored, with the reason why."""
         plan = {entry.key: entry for entry in planned(self.run_time, ())}
-        for site in _sites(self.first):
+        for site in sites_of(self.first):
             if site.work.form != "stored":
                 entry = plan.get(site.key)
                 kept = replace(entry, detail={**entry.detail, "float": reason}) if isinstance(entry, Site) else None
@@ -241,66 +236,11 @@ class Search:
         return list(plan.values())
 
     def _variant(self, plan: Plan) -> Graph:
-        return self.bench.variant(quantize_site, _sites(self._finished(plan)))
+        return self.bench.variant(quantize_site, sites_of(self.precision.finished(plan)))
 
     def _error(self, graph: Graph) -> float:
         """Return the relative squared error of the answers of a graph, of the worst output on the trial feeds."""
         return self.bench.error(graph)
-
-    # ---------------------------------------------------------------------------------------- stored weights
-
-    def _widen(self, plan: Plan, arithmetic: float) -> None:
-        """Choose the stored weights that get 16 bits: those whose rounding does most to the answers for their size.
-
-        It ends when the rest does less than a quarter of what ``arithmetic`` does, or next to nothing.
-        """
-        shared = self._stored(plan)
-        if not shared or len(shared) > WIDENED or (not arithmetic and self.bench.sqnr(self._variant(plan)) >= STORED):
-            return
-        sites = {site.key: site for site in _sites(plan)}
-        alone: dict[str, list[Rewrite]] = {
-            keys[0]: [partial(quantize_alone, site=sites[keys[0]])]
-            for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
-        }  # fmt: skip
-        found = impacts(self.bench.original, self.bench.feeds[:1], alone, self.bench.progress, self.bench.ruler)
-        effects: list[tuple[float, int, list[str]]] = []
-        for step, (keys, size) in enumerate(shared):
-            if keys[0] in found:
-                effect = found[keys[0]][0]
-            else:
-                self.bench.progress("measuring weights", step, len(shared))
-                effect = self._error(self.bench.variant(quantize_site, [sites[key] for key in keys]))
-            effects.append((effect, size, keys))
-            self.effects.update(dict.fromkeys(keys, effect))
-        left, budget = sum(effect for effect, _, _ in effects), MORE * sum(size for _, size, _ in effects)
-        for effect, size, keys in sorted(effects, key=lambda each: -each[0] / each[1]):
-            if left <= max(10 ** (-STORED / 10), arithmetic / 4):
-                break
-            if size <= budget and effect > 0.01 * left:
-                left, budget = left - effect, budget - size
-                self.wide.update(keys)
-
-    def _stored(self, plan: Plan) -> list[tuple[list[str], int]]:
-        """Return the stored sites that share weights together, with the number of elements."""
-        found: dict[tuple[int, ...], tuple[list[str], int]] = {}
-        for site in _sites(plan):
-            if site.work.form == "stored":
-                node = self.nodes[site.key]
-                tensors = [node.inputs[slot] for slot in weight_slots(node)]
-                size = sum(prod(tensor.shape) for tensor in tensors)
-                found.setdefault(tuple(id(t) for t in tensors), ([], size))[0].append(site.key)
-        return list(found.values())
-
-    # ---------------------------------------------------------------------------------------- the result
-
-    def _finished(self, plan: Plan) -> Plan:
-        """Return the plan with 16 bits where they were chosen."""
-        return [self._finished_site(entry) if isinstance(entry, Site) else entry for entry in plan]
-
-    def _finished_site(self, site: Site[Quantized]) -> Site[Quantized]:
-        if site.work.form == "stored" and site.key in self.wide:
-            site = replace(site, action="stored in 16 bits", work=replace(site.work, wide=True))
-        return site
 
 
 def _rounded(affine: Affine, graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
@@ -310,7 +250,3 @@ def _rounded(affine: Affine, graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
 def _plain(work: Quantized) -> Quantized:
     """Return the work without compensated rounding, which takes longer than what it changes here is worth."""
     return replace(work, moments=None)
-
-
-def _sites(plan: Iterable[Site[Quantized] | Skip]) -> list[Site[Quantized]]:
-    return [entry for entry in plan if isinstance(entry, Site)]
