@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     from onnxsqueeze.ir.packed import Packing as Packing
     from onnxsqueeze.ir.packed import pack as pack
     from onnxsqueeze.ir.packed import unpack as unpack
+    from onnxsqueeze.passes.bits import Bits as Bits
     from onnxsqueeze.passes.canonical import Canonical as Canonical
     from onnxsqueeze.passes.clean import Clean as Clean
     from onnxsqueeze.passes.code import Code as Code
     from onnxsqueeze.passes.depthwise import Depthwise as Depthwise
+    from onnxsqueeze.passes.float32 import Float32 as Float32
+    from onnxsqueeze.passes.half import Half as Half
     from onnxsqueeze.passes.int8 import Int8 as Int8
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
     from onnxsqueeze.passes.prune import Prune as Prune
@@ -56,13 +59,16 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "Bits": "onnxsqueeze.passes.bits",
     "Canonical": "onnxsqueeze.passes.canonical",
     "Clean": "onnxsqueeze.passes.clean",
     "Code": "onnxsqueeze.passes.code",
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
     "FeedError": "onnxsqueeze.errors",
+    "Float32": "onnxsqueeze.passes.float32",
     "GraphDiff": "onnxsqueeze.analysis.diff.diff",
+    "Half": "onnxsqueeze.passes.half",
     "Inspection": "onnxsqueeze.analysis.inspection.inspect",
     "Int8": "onnxsqueeze.passes.int8",
     "LowRank": "onnxsqueeze.passes.lowrank",

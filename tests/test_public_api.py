@@ -12,13 +12,16 @@ import onnxsqueeze
 from onnxsqueeze import plugin
 
 PUBLIC = [
+    "Bits",
     "Canonical",
     "Clean",
     "Code",
     "ContractError",
     "Depthwise",
     "FeedError",
+    "Float32",
     "GraphDiff",
+    "Half",
     "Inspection",
     "Int8",
     "LowRank",

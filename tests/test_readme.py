@@ -30,7 +30,7 @@ DOCUMENTS = [
 ]
 RUN = re.compile(r"^```(console|python)$", re.MULTILINE)
 GUIDES = [path for path in sorted((ROOT / "docs").glob("*.md")) if RUN.search(path.read_text(encoding="utf-8"))]
-ELSEWHERE = ["onnxsqueeze models/mlp.onnx -p 'half{min-size=2000}'"]
+ELSEWHERE = ["onnxsqueeze models/mlp.onnx -p 'narrow{min-size=2000}'"]
 """Commands that need an installed plug-in: its own test has them."""
 IN_CI_RUN = ("python3 -m venv", "pip install", "ruff check", "ruff format --check", "mypy", "python -m pytest")
 """Commands that are too slow here; the run that proves the project on a fresh machine has them."""

@@ -166,6 +166,8 @@ TOGETHER = {
         "techniques/quantization/plan",
         "techniques/quantization/words",
     ),
+    "tests/passes/test_bits.py": ("techniques/quantization/lowbits",),
+    "tests/passes/test_float32.py": ("engine/implied", "techniques/floats/widened"),
     "tests/passes/test_int8_runtime.py": ("techniques/quantization/audit",),
     "tests/techniques/quantization/emit/test_emit.py": (
         "techniques/quantization/emit/dynamic",

@@ -39,6 +39,9 @@ def make(pass_: type[Pass], step: Step) -> Pass:
     known = {each.name.replace("_", "-"): each for each in ordered(pass_)}
     values: dict[str, object] = {}
     for key, value in step.options.items():
+        key = key or next(iter(known), "")  # a number alone is the value of the first option
+        if known and known.get(key) and known[key].name in values:
+            raise UsageError(f"{step.name}: the option {key!r} is given twice")
         if key not in known:
             raise UsageError(f"{step.name}: no option {key!r}; {_known(key, list(known))}")
         expected = types_[known[key].name]

@@ -16,14 +16,15 @@ from onnxsqueeze.analysis.check import breaches, words
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import promises, registry
 from onnxsqueeze.engine.footprint import footprints, refuse_memory
-from onnxsqueeze.engine.order import IMPLIED, refuse_order
+from onnxsqueeze.engine.implied import CLOSING, finds, with_implied
+from onnxsqueeze.engine.order import refuse_order
 from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words, prepare
 from onnxsqueeze.engine.result import Result
 from onnxsqueeze.engine.run import Run
 from onnxsqueeze.engine.score import keeping, refuse_drop, scored, scoring, with_score
-from onnxsqueeze.engine.step import quantized, refuse_quantized, run_pass
+from onnxsqueeze.engine.step import refuse_quantized, run_pass
 from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -152,7 +153,9 @@ def squeeze(
     graph = rig.graph
     steps: list[StepReport] = []
     made: list[Ingredient] = []
-    for each, implicit in _with_implied(recipe.steps, original):
+    for each, implicit in with_implied(recipe.steps, original):
+        if implicit and each.pass_.name == CLOSING and not finds(each.pass_, graph):
+            continue
         stage = ", ".join(step.spec for step in steps if step.done)
         run.known, run.measured = list(each.latency), []
         graph, step = run_pass(each.pass_, implicit, graph, run, stage)
@@ -260,17 +263,6 @@ def _refuse_deviation(report: Report, min_sqnr: float) -> None:
             "Use milder options or leave a pass out",
             report,
         )
-
-
-def _with_implied(steps: Sequence[Ingredient], graph: Graph) -> list[tuple[Ingredient, bool]]:
-    """Put what cleans before the first pass that wants a clean graph, unless the pipeline names it."""
-    explicit = [(each, False) for each in steps]
-    first = next((i for i, each in enumerate(steps) if each.pass_.cleans_first), None)
-    if first is None:
-        return explicit
-    missing = [registry.find(name)() for name in IMPLIED if not any(each.pass_.name == name for each in steps)]
-    implied = [(Ingredient(p), True) for p in missing if not (p.float_only and quantized(graph))]
-    return [*explicit[:first], *implied, *explicit[first:]]
 
 
 def _feeds(

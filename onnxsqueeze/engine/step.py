@@ -16,6 +16,7 @@ from onnxsqueeze.engine.opset import in_opset
 from onnxsqueeze.engine.run import Run
 from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, PlaceError, SqueezeError, UsageError
 from onnxsqueeze.graph.edit import distinguish
+from onnxsqueeze.graph.operators import QUANTIZED
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.objects import Graph
@@ -36,7 +37,6 @@ TRIALS = 16
 """How often a lossless pass is tried to find the places where it is not."""
 ROUNDS = 64
 """How often a pass that repeats is planned at most."""
-QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
 
 def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) -> tuple[Graph, StepReport]:

@@ -5,6 +5,7 @@
     pipeline = step ("," step)*
     step     = name [ "{" option* "}" ]             options are separated by blanks
     option   = key [ "=" value ("," value)* ]       a key alone is true; "-" and "_" in a key are the same
+             | number                               the value of the first option of the pass: bits{4}
     value    = integer | number | true | false | none | word | "quoted" | 'quoted'
 """
 
@@ -38,14 +39,16 @@ class Step:
     """One pass of a pipeline by name, with the options that were written down.
 
     Values are int, float, bool, str, None or tuples of them. What the text cannot tell apart is one: a tuple of one is
-    its element, an empty tuple is None, and ``min_rank`` is ``min-rank``. Raises SpecError for anything else.
+    its element, an empty tuple is None, and ``min_rank`` is ``min-rank``. The key "" stands for the first option of the
+    pass, with a number. Raises SpecError for anything else.
     """
 
     name: str
     options: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for word in (self.name, *self.options):
+        keys = [key for key, value in self.options.items() if key or not _is_number(value)]
+        for word in (self.name, *keys):
             if not NAME.fullmatch(word):
                 raise SpecError(f"{word!r} is not a name: letters, digits, '-' and '_' make one")
         options = {key.replace("_", "-"): _canonical(value) for key, value in self.options.items()}
@@ -85,7 +88,13 @@ def format_value(value: object) -> str:
     return repr(value)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _option(key: str, value: object) -> str:
+    if not key:
+        return format_value(value)
     return key if value is True else f"{key}={format_value(value)}"
 
 
@@ -158,10 +167,15 @@ class _Reader:
     def option(self, options: dict[str, object]) -> None:
         start = self.at
         key = self.take(NAME).replace("_", "-")
-        if not key:
+        if not key and (not NUMBER.match(self.text, self.at) or options):
             self.refuse_option()
         if key in options:
             self.refuse(f"the option {key} is given twice", start)
+        if not key:
+            options[key] = self.value()
+            if not _is_number(options[key]):
+                self.refuse("a value without its key is a number", start)
+            return
         options[key] = True
         self.take(BLANKS)
         if self.accept("="):

@@ -6,7 +6,14 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.graph.walk import is_standard
 
-__all__ = ["ELEMENTWISE", "GLOBAL_POOLS", "POOLS", "REDUCTIONS", "SAME_SHAPE", "operator"]
+__all__ = ["ELEMENTWISE", "GLOBAL_POOLS", "POOLS", "QUANTIZED", "REDUCTIONS", "SAME_SHAPE", "operator"]
+
+QUANTIZED = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
+    *("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QGemm", "QMoE", "DynamicQuantizeMatMul"),
+    *("MatMulIntegerToFloat", "DynamicQuantizeLSTM", "QAttention"),
+)
+"""Operators that quantize, or compute on what is quantized, besides QLinear…, of any domain."""
 
 _ARITHMETIC = "Abs Add Ceil Div Exp Floor Log Max Mean Min Mod Mul Neg Pow Reciprocal Round Sign Sqrt Sub Sum"
 _TRIGONOMETRY = "Acos Acosh Asin Asinh Atan Atanh Cos Cosh Sin Sinh Tan Tanh"

@@ -13,6 +13,7 @@ from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.engine.options import Option, make, options, spec
+from onnxsqueeze.engine.registry import build
 from onnxsqueeze.engine.syntax import parse
 from onnxsqueeze.errors import PassError, UsageError
 
@@ -225,3 +226,12 @@ def test_places_are_chosen_by_any_of_their_names(
 )  # fmt: skip
 def test_options_of_the_passes_keep_their_order_in_text(pass_: Pass, text: str) -> None:
     assert str(spec(pass_)) == text
+
+
+def test_a_number_alone_is_the_value_of_the_first_option() -> None:
+    assert build("bits{3}") == build("bits{weights=3}")
+    assert str(parse("bits{3 activations=8}")[0]) == "bits{3 activations=8}"
+    with pytest.raises(UsageError, match="given twice"):
+        build("bits{3 weights=3}")
+    with pytest.raises(UsageError, match="an option is key or key=value"):
+        build("bits{activations=8 3}")

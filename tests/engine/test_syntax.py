@@ -121,7 +121,7 @@ def test_a_name_without_text_is_refused(name: str) -> None:
     with pytest.raises(SpecError, match="is not a name"):
         Step(name)
     with pytest.raises(SpecError, match="is not a name"):
-        Step("a", {name: 1})
+        Step("a", {name: "text"})
 
 
 GOLDEN = [

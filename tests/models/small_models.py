@@ -427,6 +427,18 @@ def opset_11() -> onnx.ModelProto:
 
 
 @case
+def sixteen_bits() -> onnx.ModelProto:
+    return parse(
+        """g (float[N, 8] x) => (float[N, 8] y) <float16[8] w, float16[8] b> {
+        h = Cast<to = 10>(x)
+        a = Mul(h, w)
+        c = Add(a, b)
+        y = Cast<to = 1>(c)
+    }"""
+    )
+
+
+@case
 def spare_channels() -> onnx.ModelProto:
     """Convolutions with channels that nobody needs and a weight of low rank, and many positions to know it by."""
     model = parse(

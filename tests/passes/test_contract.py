@@ -140,7 +140,7 @@ def test_a_pass_works_without_feeds(pass_: str, name: str) -> None:
 
 
 @each_model
-@pytest.mark.parametrize("pass_", [name for name in registry.names() if name not in ("clean", "canonical")])
+@pytest.mark.parametrize("pass_", [name for name in registry.names() if name not in ("clean", "canonical", "float32")])
 def test_every_node_with_a_weight_is_done_or_skipped(pass_: str, name: str) -> None:
     model = given(name, pass_)
     expected = {key_of(each.node) for each in weighted(View(load(model)))}
@@ -176,7 +176,8 @@ def test_other_words_for_what_is_done_do_not_change_a_model(pass_: str, name: st
     expected = squeeze(model_of(name), class_(), feeds_of(name))
 
     assert found.model.SerializeToString() == expected.model.SerializeToString()
-    assert {site.action for site in found.report.steps[-1].done} <= {"x"}
+    own = next(step for step in found.report.steps if not step.implicit)
+    assert {site.action for site in own.done} <= {"x"}
 
 
 @each_pass

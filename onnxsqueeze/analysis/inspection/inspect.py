@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxsqueeze.analysis.inspection.weights import WeightStatistics, statistics
+from onnxsqueeze.analysis.inspection.weights import WeightStatistics, bits_a_weight, statistics
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.reading import sample
 from onnxsqueeze.feeds.types import inputs_of
@@ -200,7 +200,7 @@ def _layers(graph: Graph, counted: Mapping[str, int] | None) -> list[Layer]:
                 bytes=size,
                 macs=None if counted is None else counted.get(key_of(node), 0),
                 share=0.0,
-                quantization=_how_quantized(node),
+                quantization=_how_quantized(view, node),
                 weight=statistics(node),
             )
         )
@@ -236,21 +236,35 @@ def _weight_of(layer: Layer, run: float | None) -> float:
 # Quantization and requirements
 
 
-def _how_quantized(node: gs.Node) -> str:
+def _how_quantized(view: View, node: gs.Node) -> str:
     parts = []
+    if node.outputs and bits_a_weight(node.outputs[0], 1) is not None:
+        return ""  # it restores a weight, which belongs to the layer that reads it
     for i, tensor in enumerate(node.inputs[:2]):
         maker = tensor.inputs[0] if tensor.inputs else None
         if maker is None or maker.op != "DequantizeLinear":
+            bits = _stored_bits(view, tensor)
+            parts += [] if bits is None else [f"weight stored in {bits:.1f} bits"]
             continue
         constant, scale, _, _ = stored(tensor)
         if constant is not None and scale is not None:
             per = "channel" if prod(map(int, scale.shape)) > 1 else "tensor"
             parts.append(f"{np.dtype(constant.dtype)} weight per {per}")
+        elif (bits := _stored_bits(view, tensor)) is not None:
+            parts.append(f"weight of {bits:.1f} bits")
         elif i == 0:
             parts.append("quantized input")
     if node.op in ("MatMulInteger", "ConvInteger") or node.op.startswith("QLinear"):
         parts.append("integer arithmetic")
     return ", ".join(parts)
+
+
+def _stored_bits(view: View, tensor: gs.Tensor) -> float | None:
+    """Return the bits that a weight takes in the file if the runtime restores it when it loads the model."""
+    shape = view.shape(tensor)
+    if shape is None or len(shape) < 2 or not all(isinstance(size, int) for size in shape):
+        return None
+    return bits_a_weight(tensor, prod(int(size) for size in shape if isinstance(size, int)))
 
 
 def _quantization(graph: Graph) -> Iterable[str]:

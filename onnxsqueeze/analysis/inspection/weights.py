@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph.constants import stored
 from onnxsqueeze.ir.weights import peek
 
-__all__ = ["WeightStatistics", "effective_rank", "statistics"]
+__all__ = ["WeightStatistics", "bits_a_weight", "effective_rank", "statistics"]
 
 RANK_LIMIT = 4096
 """The effective rank of a matrix whose smaller side is longer is not computed: it would take minutes."""
@@ -59,6 +59,32 @@ def statistics(node: gs.Node) -> WeightStatistics | None:
             **_figures(matrix),
         )  # fmt: skip
     return None
+
+
+def bits_a_weight(tensor: gs.Tensor, elements: int) -> float | None:
+    """Return how many bits of the file an element of a weight takes that nodes restore from constants, scales included.
+
+    None if the tensor is a constant itself, or depends on more than constants.
+    """
+    leaves: dict[int, gs.Constant] = {}
+    seen: set[int] = set()
+    stack = list(tensor.inputs)
+    if not stack or not elements:
+        return None
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        for each in node.inputs:
+            if isinstance(each, gs.Constant):
+                leaves[id(each)] = each
+            elif each.inputs:
+                stack.extend(each.inputs)
+            elif each.name:
+                return None
+    size = sum(int(c._values.nbytes) for c in leaves.values() if np.dtype(c.dtype) != np.int64)
+    return 8 * size / elements if leaves else None
 
 
 def _figures(matrix: NDArray[np.float64]) -> dict[str, Any]:

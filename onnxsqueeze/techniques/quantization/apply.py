@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.shrinkage import shrunk
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic as quantize_input
+from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.stored import stored as store
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
@@ -32,6 +34,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     remember,
     values_of,
 )
+from onnxsqueeze.techniques.quantization.fewbits import Grid, fit, rows_of
 from onnxsqueeze.techniques.quantization.grids import Affine
 from onnxsqueeze.techniques.quantization.layers import weight_slots
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
@@ -51,8 +54,9 @@ class Quantized:
     parameters around a static layer, ``mean`` the channel means of its input and ``inside`` how often each tap of its
     kernel sees it and no padding; ``tail`` and ``add`` are the nodes that belong to it. ``inputs`` are those of an
     operator between layers. ``smoothing`` and ``moments`` are those of a layer that quantizes its input, called
-    ``source``, at run time. ``wide`` weights are stored in 16 bits. ``kept`` is shared by all plans of a graph. A
-    weight that is ``tied`` is read by other nodes too, which read the same integers.
+    ``source``, at run time. ``wide`` weights are stored in 16 bits, those of integer arithmetic in ``bits``; with under
+    8 a static layer has the ``moments`` of its input rows. ``kept`` is shared by all plans of a graph. A weight that is
+    ``tied`` is read by other nodes too, which read the same integers.
     """
 
     form: Literal["static", "integer", "gate", "dynamic", "stored"]
@@ -70,6 +74,7 @@ class Quantized:
     add: str = ""
     per_tensor: bool = False
     tied: bool = False
+    bits: int = 8
 
     @property
     def between(self) -> bool:
@@ -94,7 +99,7 @@ def quantize(graph: Graph, key: str, work: Quantized) -> None:
     elif work.form == "gate":
         qdq.gate(graph, node, work.inputs[0])
     elif work.form == "dynamic":
-        quantize_input(graph, scope, node, work.smoothing, work.second, work.source, work.kept, work.tied)
+        quantize_input(graph, scope, node, work.smoothing, work.second, work.source, work.kept, work.tied, work.bits)
     else:
         _stored(graph, scope, node, work)
 
@@ -142,18 +147,24 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     plain = work.kept.get(lambda: product_scales(values, node.op, transposed, work.per_tensor, pairs), values, kind)
     floor = np.float32(1 / (work.input.scale * 2**30)) * np.abs(start).astype(np.float32)
     floor = floor.max() if work.per_tensor else floor.reshape(plain.shape)
+    scale: gs.Constant | None = None
+    q: gs.Constant | None = None
+    weight: gs.Tensor
     if work.tied:
         made = _shared(graph, node, plain, floor)
         q, scales = made.q, np.asarray(made.scale.values, np.float32).reshape(plain.shape)
-        weight: gs.Tensor = laid(graph, graph, q, _is_flipped(node), node)
-        scale: gs.Constant | None = made.scale
+        weight, scale = laid(graph, graph, q, _is_flipped(node), node), made.scale
+    elif work.bits < 8:
+        scales, few = _few_bits(node, values, floor, work)
+        weight = decoded(graph, graph, hint, few, Grid(work.bits), onnx.TensorProto.INT8, node)
     else:
-        scales, scale = np.maximum(plain, floor), None
+        scales = np.maximum(plain, floor)
         weight = q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]), pairs)
     corrected = start
     if work.mean is not None and values.size <= HELD:
-        whole = np.asarray(q.values, np.float64)
-        corrected = start + _mean_error(node, values, (whole.T if weight is not q else whole) * scales, work)
+        whole = few.astype(np.float64) if q is None else np.asarray(q.values, np.float64)
+        flipped = q is not None and weight is not q
+        corrected = start + _mean_error(node, values, (whole.T if flipped else whole) * scales, work)
     node.inputs[0] = qdq.dequantized(graph, node.inputs[0], work.input)
     qdq.weight(graph, node, 1, weight, scales, None if work.per_tensor else axis, scale)
     product = np.float32(work.input.scale) * scales.reshape(() if work.per_tensor else -1)
@@ -166,6 +177,20 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
     if work.output is not None:
         tail = node if work.tail == key_of(node) else edit.find(graph, work.tail)[0]
         qdq.requantize(graph, tail.outputs[0], work.output)
+
+
+def _few_bits(
+    node: gs.Node, values: FloatArray, floor: FloatArray, work: Quantized
+) -> tuple[FloatArray, NDArray[np.int8]]:
+    """Return scales, at least ``floor``, and integers of few bits; rounding hides errors where inputs do not go."""
+    rows = rows_of(values, node.op, bool(node.attrs.get("transB", 0)))
+    second = work.second
+    if second is not None and work.moments is not None and work.mean is not None:  # the bias takes over the mean error
+        second = shrunk(work.moments.second - np.outer(work.moments.mean, work.moments.mean), work.moments.n)
+    fitted = fit(rows, Grid(work.bits), rows.shape[1], second, signs=False, half=False, floor=floor.reshape(-1, 1))
+    if node.op == "Conv" or node.attrs.get("transB", 0):
+        return fitted.scales.reshape(-1, *(1,) * (values.ndim - 1)), fitted.q.reshape(values.shape)
+    return fitted.scales.T, np.ascontiguousarray(fitted.q.T)
 
 
 def _is_flipped(node: gs.Node) -> bool:

@@ -53,11 +53,14 @@ class Layers:
     """The nodes of a view that may be quantized, those that ``wanted`` accepts.
 
     ``static`` are Conv, Gemm and MatMul of the main graph that can run in integers; ``carried`` the operators around
-    them that can follow; ``dynamic`` MatMul and Gemm that quantize their input at run time.
+    them that can follow; ``dynamic`` MatMul and Gemm that quantize their input at run time. The smallest weights, up to
+    the ``share`` of all, are refused.
     """
 
-    def __init__(self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True) -> None:
-        self.view, self.wanted, self.target = view, wanted, view.target
+    def __init__(
+        self, view: View, wanted: Callable[[gs.Node], bool] = lambda node: True, share: float = SPARED
+    ) -> None:
+        self.view, self.wanted, self.target, self._share = view, wanted, view.target, share
         self.everywhere = self.target.integers.placement == "everywhere"
         layers = [n for n in view.of("Conv", "Gemm", "MatMul") if wanted(n) and self._is_layer(n)]
         self.sharing = Sharing(view, layers, self._stays)
@@ -175,9 +178,9 @@ class Layers:
 
     @cached_property
     def _spared(self) -> set[int]:
-        """The ids of the weights that are left in float: the smallest, of equal ones the first, ``SPARED`` at most."""
+        """The ids of the weights that are left in float: the smallest, of equal ones the first, in all that share."""
         tensors = {id(n.inputs[s]): n.inputs[s] for n in self.view.nodes for s in weight_slots(n)}
-        budget, spared = SPARED * sum(prod(t.shape) for t in tensors.values()), set()
+        budget, spared = self._share * sum(prod(t.shape) for t in tensors.values()), set()
         for key, tensor in sorted(tensors.items(), key=lambda each: prod(each[1].shape)):
             budget -= prod(tensor.shape)
             if budget < 0:

@@ -20,8 +20,15 @@ LARGEST = 2304
 """Weights with more rows are rounded to nearest: the cost grows with their cube."""
 
 
-def compensated(weight: Floats, scales: Floats, back: NDArray[np.float32], *, pairs: bool = False) -> NDArray[np.int8]:
-    """Return integers q with ``weight ≈ scales·q``, |q| ≤ 127, that make ``tr (W − sq)ᵀ S (W − sq)`` small.
+def compensated(
+    weight: Floats,
+    scales: Floats,
+    back: NDArray[np.float32],
+    *,
+    pairs: bool = False,
+    limits: tuple[int, int] = (-127, 127),
+) -> NDArray[np.int8]:
+    """Return integers q with ``weight ≈ scales·q`` within ``limits`` that make ``tr (W − sq)ᵀ S (W − sq)`` small.
 
     ``weight`` and ``scales`` broadcast to (K, N); ``back`` is what ``feedback`` makes of ``S = E[xxᵀ]`` of the inputs.
     Rows are rounded in the order of falling S_kk, and each makes up for what those before it have lost: with
@@ -43,10 +50,10 @@ def compensated(weight: Floats, scales: Floats, back: NDArray[np.float32], *, pa
         for k in range(start, stop):
             target = wanted[k - start] + upper[start:k, k] @ lost[start:k]
             target = target / scale[k]
-            limits = (np.float32(-127), np.float32(127))
+            room: tuple[Any, Any] = np.float32(limits[0]), np.float32(limits[1])
             if pairs and partners[k] >= 0:
-                limits = _room(target, rows, scale, found, order, k, int(partners[k]))
-            q = np.clip(np.rint(target), *limits)
+                room = _room(target, rows, scale, found, order, k, int(partners[k]))
+            q = np.clip(np.rint(target), *room)
             found[order[k]] = q
             lost[k] = rows[k] - q * scale[k]
     return found

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
+from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     FloatArray,
@@ -25,6 +26,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     remember,
     values_of,
 )
+from onnxsqueeze.techniques.quantization.fewbits import Grid, fit
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
 from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
 
@@ -40,12 +42,13 @@ def dynamic(
     source: str = "",
     kept: Kept | None = None,
     tied: bool = False,
+    bits: int = 8,
 ) -> None:
     """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
 
     ``smooth`` says what is done about outliers of the input first, ``second`` is ``E[xxᵀ]`` of the input as it comes,
     which the rounding of the weight looks at, and ``source`` the name of the input. All readers of a ``tied`` weight
-    read the same integers, which are laid out as it was.
+    read the same integers, which are laid out as it was. Other weights are stored in ``bits``.
     """
     kept = kept or Kept()
     smooth = smooth or Smoothing()
@@ -71,12 +74,12 @@ def dynamic(
     values = read()
     if factor is not None:
         x = _divided(graph, scope, x, factor, node)
+    inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
     pairs = graph.target.integers.pairs
     scales = kept.get(lambda: product_scales(values, "MatMul", pairs=pairs), values, "columns")
 
     def made() -> tuple[gs.Constant, gs.Constant]:
         if second is not None and values.size <= HELD and len(values) <= LARGEST:
-            inverse = 1.0 if factor is None else np.outer(_reciprocal(factor), _reciprocal(factor))
 
             def fitted() -> NDArray[np.int8]:
                 back = kept.last(lambda: feedback(second * inverse), source, "smoothed")
@@ -92,9 +95,14 @@ def dynamic(
             )
         return q, edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales.reshape(-1)))
 
-    if shared is None:
-        q, weight_scale = made()
-        weight: gs.Tensor = q
+    weight: gs.Tensor
+    if shared is None and bits < 8:
+        moments = None if second is None else second * inverse
+        few = fit(values.T, Grid(bits), len(values), moments, signs=False, half=False)
+        weight_scale = edit.constant(graph, f"{hint}_scale", few.scales.reshape(-1))
+        weight = decoded(graph, scope, hint, np.ascontiguousarray(few.q.T), few.grid, onnx.TensorProto.INT8, node)
+    elif shared is None:
+        weight, weight_scale = made()
     else:
         found = [each for each in known(graph, shared.constant) if each.axis == shared.axis]
         same = [each for each in found if _alike(each.factor, factor)]

@@ -1,4 +1,4 @@
-"""``half``: weights in 16 bits on disk, in 32 at work."""
+"""``narrow``: weights in 16 bits on disk, in 32 at work."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, 
 
 
 @dataclass(frozen=True)
-class Half(Pass):
-    """Replace a float32 weight ``W`` by ``Cast(half(W))``, which ONNX Runtime computes when it loads the model."""
+class Narrow(Pass):
+    """Replace a float32 weight ``W`` by ``Cast(narrow(W))``, which ONNX Runtime computes when it loads the model."""
 
-    name: ClassVar[str] = "half"
+    name: ClassVar[str] = "narrow"
     summary: ClassVar[str] = "weights in 16 bits on disk, in 32 at work"
     forbids: ClassVar[tuple[str, ...]] = ("int8",)
 
@@ -32,6 +32,6 @@ class Half(Pass):
     def apply(self, site: Site, graph: Graph) -> None:
         node, scope = edit.find(graph, site.key)
         weight = node.inputs[1]
-        half = edit.constant(graph, f"{weight.name}_half", View(graph).value(weight).astype(np.float16))
+        narrow = edit.constant(graph, f"{weight.name}_narrow", View(graph).value(weight).astype(np.float16))
         cast = {"to": onnx.TensorProto.FLOAT}
-        node.inputs[1] = edit.insert(graph, scope, "Cast", [half], f"{weight.name}_float", cast, before=node)
+        node.inputs[1] = edit.insert(graph, scope, "Cast", [narrow], f"{weight.name}_float", cast, before=node)

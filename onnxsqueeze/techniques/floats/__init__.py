@@ -1,0 +1,1 @@
+"""Floats of 16 bits: where they hold weights, and models that compute in them."""

@@ -1,0 +1,188 @@
+"""Integers of 2 to 8 bits in a file, and the nodes that restore them when ONNX Runtime loads it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.techniques.quantization.emit.weights import FloatArray
+from onnxsqueeze.techniques.quantization.fewbits import HALF, Fit, Grid
+
+__all__ = ["blocks", "decoded", "gathered", "pack", "restored", "unpack"]
+
+Codes = NDArray[np.uint8]
+TYPED = 21
+"""The opset that has int4; models of older ones hold two integers in a byte."""
+
+
+def pack(q: NDArray[np.integer], bits: int) -> Codes:
+    """Return integers (…, n) of two's complement as bytes, along the last axis, which is filled with zeros.
+
+    2 and 4 bits: (…, ⌈n·b/8⌉), byte j holding the integers j, j + m, j + 2m …, the first in its lowest bits; m is that
+    number of bytes. 3 and 6 bits: (…, 3, m), where the bytes ``[0:3, j]`` make a number of 24 bits, lowest first.
+    Integers are stored plus ``2^(b−1)``. Planes of that kind are restored by whole rows of bytes, which is quick.
+    """
+    count = (8 if bits in (2, 4) else 24) // bits
+    size = -(-q.shape[-1] // count)
+    codes = np.zeros((*q.shape[:-1], count * size), np.uint32)
+    codes[..., : q.shape[-1]] = q.astype(np.int32) + (1 << (bits - 1))
+    planes = codes.reshape(*q.shape[:-1], count, size)
+    joined = np.bitwise_or.reduce(planes << (np.arange(count, dtype=np.uint32) * bits)[:, None], axis=-2)
+    if count * bits == 8:
+        return np.asarray(joined, np.uint8)
+    return np.stack([(joined >> shift & 255).astype(np.uint8) for shift in (0, 8, 16)], axis=-2)
+
+
+def unpack(codes: Codes, bits: int, n: int) -> NDArray[np.int8]:
+    """Return the n integers along the last axis that ``pack`` has packed."""
+    if bits in (2, 4):
+        joined = codes.astype(np.uint32)
+    else:
+        joined = (
+            codes[..., 0, :] + (codes[..., 1, :].astype(np.uint32) << 8) + (codes[..., 2, :].astype(np.uint32) << 16)
+        )
+    count = (8 if bits in (2, 4) else 24) // bits
+    shifts = (np.arange(count, dtype=np.uint32) * bits)[:, None]
+    planes = joined[..., None, :] >> shifts & ((1 << bits) - 1)
+    flat = planes.reshape(*planes.shape[:-2], -1)[..., :n].astype(np.int16)
+    return np.asarray(flat - (1 << (bits - 1)), np.int8)
+
+
+def decoded(
+    graph: Graph, home: Graph, hint: str, q: NDArray[np.int8], grid: Grid, to: int, before: gs.Node
+) -> gs.Tensor:
+    """Return integers as a tensor of the element type ``to``, float or int8, from an initializer of few bits.
+
+    All nodes fold when the model is loaded. 4 bits are of the type int4 where the opset has it; other integers are
+    packed (see ``pack``).
+    """
+    float_, int8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
+    name = f"{hint}_int{grid.bits}"
+    if grid.bits == 8 or (grid.bits == 4 and graph.opset >= TYPED):
+        typed = q if grid.bits == 8 else q.astype(ml_dtypes.int4)
+        constant = edit.constant(graph, name, np.ascontiguousarray(typed))
+        if grid.bits == 8 and to == int8:
+            return constant
+        return edit.insert(graph, home, "Cast", [constant], f"{hint}_cast", {"to": to}, before=before)
+    packed = edit.constant(graph, name, pack(q.reshape(-1), grid.bits))
+    x: gs.Tensor = _unpacked(graph, home, hint, packed, grid.bits, before)
+    x = edit.insert(graph, home, "Cast", [x], f"{hint}_cast", {"to": float_}, before=before)
+    middle = edit.constant(graph, f"{hint}_middle", np.float32(1 << (grid.bits - 1)))
+    x = edit.insert(graph, home, "Sub", [x, middle], f"{hint}_signed", before=before)
+    count = (8 if grid.bits in (2, 4) else 24) // grid.bits
+    if q.size % count:
+        x = _sliced(graph, home, hint, x, q.size, before)
+    shape = edit.constant(graph, f"{hint}_blocks_shape", np.array(q.shape, np.int64))
+    x = edit.insert(graph, home, "Reshape", [x, shape], f"{hint}_integers", before=before)
+    return x if to == float_ else edit.insert(graph, home, "Cast", [x], f"{hint}_int8", {"to": to}, before=before)
+
+
+def _sliced(graph: Graph, home: Graph, hint: str, x: gs.Tensor, size: int, before: gs.Node) -> gs.Tensor:
+    """Return the first ``size`` elements of x in one axis."""
+    flat = edit.constant(graph, f"{hint}_flat", np.array([-1], np.int64))
+    x = edit.insert(graph, home, "Reshape", [x, flat], f"{hint}_filled", before=before)
+    start, end = (
+        edit.constant(graph, f"{hint}_{n}", np.array([v], np.int64)) for n, v in (("start", 0), ("end", size))
+    )
+    return edit.insert(graph, home, "Slice", [x, start, end], f"{hint}_whole", before=before)
+
+
+def _unpacked(graph: Graph, home: Graph, hint: str, packed: gs.Tensor, bits: int, before: gs.Node) -> gs.Tensor:
+    """Return the planes (count, m) of unsigned integers in bytes (m) or (3, m)."""
+    width, count = (8, 8 // bits) if bits in (2, 4) else (32, 24 // bits)
+    dtype = np.uint8 if width == 8 else np.uint32
+    if width == 32:
+        wide = edit.insert(graph, home, "Cast", [packed], f"{hint}_wide", {"to": onnx.TensorProto.INT32}, before=before)
+        places = edit.constant(graph, f"{hint}_places", np.array([[1], [256], [65536]], np.int32))
+        wide = edit.insert(graph, home, "Mul", [wide, places], f"{hint}_placed", before=before)
+        axis = edit.constant(graph, f"{hint}_axis", np.array([0], np.int64))
+        wide = edit.insert(graph, home, "ReduceSum", [wide, axis], f"{hint}_joined", {"keepdims": 1}, before=before)
+        packed = edit.insert(
+            graph, home, "Cast", [wide], f"{hint}_codes", {"to": onnx.TensorProto.UINT32}, before=before
+        )
+    shifts = width - bits - np.arange(count)[:, None] * bits
+    left = edit.constant(graph, f"{hint}_left", shifts.astype(dtype))
+    right = edit.constant(graph, f"{hint}_right", np.full((1, 1), width - bits, dtype))
+    x = edit.insert(graph, home, "BitShift", [packed, left], f"{hint}_high", {"direction": "LEFT"}, before=before)
+    return edit.insert(graph, home, "BitShift", [x, right], f"{hint}_low", {"direction": "RIGHT"}, before=before)
+
+
+def scale_of(graph: Graph, home: Graph, hint: str, scales: FloatArray, before: gs.Node) -> gs.Tensor:
+    """Return scales as a float tensor, from an initializer of float16 if they are values of it."""
+    half = scales.astype(np.float16)
+    if np.array_equal(half.astype(np.float32), scales) and np.abs(scales).min(initial=1) >= HALF:
+        constant = edit.constant(graph, f"{hint}_scale", half)
+        attrs = {"to": onnx.TensorProto.FLOAT}
+        return edit.insert(graph, home, "Cast", [constant], f"{hint}_scale_float", attrs, before=before)
+    return edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales, np.float32))
+
+
+def blocks(found: Fit, columns_first: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return integers and scales that broadcast: (N, K/b, b) and (N, K/b, 1), or (K/b, b, N) and (K/b, 1, N)."""
+    count = found.scales.shape[1]
+    if columns_first:
+        q = np.ascontiguousarray(found.q.T).reshape(count, -1, len(found.q))
+        return q, np.ascontiguousarray(found.scales.T)[:, None, :]
+    return found.q.reshape(len(found.q), count, -1), found.scales[..., None]
+
+
+def restored(graph: Graph, scope: Graph, tensor: gs.Constant, found: Fit, columns_first: bool) -> None:
+    """Put ``scale·q``, restored when the model is loaded, in the place of a weight for all that read it.
+
+    ``columns_first``: the weight lies as (K, N), else as (N, …), K being all further axes.
+    """
+    inside = {id(n) for n in scope.nodes}
+    home = scope if all(id(n) in inside for n in tensor.outputs) else graph
+    first, hint = home.nodes[0], str(tensor.name)
+    q, scales = blocks(found, columns_first)
+    x = decoded(graph, home, hint, q, found.grid, onnx.TensorProto.FLOAT, first)
+    scale = scale_of(graph, home, hint, scales, first)
+    x = edit.insert(graph, home, "Mul", [x, scale], f"{hint}_blocks", before=first)
+    shape = edit.constant(graph, f"{hint}_shape", np.array(tensor.shape, np.int64))
+    x = edit.insert(graph, home, "Reshape", [x, shape], f"{hint}_restored", before=first)
+    edit.redirect(tensor, x)
+
+
+def gathered(graph: Graph, scope: Graph, node: gs.Node, found: Fit, rank: int) -> None:
+    """Gather rows of few bits and their scales, and restore only those: the table stays small in memory, too.
+
+    ``rank`` is that of the indices. The table is kept as (rows, blocks, bytes).
+    """
+    tensor, indices, bits = node.inputs[0], node.inputs[1], found.grid.bits
+    hint, out = str(tensor.name), str(node.outputs[0].name)
+    q, scales = blocks(found, columns_first=False)
+    table = edit.constant(graph, f"{hint}_int{bits}", q if bits == 8 else pack(q, bits))
+    rows = edit.insert(graph, scope, "Gather", [table, indices], f"{out}_int{bits}", {"axis": 0}, before=node)
+    if bits != 8:
+        step = np.uint8(8 - bits)
+        parts = []
+        for place in range(8 // bits):
+            left = edit.constant(graph, f"{hint}_left", np.uint8(8 - bits - place * bits))
+            right = edit.constant(graph, f"{hint}_right", step)
+            x = edit.insert(graph, scope, "BitShift", [rows, left], f"{out}_high", {"direction": "LEFT"}, before=node)
+            parts.append(
+                edit.insert(graph, scope, "BitShift", [x, right], f"{out}_low", {"direction": "RIGHT"}, before=node)
+            )
+        rows = edit.insert(graph, scope, "Concat", parts, f"{out}_codes", {"axis": -1}, before=node)
+    x = edit.insert(graph, scope, "Cast", [rows], f"{out}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
+    if bits != 8:
+        middle = edit.constant(graph, f"{hint}_middle", np.float32(1 << (bits - 1)))
+        x = edit.insert(graph, scope, "Sub", [x, middle], f"{out}_signed", before=node)
+    half = scales.astype(np.float16)
+    exact = np.array_equal(half.astype(np.float32), scales)
+    column = edit.constant(graph, f"{hint}_scale", half if exact else scales)
+    scale = edit.insert(graph, scope, "Gather", [column, indices], f"{out}_scale", {"axis": 0}, before=node)
+    if exact:
+        scale = edit.insert(
+            graph, scope, "Cast", [scale], f"{out}_scale_float", {"to": onnx.TensorProto.FLOAT}, before=node
+        )
+    x = edit.insert(graph, scope, "Mul", [x, scale], f"{out}_blocks", before=node)
+    shape = edit.constant(graph, f"{out}_shape", np.array([0] * rank + [prod(tensor.shape[1:])], np.int64))
+    edit.replace(graph, scope, node, "Reshape", [x, shape])

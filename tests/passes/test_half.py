@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from linear_models import constant, model
+from onnx import TensorProto, helper
+
+from onnxsqueeze import squeeze
+from onnxsqueeze.errors import UsageError
+from onnxsqueeze.runtime.session import Session
+
+DIGITS = Path(__file__).parents[2] / "models"
+
+
+def steps(pipeline: str, made: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
+    result = squeeze(made, pipeline)
+    return result.model, {step.spec: len(step.done) for step in result.report.steps}
+
+
+def mlp(dtype: type = np.float16, scale: float = 1.0) -> onnx.ModelProto:
+    """Return two layers whose weights are float32 with values of a 16-bit type."""
+    rng = np.random.default_rng(0)
+    held = [constant(n, (scale * rng.standard_normal((64, 64))).astype(dtype).astype(np.float32)) for n in "vw"]
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    return model(nodes, held, {"x": [3, 64]}, {"y": [3, 64]})
+
+
+def answers(made: onnx.ModelProto) -> np.ndarray:
+    return np.asarray(Session(made).run({"x": np.random.default_rng(1).standard_normal((3, 64)).astype("f")})["y"])
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float16, 1), (ml_dtypes.bfloat16, 1), (ml_dtypes.bfloat16, 1e20)])
+def test_weights_that_are_16_bit_floats_already_take_half_the_file_and_answer_alike(dtype: type, scale: float) -> None:
+    made = mlp(dtype, scale)
+    found, done = steps("clean", made)
+
+    assert done == {"clean": 0, "half{exact}": 2}
+    assert len(found.SerializeToString()) < 0.53 * len(made.SerializeToString())
+    np.testing.assert_array_equal(answers(found), answers(made))
+
+
+def test_the_runtime_folds_what_restores_them(tmp_path: Path) -> None:
+    found, _ = steps("clean", mlp())
+    Session(found, optimized=tmp_path / "o.onnx")
+
+    assert "Cast" not in {node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node}
+
+
+def test_other_weights_stay_as_they_are() -> None:
+    made = mlp(np.float32)
+    found, done = steps("clean", made)
+
+    assert done == {"clean": 0}
+    assert found == made
+
+
+def test_passes_see_the_values_of_weights_that_are_stored_in_16_bits() -> None:
+    half, _ = steps("clean", mlp())
+    plain = {"int8": steps("int8", mlp()), "lowrank": steps("lowrank{ratio=0.5}", mlp())}
+    again = {"int8": steps("int8", half), "lowrank": steps("lowrank{ratio=0.5}", half)}
+
+    for name, (expected, _) in plain.items():
+        ops = [Counter(node.op_type for node in each.graph.node) for each in (expected, again[name][0])]
+        assert ops[0] == ops[1]
+        np.testing.assert_array_equal(answers(again[name][0]), answers(expected))
+
+
+def test_a_shared_weight_is_halved_once() -> None:
+    made = mlp()
+    made.graph.node[2].input[1] = "v"
+    del made.graph.initializer[1]
+    found, done = steps("clean", made)
+
+    assert done == {"clean": 0, "half{exact}": 1}
+    assert [node.op_type for node in found.graph.node].count("Cast") == 1
+    np.testing.assert_array_equal(answers(found), answers(made))
+
+
+def test_half_rounds_all_weights() -> None:
+    before = DIGITS / "resnet.onnx"
+    result = squeeze(before, "half", DIGITS / "resnet.calib.npz")
+
+    assert len(result.model.SerializeToString()) < 0.52 * before.stat().st_size
+    assert result.report.sqnr_db is not None
+    assert result.report.sqnr_db > 55
+
+
+def test_what_float16_cannot_hold_stays_unless_it_is_bfloat16() -> None:
+    made = mlp(np.float32, 1e5)
+    result = squeeze(made, "half")
+
+    assert not result.report.steps[-1].done
+    assert "use type=bfloat16" in result.report.steps[-1].skipped[0].reason
+    assert len(squeeze(made, "half{type=bfloat16}").report.steps[-1].done) == 2
+
+
+def test_other_types_are_refused_and_nothing_may_follow() -> None:
+    with pytest.raises(UsageError, match="type is float16 or bfloat16"):
+        squeeze(mlp(), "half{type=float8}")
+    with pytest.raises(UsageError, match="write int8,half"):
+        squeeze(mlp(), "half,int8")
+
+
+def test_a_weight_that_the_caller_may_override_stays() -> None:
+    made = mlp()
+    made.ir_version = 8
+    made.graph.input.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, [64, 64]))
+    _, done = steps("clean", made)
+
+    assert done == {"clean": 0, "half{exact}": 1}
