@@ -17,6 +17,7 @@ from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.linear.chains import add_to_output
 from onnxsqueeze.linear.fitting import Fitting, few_rows
 from onnxsqueeze.linear.layers import Linear, covariance, describe, laid_out, matrix
+from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.plugin import Bench, Gram, Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.coding.quantizer import MOST, Integers, fitted, nearest
@@ -142,12 +143,16 @@ class Code(Selected[Coded]):
         return inf if self.size is not None else (self.max_error or 0.06) ** 2
 
     def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
-        for node in view.of("Conv", "Gemm", "MatMul", "Gather"):
-            slot = 0 if node.op == "Gather" else 1
-            tensor, value = node.inputs[slot], view.value(node.inputs[slot])
+        others = {id(each.node): each.reason for each in weighted(view)}
+        coded = {id(node) for node in view.of("Conv", "Gemm", "MatMul", "Gather")}
+        for node in view.nodes:
+            slot, names = 0 if node.op == "Gather" else 1, (key_of(node), str(node.name))
+            value = view.value(node.inputs[slot]) if id(node) in coded else None
             if value is None or value.ndim < 2 or value.dtype.kind != "f":
+                if id(node) in others and names[0] and self.wanted(names):
+                    yield Skip(names[0], others[id(node)])
                 continue
-            names = (key_of(node), str(node.name))
+            tensor = node.inputs[slot]
             if self.excluded(names):
                 yield Skip(names[0], "it is excluded")
             elif not self.wanted(names):

@@ -21,7 +21,8 @@ NEEDS = {
 
 
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(NEEDS)
+    decoders = {"osq_decoder.py"}  # no program; tests/container runs it
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(NEEDS) | decoders
 
 
 @pytest.mark.parametrize("name", NEEDS)

@@ -237,7 +237,7 @@ def test_without_calibration_the_result_is_smaller_and_runs(net: str) -> None:
     assert sqnr(proto, result.model, feeds[:3]) > 25
 
 
-def test_a_float16_weight_is_skipped_and_the_reason_given() -> None:
+def test_a_float16_weight_is_quantized_like_any_other() -> None:
     weight = numpy_helper.from_array(np.ones((64, 64), np.float16), "h")
     nodes = [
         helper.make_node("Cast", ["x"], ["xh"], to=TensorProto.FLOAT16),
@@ -248,8 +248,8 @@ def test_a_float16_weight_is_skipped_and_the_reason_given() -> None:
     proto = model(nodes, [weight, constant("w", np.ones((64, 64)))], {"x": [2, 64]}, {"y": [2, 64]})
     result = squeeze(proto, "int8")
 
-    assert reasons(result) == {"mh": "its weight is float16"}
-    assert {site.key for site in result.report.steps[-1].done} == {"y"}
+    assert reasons(result) == {}
+    assert {site.key for site in result.report.steps[-1].done} == {"mh", "y"}
 
 
 def test_a_quantized_model_is_refused() -> None:
