@@ -152,7 +152,8 @@ def _deviations(deviations: tuple[Deviation, ...], console: Console) -> None:
 
 
 def _step(step: StepReport, console: Console) -> None:
-    facts = [f"{len(step.done)} done"]
+    whole = step.done and not step.skipped and not step.implicit
+    facts = [f"{len(step.done)} done, none skipped" if whole else f"{len(step.done)} done"]
     if not step.kept:
         facts = ["rolled back"]
     elif step.done:
