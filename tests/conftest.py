@@ -36,7 +36,9 @@ def fresh_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "docs/examples/plugin", folder / "plugin", ignore=unwanted)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    site = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[-1])"], text=True).strip()
+    site = subprocess.check_output(
+        [python, "-c", "import os, site; print(next(filter(os.path.isdir, site.getsitepackages())))"], text=True
+    ).strip()
     Path(site, "dependencies.pth").write_text(str(Path(numpy.__file__).parents[1]), encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
     pip += ["--ignore-installed", "--no-build-isolation"]
