@@ -30,6 +30,8 @@ class Breach:
     rule: str
     key: str
     problem: str
+    notice: bool = False
+    """Whether it is only told: an operator in float costs speed and breaks no form of numbers."""
 
 
 def breaches(graph: Graph, target: Target | None = None) -> tuple[Breach, ...]:
@@ -84,7 +86,7 @@ def _shapes(view: View, target: Target) -> Iterator[Breach]:
     for tensor in () if target.graph.dynamic_shapes else view.graph.inputs:
         shape = tensor.shape
         if shape is None or not all(isinstance(size, int) and size >= 0 for size in shape):
-            problem = f"{target.name} needs fixed shapes, and an input has none"
+            problem = f"{target.name} needs fixed shapes, and those of the model's own input are not"
             yield Breach("graph.dynamic_shapes", str(tensor.name), problem)
 
 
@@ -202,9 +204,8 @@ def _pairs_around(view: View, target: Target) -> Iterator[Breach]:
         elif target.integers.placement == "everywhere" and not (inside and reader is not None):
             if all(view.value(t) is not None for t in node.inputs[:1]) or _in_layer(node):
                 continue
-            yield _breach(
-                "integers.placement", node, f"on {target.name} {node.op} is not between Q/DQ pairs: it runs in float"
-            )
+            problem = f"on {target.name} {node.op} is not between Q/DQ pairs: it runs in float"
+            yield _breach("integers.placement", node, problem, notice=True)
 
 
 def _in_layer(node: gs.Node) -> bool:
@@ -229,8 +230,8 @@ _RULES: tuple[Callable[[View, Target], Iterator[Breach]], ...] = (
 )  # fmt: skip
 
 
-def _breach(rule: str, node: gs.Node, problem: str) -> Breach:
-    return Breach(rule, key_of(node), problem)
+def _breach(rule: str, node: gs.Node, problem: str, notice: bool = False) -> Breach:
+    return Breach(rule, key_of(node), problem, notice)
 
 
 def _zero(view: View, node: gs.Node) -> Array | None:

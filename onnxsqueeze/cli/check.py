@@ -35,18 +35,20 @@ def command(ctx: click.Context, /, model: str, target: str, as_json: bool) -> No
 
     profile = find(target)
     found = breaches(load(model), profile)
+    broken = [each for each in found if not each.notice]
     if as_json:
         told = {"model": model, "target": str(profile), "breaches": [fields_of(each) for each in found]}
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
     else:
         console = console_on(sys.stdout)
         for each in found[:ROWS]:
-            line(console, f"{each.key or 'the model'}: {each.problem} ({each.rule})")
+            notice = "notice: " if each.notice else ""
+            line(console, f"{notice}{each.key or 'the model'}: {each.problem} ({each.rule})")
         if len(found) > ROWS:
             line(console, f"and {len(found) - ROWS} more; --json has all", style="dim")
         verdict = (
-            f"breaks the rules of {profile} at {len(found)} places" if found else f"keeps to the rules of {profile}"
+            f"breaks the rules of {profile} at {len(broken)} places" if broken else f"keeps to the rules of {profile}"
         )
         line(console, f"{model} {verdict}", style="bold")
-    if found:
+    if broken:
         ctx.exit(BROKEN)

@@ -269,3 +269,26 @@ def test_the_command_names_places_and_rules_and_fails(tmp_path: Path) -> None:
     assert "keeps to the rules of ort-x64-vnni" in " ".join(good.output.split())
     assert "wd: tensorrt takes no weight under -127 (weights.least)" in " ".join(bad.output.split())
     assert [each["rule"] for each in json.loads(data.output)["breaches"]] == ["weights.least"]
+
+
+def test_an_operator_in_float_is_a_notice_that_fails_nothing(tmp_path: Path) -> None:
+    net = Net("generic-qdq")
+    in_float(net)
+    onnx.save(net.model(), tmp_path / "model.onnx")
+    told, data = (
+        CliRunner().invoke(main, ["check", str(tmp_path / "model.onnx"), "--target", "generic-qdq", *rest])
+        for rest in ([], ["--json"])
+    )
+
+    assert told.exit_code == data.exit_code == 0
+    assert "notice:" in told.output and "keeps to the rules of generic-qdq" in " ".join(told.output.split())
+    assert [each["notice"] for each in json.loads(data.output)["breaches"]] == [True]
+
+
+def test_a_batch_of_any_size_breaks_a_target_that_needs_fixed_shapes_and_no_other() -> None:
+    net = Net("generic-qdq")
+    dynamic(net)
+    graph = load(net.model())
+
+    assert "graph.dynamic_shapes" in {each.rule for each in breaches(graph, find("qnn-htp")) if not each.notice}
+    assert "graph.dynamic_shapes" not in {each.rule for each in breaches(graph, find("coreml"))}

@@ -41,7 +41,7 @@ def test_the_command_lists_and_explains_them() -> None:
 
     assert listed.exit_code == told.exit_code == 0
     assert all(name in listed.output for name in SHIPPED)
-    assert "zero_point = any" in told.output and "documented 2026-11-28, in qnn-htp" in told.output
+    assert "zero_point = any" in told.output and "documented 2026-11-30, in qnn-htp" in told.output
     assert json.loads(CliRunner().invoke(main, ["targets", "litert", "--json"]).output)[0]["weights"]["least"] == -127
 
 
