@@ -24,6 +24,11 @@ from onnxsqueeze.statistics.shrinkage import shrunk
 
 __all__ = ["Linear", "as_gram", "covariance", "describe", "laid_out", "matrix", "regular", "set_matrix"]
 
+ROUNDING = 1e-6
+"""Of the sum of the squares of inputs, what their covariance is not known to, since products are float32."""
+STILL = 1e-3
+"""Inputs whose variance is under this share of their square hardly vary."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -176,14 +181,16 @@ def covariance(stats: Statistics, layer: Linear) -> tuple[Matrix | None, Matrix 
 def regular(found: Moments) -> tuple[Matrix, Matrix]:
     """Return the covariance, ``shrunk`` by what few rows leave uncertain, plus ``λ·tr(S)/K·I``, and the mean.
 
-    λ is 1e-4 from 64 rows per column on, 1e-3 from 4 and 1e-2 below.
+    λ is 1e-4 from 64 rows per column on, 1e-3 from 4 and 1e-2 below. Where inputs hardly vary, it is what the sums of
+    their squares were rounded by.
     """
     mean = found.mean
     spread = shrunk(found.second - np.outer(mean, mean), found.n)
-    per_column = found.n / len(mean)
+    per_column = found.n / max(len(mean), 1)
     ridge = 1e-4 if per_column >= 64 else 1e-3 if per_column >= 4 else 1e-2
-    level = float(np.trace(spread)) / len(mean)
-    spread[np.diag_indices_from(spread)] += max(ridge * level, 1e-12)
+    level, power = float(np.trace(spread)) / max(len(mean), 1), float(np.trace(found.second))
+    still = ROUNDING * power if level < STILL * power / max(len(mean), 1) else 0.0
+    spread[np.diag_indices_from(spread)] += max(ridge * level, still, 1e-12)
     return spread, mean
 
 

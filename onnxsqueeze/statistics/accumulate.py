@@ -166,7 +166,8 @@ def input_rows(value: Array, need: Gram, rows: int, rng: np.random.Generator) ->
     """Return up to ``rows`` input rows of a linear operator; which ones depends on their number and ``rng`` alone."""
     if need.kernel:
         return patches(value, need, rows, rng)
-    flat = np.moveaxis(value, need.axis, -1).reshape(-1, value.shape[need.axis])
+    count = value.shape[need.axis]
+    flat = np.moveaxis(value, need.axis, -1).reshape(value.size // max(count, 1), count)
     return flat if len(flat) <= rows else flat[np.sort(rng.choice(len(flat), rows, replace=False))]
 
 

@@ -21,11 +21,11 @@ def shrunk(second: NDArray[np.floating], rows: float) -> Matrix:
     many, α about ``(tr S)² / ‖S‖² / n`` and β about 2/n. Where a channel's own moment falls, so do those that it shares
     with others, by its root: what is returned stays positive semidefinite.
     """
-    variance = np.diag(second).astype(np.float64)
+    variance = np.maximum(np.diag(second).astype(np.float64), 0.0)  # of what stands still, rounding is left
     square = float((variance**2).sum())
     squares = max(float(np.einsum("ij,ij->", second, second, dtype=np.float64)) - square, 0.0)
     products = float(variance.sum() ** 2) - square
-    mean = float(variance.mean())
+    mean = float(variance.mean()) if len(variance) else 0.0
     between = square - len(variance) * mean**2
     alpha = min((products + squares) / max(rows * squares, 1e-300), 1.0)
     beta = min(2 * square / max(rows * between, 1e-300), 1.0)

@@ -139,6 +139,8 @@ def _dequantized(
 
 def _as_matrix(node: gs.Node, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a weight as (outputs, inputs)."""
+    if not values.size:
+        return np.zeros((0, 0))
     if node.op in ("MatMul", "MatMulInteger") or (node.op == "Gemm" and not node.attrs.get("transB", 0)):
         return np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T)
     if node.op == "ConvTranspose":

@@ -31,6 +31,8 @@ def groups_of(component: Component, order: Mapping[str, int]) -> Iterator[Group]
     places: dict[int, list[tuple[Ref, NDArray[np.int64]]]] = {kind: [] for kind in leaders}
     for root, refs in component.classes.items():
         labels = component.labels(root)
+        if not len(labels):
+            continue
         cells = np.lexsort((labels, ranks[labels], kinds[labels]))
         sorted_kinds = kinds[labels[cells]]
         new_unit = np.cumsum(np.diff(labels[cells], prepend=-1) != 0)

@@ -110,7 +110,8 @@ class Place:
         tensor = self.port(side, slot)
         if tensor is None:
             return
-        if self.tracer.length(tensor, axis) not in (None, length) or mine.max() >= self.length or other.max() >= length:
+        outside = mine.max(initial=-1) >= self.length or other.max(initial=-1) >= length
+        if self.tracer.length(tensor, axis) not in (None, length) or outside:
             self.tracer.block(self.mine, self.axis, None, f"the sizes at '{self.node.op}' contradict each other")
             return
         self.tracer.tie((self.mine, self.axis, mine), (tensor, axis, other), length)
