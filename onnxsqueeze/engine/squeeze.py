@@ -272,12 +272,14 @@ def _feeds(
     source: Any = recipe.calibration.get("source")
     if source is None and path is not None:
         source = beside(path)
+    how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
     if source is None or source == "none":
+        if any(value is not None for value in how.values()):
+            raise UsageError("mean=, std= and scale= are for images, and there are none: give calibration=")
         return replace(recipe, calibration={**recipe.calibration, "source": "none"}), None
     if source == FROM_PYTHON and (given is None or isinstance(given, str)):
         raise UsageError("the recipe was made with calibration data from Python: give them with calibration=")
     recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
-    how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
     data = given if source == FROM_PYTHON else source
     return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, labels=labels, **how)  # type: ignore[arg-type]
 
