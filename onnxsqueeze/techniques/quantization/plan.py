@@ -43,7 +43,7 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
             else:
                 stored.append(site)
     # at last: a weight that another layer shares must still be float when that one is rewritten; and of those the
-    # tables first, whose integers serve the others as well
+    # tables first, which may be gathered as integers only until another reader restores them
     yield from sorted(stored, key=lambda site: site.detail["op"] != "Gather")
 
 
