@@ -50,7 +50,7 @@ class Dynamic:
         self.layers, self.view, self.stats, self.kept = layers, layers.view, stats, kept
         self._known = known or {}
         self._joint: set[int] = set()
-        """The layers whose weight is read by other layers of this kind, and by nothing else."""
+        """The layers that share their weight with no layer of another kind."""
 
     @cached_property
     def found(self) -> list[DynamicLayer]:
@@ -65,13 +65,13 @@ class Dynamic:
         return sorted(found, key=lambda layer: places[id(layer.node)])
 
     def _groups(self, nodes: list[gs.Node]) -> list[list[gs.Node]]:
-        """Return the layers that are treated alike: those on one input, and those of one weight that only they read."""
+        """Return the layers that are treated alike: those on one input, and those on one weight."""
         inside = {id(node) for node in nodes}
         found: dict[int, list[gs.Node]] = {}
         for node in nodes:
             tied = self.layers.sharing.layer(node)
             keys = [id(node.inputs[0])]
-            if tied is not None and tied.alone and all(id(each) in inside for each in tied.layers):
+            if tied is not None and all(id(each) in inside for each in tied.layers):
                 self._joint.add(id(node))
                 keys.append(id(tied))
             groups = {id(found[key]): found[key] for key in keys if key in found}
@@ -96,18 +96,18 @@ class Dynamic:
         treatment = self._known.get(source)
         shared = [node for node in nodes if self.layers.sharing.layer(node) is not None]
         if treatment is None and moments is not None:
-            neutral = any(id(node) not in self._joint for node in shared)
+            scaled = all(id(node) in self._joint for node in shared)
             weights = {id(self.layers.weight(node)): node for node in nodes}
             matrices = [self.layers.matrix(node) for node in weights.values()]
-            treatment = smoothing(moments, matrices, scaled=not neutral, beside=not shared)
+            treatment = smoothing(moments, matrices, scaled=scaled, beside=not shared)
         readers = Counter(id(node.inputs[0]) for node in nodes)
         made = []
         for node in nodes:
             mine = own[id(node.inputs[0])]
             rows = self._rows(node.inputs[0]) if mine is None else mine.n / mine.runs
-            tied = self.layers.sharing.layer(node) is not None
-            fits = not tied or id(node) in self._joint
-            work = Quantized("dynamic", smoothing=treatment, source=source, kept=self.kept, tied=tied)
+            tied = self.layers.sharing.layer(node)
+            fits = tied is None or (tied.alone and id(node) in self._joint)
+            work = Quantized("dynamic", smoothing=treatment, source=source, kept=self.kept, tied=tied is not None)
             work = replace(work, moments=moments if fits else None)
             size, count = self.layers.matrix(node).shape, readers[id(node.inputs[0])]
             times = run_time_times(size, rows, treatment or Smoothing(), count, self.view.target.times)

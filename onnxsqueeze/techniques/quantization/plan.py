@@ -55,7 +55,7 @@ def planned(run_time: Dynamic, work: Iterable[tuple[gs.Node, Quantized]]) -> Ite
                 in_few_bits.add(id(node))
     yield from (Skip(key, _left(each, in_few_bits)) for key, each in left)
     # at last: a weight that another layer shares must still be float when that one is rewritten; and of those the
-    # tables first, whose integers serve the others as well
+    # tables first, which may be gathered as integers only until another reader restores them
     yield from sorted(stored, key=lambda site: site.detail["op"] != "Gather")
 
 

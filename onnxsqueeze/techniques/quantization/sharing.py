@@ -19,8 +19,8 @@ __all__ = ["Sharing", "Tied"]
 class Tied:
     """A weight that more than one node reads, and the layers that multiply by it along its ``axis``.
 
-    With ``alone`` they are all that read it; else others, such as a Gather, read the same integers, so that neither
-    scales of an input nor roundings that fit one may go into them. ``held`` names a reader that needs the float
+    With ``alone`` they are all that read it; else others, such as a Gather, read the same integers, so that no
+    rounding that fits one input may go into them. ``held`` names a reader that needs the float
     weight, "" if none does.
     """
 

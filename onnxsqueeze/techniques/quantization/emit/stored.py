@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
@@ -60,9 +61,10 @@ def stored(
     if not np.isfinite(values).all():
         return None
     made = min(known(graph, tensor), key=lambda each: each.factor is not None, default=None)
-    if node.op == "Gather" and node.attrs.get("axis", 0) == 0 and (made is None or made.factor is None):
+    if _is_lookup(node) and (made is None or made.factor is None or made.axis == 0):
         by_rows = len(values) * ROW <= values.size if values.ndim else False
-        if made is None and by_rows and (len(tensor.outputs) == 1 or not wide):
+        alone = all(map(_is_lookup, tensor.outputs))
+        if made is None and by_rows and alone and (len(tensor.outputs) == 1 or not wide):
             made = _by_rows(graph, tensor, values, kept)
         if made is not None:
             _gathered(graph, scope, node, made)
@@ -114,6 +116,10 @@ def _block(shape: Sequence[int]) -> int:
     return next((d for d in range(64, 31, -1) if row % d == 0), row)
 
 
+def _is_lookup(node: gs.Node) -> bool:
+    return bool(node.op == "Gather" and is_standard(node) and node.attrs.get("axis", 0) == 0)
+
+
 def _home(graph: Graph, scope: Graph, tensor: gs.Tensor) -> Graph:
     """Return the graph in which all readers of a tensor see what is made there."""
     inside = {id(n) for n in scope.nodes}
@@ -158,4 +164,7 @@ def _gathered(graph: Graph, scope: Graph, node: gs.Node, made: Integers) -> None
     if made.axis == 0 and made.scale.shape:
         scale = edit.insert(graph, scope, "Gather", [scale, indices], f"{output.name}_scale", {"axis": 0}, before=node)
     cast = edit.insert(graph, scope, "Cast", [rows], f"{output.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
+    if made.factor is not None:
+        back = edit.constant(graph, f"{made.constant.name}_factor", (1 / made.factor).astype(np.float32))
+        scale = edit.insert(graph, scope, "Mul", [scale, back], f"{output.name}_unscaled", before=node)
     edit.replace(graph, scope, node, "Mul", [cast, scale])
