@@ -13,6 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.budget.spend import Option, spend, within
+from onnxsqueeze.linear import select
 from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
 from onnxsqueeze.linear.chains import add_to_output
 from onnxsqueeze.linear.fitting import Fitting, few_rows
@@ -30,8 +31,6 @@ STEPS = tuple(2 ** (i / 2 - 7) for i in range(18))
 TRIAL = 0.5
 """The step, in standard deviations, at which a layer's effect on the answers is measured."""
 TRIES = 5
-LARGEST = 4096
-"""Layers with more columns are not measured: the Gram matrix would take over 128 MB."""
 SMALLEST = 128
 FLOAT = 3.4
 """Bytes of a weight that stays in float, in a container."""
@@ -87,7 +86,7 @@ class Code(Selected[Coded]):
         for node in view.of("Conv", "Gemm", "MatMul"):
             linear = describe(view, node)
             wanted = isinstance(linear, Linear) and self.wanted((key_of(node), str(node.name)))
-            if wanted and isinstance(linear, Linear) and linear.columns <= LARGEST and not view.in_body(node):
+            if wanted and isinstance(linear, Linear) and linear.columns <= select.LARGEST and not view.in_body(node):
                 yield linear.gram
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Coded] | Skip]:
@@ -121,7 +120,7 @@ class Code(Selected[Coded]):
             return bench.error(bench.variant(self.apply, sites)) if sites else 0.0
 
         nothing: list[Site[Coded] | Skip] = [Skip(each.key, "no step of it keeps max-error") for each in layers]
-        sites = within(self._error, partial(self._sites, layers, gains), error_of, nothing, tries=TRIES)
+        sites, _ = within(self._error, partial(self._sites, layers, gains), error_of, nothing, tries=TRIES)
         return [*skips, *map(_as_fitted, sites)]
 
     def apply(self, site: Site[Coded], graph: Graph) -> None:

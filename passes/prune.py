@@ -148,12 +148,15 @@ class Prune(Selected[Removed]):
             return measured(bench.variant(partial(self._take_out, early=True), sites)) if sites else 0.0
 
         budget, nothing = self.max_error or DEFAULT_ERROR, [0] * len(problem.candidates)
-        found = solve(budget) if self.ratio is not None else within(budget, solve, error_of, nothing, tries=6)
-        if self.ratio is None and self.max_error is None and any(found):
-            saved, error = 1 - problem.cost(found) / problem.cost(nothing), error_of(found)
-            if not worth(saved, error):
-                left = self._entries(problem, nothing)
-                return [*others, *forgone(left, self._entries(problem, found), saved, error)]
+        if self.ratio is not None:
+            found = solve(budget)
+        else:
+            found, error = within(budget, solve, error_of, nothing, tries=6)
+            if self.max_error is None and any(found):
+                saved = 1 - problem.cost(found) / problem.cost(nothing)
+                if not worth(saved, error):
+                    left = self._entries(problem, nothing)
+                    return [*others, *forgone(left, self._entries(problem, found), saved, error)]
         return others + self._proven(list(self._entries(problem, found)), problem, bench)
 
     def milder(self) -> Prune | None:

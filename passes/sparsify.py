@@ -104,7 +104,7 @@ class Sparsify(Selected[Thinned]):
         feeds = bench.unseen[:4] if few else bench.feeds[:1]
         found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler, also)
         gains = {
-            layer.key: found[layer.key][0] / max(min(layer.seen_error(trial), layer.unseen_error(trial)), 1e-12)
+            layer.key: found[layer.key][0] / max(min(layer.errors(trial)), 1e-12)
             for layer in layers
             if layer.key in found
         }
@@ -123,7 +123,9 @@ class Sparsify(Selected[Thinned]):
 
         budget = self.max_error or DEFAULT_ERROR
         nothing: list[Site[Thinned] | Skip] = [Skip(each.key, "no share of it keeps max-error") for each in layers]
-        return others + (solve(budget) if self.ratio is not None else within(budget, solve, error_of, nothing, tries=6))
+        if self.ratio is not None:
+            return others + solve(budget)
+        return others + within(budget, solve, error_of, nothing, tries=6)[0]
 
     def levels(self, view: View, stats: Statistics) -> Iterator[Level]:
         """Yield each layer with 0.7, 0.5 and 0.3 of its weights left, or with the pattern, in the quick fit."""
@@ -212,7 +214,7 @@ class _Layer:
 
     fitting: Fitting
     pattern: Pattern | None
-    _errors: dict[float, float] = field(default_factory=dict)
+    _errors: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def sparsifier(self) -> Sparsifier:
@@ -257,21 +259,21 @@ class _Layer:
     def error(self, share: float) -> float:
         """Return about the relative output error at a share, on unseen rows if few were seen; the fit has less."""
         if self.pattern is not None or share in KNOTS:
-            if share not in self._errors:
-                self._errors[share] = max(self.seen_error(share), self.unseen_error(share))
-            return self._errors[share]
+            return max(self.errors(share))
         known = np.log([max(self.error(knot), 1e-12) for knot in KNOTS[::-1]])
         error = float(np.exp(np.interp(share, KNOTS[::-1], known)))
         return error * (1 - share) / (1 - KNOTS[0]) if share > KNOTS[0] else error
 
-    def seen_error(self, share: float) -> float:
-        """Return the relative output error that a guess is predicted to have."""
-        return relative_error(self.early.fitting, self.early.guess(share))
+    def errors(self, share: float) -> tuple[float, float]:
+        """Return the relative output errors of a guess: on the rows that it has seen, and on those that it has not.
 
-    def unseen_error(self, share: float) -> float:
-        """Return the one that it has on rows that it has not seen, if few were seen, else the same."""
-        unseen = self.fitting.unseen
-        return self.seen_error(share) if unseen is None else relative_error(unseen, self.early.guess(share))
+        Both are the same if many rows were seen.
+        """
+        if share not in self._errors:
+            guess, unseen = self.early.guess(share), self.fitting.unseen
+            seen = relative_error(self.early.fitting, guess)
+            self._errors[share] = seen, seen if unseen is None else relative_error(unseen, guess)
+        return self._errors[share]
 
     def options(self, gain: float) -> list[Option]:
         """Return the shares that the layer may be given, itself first."""

@@ -34,7 +34,7 @@ TOGETHER = {
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
-    "tests/engine/test_recipe.py": ("engine/toml", "engine/versions"),
+    "tests/engine/test_recipe.py": ("toml", "engine/versions"),
     "tests/measure/test_answers.py": ("measure/agreement", "measure/output_kinds", "measure/rig", "measure/variation"),
     "tests/measure/test_equivalent_outputs.py": ("measure/taps",),
     "tests/engine/test_judge.py": ("engine/opset", "engine/run"),

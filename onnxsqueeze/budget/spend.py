@@ -31,7 +31,7 @@ Found = TypeVar("Found")
 DEFAULT_ERROR = 0.002
 """The relative squared error of the answers, 27 dB, that a pass may make whose user gave no budget.
 
-At 0.01 (20 dB) detectors lost 1 to 2 points of their score; see docs/passes.md.
+At 0.01 (20 dB) detectors lost 1 to 2 points of their score; see docs/report.md.
 """
 LEAST = 0.05
 """The share of the cost that the whole of that error has to save."""
@@ -168,8 +168,8 @@ def uniform(layers: Sequence[Sequence[Option]], cost: float) -> list[Option] | N
 
 def within(
     budget: float, solve: Callable[[float], Found], error_of: Callable[[Found], float], nothing: Found, *, tries: int
-) -> Found:
-    """Return what ``solve`` finds under a limit of predicted error and whose measured error keeps the budget.
+) -> tuple[Found, float]:
+    """Return what ``solve`` finds under a limit of predicted error and whose measured error keeps the budget, and that.
 
     The limit starts at the budget and shrinks, by a little more than the measured error exceeds the budget, until that
     holds. After ``tries`` measurements that failed it is 0, and if even that does not hold, ``nothing`` is left to do:
@@ -180,9 +180,9 @@ def within(
         found = solve(limit if left else 0.0)
         error = error_of(found)
         if error <= budget:
-            return found
+            return found, error
         limit *= 0.8 * budget / error if isfinite(error) else 0.1
-    return nothing
+    return nothing, 0.0
 
 
 def worth(saved: float, error: float) -> bool:

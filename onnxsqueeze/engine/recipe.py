@@ -14,11 +14,11 @@ from onnxsqueeze.contract.selection import Selected
 from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.options import make, ordered, spec
 from onnxsqueeze.engine.syntax import Step
-from onnxsqueeze.engine.toml import is_number, known, lines, shown, table_of, typed, written
 from onnxsqueeze.engine.versions import versions
 from onnxsqueeze.errors import SpecError, UsageError
 from onnxsqueeze.files import open_regular, whole
 from onnxsqueeze.measure.output_kinds import Name, parse
+from onnxsqueeze.toml import is_number, known, lines, shown, table_of, typed, written
 
 __all__ = ["FROM_PYTHON", "Ingredient", "Recipe"]
 

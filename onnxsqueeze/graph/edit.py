@@ -25,6 +25,7 @@ __all__ = [
     "distinguish",
     "duplicate",
     "find",
+    "home",
     "insert",
     "mint",
     "redirect",
@@ -109,6 +110,12 @@ def find(graph: Graph, key: str) -> tuple[gs.Node, Graph]:
 def _unless(graph: Graph, scope: Graph) -> Graph | None:
     """Return the scope, None for the graph itself, which what it owns must not keep alive."""
     return None if scope is graph else scope
+
+
+def home(graph: Graph, scope: Graph, tensor: gs.Tensor) -> Graph:
+    """Return the graph in which all readers of a tensor see what is made there: ``scope`` if they all stand in it."""
+    inside = {id(node) for node in scope.nodes}
+    return scope if all(id(node) in inside for node in tensor.outputs) else graph
 
 
 def insert(

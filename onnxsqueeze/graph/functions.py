@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.opset import changed
 from onnxsqueeze.graph.walk import is_standard, walk
 from onnxsqueeze.ir.objects import Function, Graph, Node, subgraphs
 from onnxsqueeze.ir.protos import standard
@@ -64,10 +65,7 @@ def _versions(graph: Graph) -> dict[str, int]:
 
 
 def _changed(op: str, one: int, other: int) -> bool:
-    try:
-        return bool(onnx.defs.get_schema(op, one).since_version != onnx.defs.get_schema(op, other).since_version)
-    except onnx.defs.SchemaError:
-        return True
+    return not onnx.defs.has(op) or changed(op, one, other)
 
 
 def inline(graph: Graph, scope: Graph, node: gs.Node, function: Function) -> None:

@@ -18,7 +18,7 @@ from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.ir.weights import Derived, Weight
 
-__all__ = ["lower_opset", "raise_opset"]
+__all__ = ["changed", "lower_opset", "raise_opset"]
 
 Bodies = Iterator[onnx.GraphProto]
 
@@ -33,7 +33,7 @@ def raise_opset(graph: Graph, target: int) -> Graph:
     if graph.opset >= target:
         return graph
     for function in graph.functions:
-        if any(is_standard(node) and _changed(node.op, function.opset, target) for node in function.nodes):
+        if any(is_standard(node) and changed(node.op, function.opset, target) for node in function.nodes):
             raise ModelError(
                 f"ONNX's converter does not raise local functions, and '{function.name}' is written for opset "
                 f"{function.opset}; export the model for opset {target}"
@@ -76,7 +76,7 @@ def lower_opset(graph: Graph, target: int) -> Graph:
 
 def _only_more_types(op: str, source: int, target: int) -> bool:
     """Whether the operator is the same in both opsets, but for types that the newer one takes besides."""
-    if not _changed(op, source, target):
+    if not changed(op, source, target):
         return onnx.defs.has(op)
     if not onnx.defs.has(op, target):
         return False
@@ -93,7 +93,7 @@ def _interface(schema: onnx.defs.OpSchema) -> tuple[object, ...]:
     ]
 
 
-def _changed(op: str, source: int, target: int) -> bool:
+def changed(op: str, source: int, target: int) -> bool:
     """Whether the operator has another definition in opset ``target`` than in ``source``."""
     if not onnx.defs.has(op, source) or not onnx.defs.has(op, target):
         return onnx.defs.has(op)
@@ -138,7 +138,7 @@ class _Merge:
                 converted[attribute.name].doc_string = attribute.doc_string
                 if next(_bodies(attribute), None) is not None:
                     converted[attribute.name].CopyFrom(attribute)
-        if old.domain not in ("", "ai.onnx") or not _changed(old.op_type, self.source, self.target):
+        if old.domain not in ("", "ai.onnx") or not changed(old.op_type, self.source, self.target):
             return old
         if _says(old) == _says(new):
             return old

@@ -83,7 +83,7 @@ def memory(model: Graph | Path, feed: Mapping[str, NDArray[np.generic]]) -> Memo
             path = model
         else:
             save(model, path)
-        bare.write_bytes(_BARE)
+        bare.write_bytes(_bare())
         np.savez(feeds, **feed)  # type: ignore[arg-type]
         command = [sys.executable, "-c", _SCRIPT, str(bare), str(path.resolve()), str(feeds)]
         try:
@@ -104,6 +104,3 @@ def _bare() -> bytes:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "bare", value[:1], value[1:])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     return bytes(made.SerializeToString())
-
-
-_BARE = _bare()

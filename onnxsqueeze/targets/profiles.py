@@ -23,6 +23,7 @@ from typing import Any, Literal
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.targets.processor import matches
 from onnxsqueeze.targets.target import Line, Target
+from onnxsqueeze.toml import known, table_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -128,23 +129,23 @@ def _read(path: Path) -> _File:
 
 
 def _file(table: Mapping[str, Any]) -> _File:
-    _known(table, [*_SECTIONS, *BESIDE], "")
-    head, sources = _table(table, "target"), _table(table, "source")
-    _known(head, HEAD, "[target] ")
+    known(table, [*_SECTIONS, *BESIDE], "")
+    head, sources = table_of(table, "target"), table_of(table, "source")
+    known(head, list(HEAD), "[target] ")
     for key, type_ in HEAD.items():
         if type(head.get(key, "" if key == "base" else None)) is not type_:
             raise UsageError(f"[target] {key} takes {'an integer' if type_ is int else 'text'}")
     for name, each in sources.items():
         _source(name, each)
-    behind = _table(table, "sources")
+    behind = table_of(table, "sources")
     lines = {}
     for section in _SECTIONS:
-        for key, value in _flat(_table(table, section), section, _SECTIONS[section]):
+        for key, value in _flat(table_of(table, section), section, _SECTIONS[section]):
             lines[key] = _line(key, value, head["name"], behind, sources)
     for key in behind:
         if not any(line == key or line.startswith(key + ".") for line in lines):
             raise UsageError(f"[sources] {key!r} stands behind no line of this file")
-    return _File(head, lines, _table(table, "processor"))
+    return _File(head, lines, table_of(table, "processor"))
 
 
 def _source(name: str, each: object) -> None:
@@ -171,7 +172,7 @@ def _line(key: str, value: object, profile: str, behind: Mapping[str, Any], sour
 def _flat(table: Mapping[str, Any], where: str, type_: Any) -> Iterator[tuple[str, object]]:
     """Yield the lines of a section by key, their values as the fields of its dataclass have them."""
     hints = typing.get_type_hints(type_)
-    _known(table, list(hints), f"[{where}] ")
+    known(table, list(hints), f"[{where}] ")
     for key, value in table.items():
         if typing.get_origin(hints[key]) is Mapping:
             if not isinstance(value, dict):
@@ -214,21 +215,6 @@ def _words(type_: Any) -> str:
         return f"one of {', '.join(arguments)}"
     assert not isinstance(type_, UnionType)
     return {float: "a number of 0 or more", int: "an integer", str: "text", bool: "true or false"}[type_]
-
-
-def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = table.get(key, {})
-    if not isinstance(value, dict):
-        raise UsageError(f"{key} is a table: write [{key}]")
-    return typing.cast("Mapping[str, Any]", value)
-
-
-def _known(table: Mapping[str, Any], known: Mapping[str, Any] | list[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            near = get_close_matches(key, list(known), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"{where}no key {key!r}; there are {', '.join(known)}{hint}")
 
 
 # ---------------------------------------------------------------------------------------------------- all of them

@@ -96,7 +96,7 @@ def test_the_limit_shrinks_by_what_the_measured_error_is_over_the_budget() -> No
         limits.append(limit)
         return limit
 
-    found = within(0.1, solve, lambda found: 2 * found, -1.0, tries=5)
+    found, _ = within(0.1, solve, lambda found: 2 * found, -1.0, tries=5)
 
     assert found == limits[-1]
     assert limits == pytest.approx([0.1, 0.04])
@@ -104,7 +104,7 @@ def test_the_limit_shrinks_by_what_the_measured_error_is_over_the_budget() -> No
 
 @pytest.mark.parametrize("error", [nan, inf])
 def test_an_error_that_is_no_number_shrinks_the_limit_tenfold(error: float) -> None:
-    found = within(0.1, lambda limit: limit, lambda found: error if found > 0.05 else found, -1.0, tries=5)
+    found, _ = within(0.1, lambda limit: limit, lambda found: error if found > 0.05 else found, -1.0, tries=5)
 
     assert found == pytest.approx(0.01)
 
@@ -117,7 +117,7 @@ def test_what_was_not_measured_is_never_taken(lossless: float, wanted: float) ->
         measured.append(found)
         return 1.0 if found else lossless
 
-    found = within(0.1, lambda limit: limit, error_of, -1.0, tries=2)
+    found, _ = within(0.1, lambda limit: limit, error_of, -1.0, tries=2)
 
     assert measured == pytest.approx([0.1, 0.008, 0.0])
     assert found == wanted

@@ -44,8 +44,7 @@ def halve(graph: Graph, scope: Graph, tensor: gs.Constant, dtype: np.dtype[Any])
 
     Values that are too large for float16 become infinite: whoever rounds has looked for them.
     """
-    inside = {id(n) for n in scope.nodes}
-    home = scope if all(id(n) in inside for n in tensor.outputs) else graph
+    home = edit.home(graph, scope, tensor)
 
     def narrow() -> NDArray[Any]:
         with np.errstate(over="ignore"):

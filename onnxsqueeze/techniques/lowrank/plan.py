@@ -189,11 +189,12 @@ def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench, *, asked: bool) 
         sites = [replace(e, work=e.work.early(trial)) for e in problem.entries(found) if isinstance(e, Site)]
         return measured(bench.variant(pass_.apply, sites)) if sites else 0.0
 
-    found = problem.solve(problem.max_error)
-    if problem.ratio is None:
+    if problem.ratio is not None:
+        found = problem.solve(problem.max_error)
+    else:
         nothing = [Option(0, 0, (None,) * len(unit.fittings)) for unit in problem.units]
-        found = within(problem.max_error, problem.solve, error_of, nothing, tries=5)
+        found, error = within(problem.max_error, problem.solve, error_of, nothing, tries=5)
         saved = 1 - sum(option.cost for option in found) / max(problem.whole, 1e-30)
-        if not asked and found is not nothing and not worth(saved, error := error_of(found)):
+        if not asked and found is not nothing and not worth(saved, error):
             return [*kept, *forgone(problem.entries(problem.solve(0.0)), problem.entries(found), saved, error)]
     return [*kept, *problem.entries(found)]

@@ -138,8 +138,7 @@ def restored(graph: Graph, scope: Graph, tensor: gs.Constant, found: Fit, column
 
     ``columns_first``: the weight lies as (K, N), else as (N, …), K being all further axes.
     """
-    inside = {id(n) for n in scope.nodes}
-    home = scope if all(id(n) in inside for n in tensor.outputs) else graph
+    home = edit.home(graph, scope, tensor)
     first, hint = home.nodes[0], str(tensor.name)
     q, scales = blocks(found, columns_first)
     x = decoded(graph, home, hint, q, found.grid, onnx.TensorProto.FLOAT, first)

@@ -90,7 +90,7 @@ def stored(
         else:
             q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks))
     scale = edit.constant(graph, f"{tensor.name}_scale", scales)
-    home = _home(graph, scope, tensor)
+    home = edit.home(graph, scope, tensor)
     first = home.nodes[0]
     cast = edit.insert(graph, home, "Cast", [q], f"{tensor.name}_cast", {"to": onnx.TensorProto.FLOAT}, before=first)
     restored = edit.insert(graph, home, "Mul", [cast, scale], f"{tensor.name}_blocks", before=first)
@@ -120,15 +120,9 @@ def _is_lookup(node: gs.Node) -> bool:
     return bool(node.op == "Gather" and is_standard(node) and node.attrs.get("axis", 0) == 0)
 
 
-def _home(graph: Graph, scope: Graph, tensor: gs.Tensor) -> Graph:
-    """Return the graph in which all readers of a tensor see what is made there."""
-    inside = {id(n) for n in scope.nodes}
-    return scope if all(id(n) in inside for n in tensor.outputs) else graph
-
-
 def _restored(graph: Graph, scope: Graph, tensor: gs.Constant, made: Integers) -> None:
     """Let what still reads the float weight read its integers, restored when the model is loaded."""
-    home = _home(graph, scope, tensor)
+    home = edit.home(graph, scope, tensor)
     first, to = home.nodes[0], {"to": onnx.TensorProto.FLOAT}
     rest = [-1 if axis == made.axis else 1 for axis in range(len(tensor.shape))]
     scale = _shaped(graph, home, made.scale, rest, first)
