@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
     from onnxsqueeze.passes.prune import Prune as Prune
     from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
+    from onnxsqueeze.passes.tune import Tune as Tune
     from onnxsqueeze.report.run import Report as Report
     from onnxsqueeze.report.sensitivity import Sensitivity as Sensitivity
     from onnxsqueeze.runtime.session import session as session
@@ -87,6 +88,7 @@ _HOMES = {
     "SpecError": "onnxsqueeze.errors",
     "SqueezeError": "onnxsqueeze.errors",
     "ToleranceError": "onnxsqueeze.errors",
+    "Tune": "onnxsqueeze.passes.tune",
     "UnknownPassError": "onnxsqueeze.errors",
     "UsageError": "onnxsqueeze.errors",
     "diff": "onnxsqueeze.analysis.diff.diff",

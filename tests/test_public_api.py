@@ -40,6 +40,7 @@ PUBLIC = [
     "SpecError",
     "SqueezeError",
     "ToleranceError",
+    "Tune",
     "UnknownPassError",
     "UsageError",
     "__version__",

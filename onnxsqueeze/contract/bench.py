@@ -53,6 +53,8 @@ class Bench:
         self.stats = Statistics()
         """What was measured for the plan that ``select`` is given."""
         self.calib = calib
+        self.teacher: Graph | None = None
+        """The model before the first pass that loses anything, for passes that are ``taught``; never edited."""
         self.seed = seed
         self.progress = progress
         self.known = [] if known is None else known

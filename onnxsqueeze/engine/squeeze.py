@@ -151,6 +151,7 @@ def squeeze(
         notes.append(UNCOUNTED)
 
     graph = rig.graph
+    taught = any(each.pass_.taught for each in recipe.steps)
     steps: list[StepReport] = []
     made: list[Ingredient] = []
     for each, implicit in with_implied(recipe.steps, original):
@@ -158,6 +159,8 @@ def squeeze(
             continue
         stage = ", ".join(step.spec for step in steps if step.done)
         run.known, run.measured = list(each.latency), []
+        if taught and all(made_of.pass_.lossless or not one.done for made_of, one in zip(made, steps, strict=True)):
+            run.teacher = graph
         graph, step = run_pass(each.pass_, implicit, graph, run, stage)
         _log(step)
         steps.append(step)
