@@ -42,7 +42,7 @@ class Tune(Selected[None]):
 
     steps: int = 300
     """Steps of Adam for each block, and for the whole."""
-    lr: float = 0.01
+    lr: float = 0.02
     """The learning rate, relative to the root mean square of each weight."""
     end_to_end: bool = False
     """Train the whole model after its blocks."""
@@ -111,7 +111,14 @@ class Tune(Selected[None]):
         assert bench.teacher is not None
         until = time.monotonic() + 60 * self.minutes if self.minutes else inf
         plan = Plan(
-            self.steps, self.lr, self.temperature, BATCH, bench.seed + self.seed, self.end_to_end, until, self._wants
+            self.steps,
+            self.lr,
+            self.temperature,
+            BATCH,
+            bench.seed + self.seed,
+            whole=self.end_to_end,
+            until=until,
+            wanted=self._wants,
         )
         for each in tune(graph, bench.teacher, bench, plan):
             yield each.words()

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.training.leaves import Leaf
 
-__all__ = ["Block", "blocks"]
+__all__ = ["Block", "blocks", "crossings"]
 
 UNFELT = ("Shape", "Size", "ConstantOfShape", "Range", "ArgMax", "ArgMin", "NonZero", "Constant")
 """Operators whose outputs do not move with the values of their inputs."""
@@ -30,34 +30,64 @@ class Block:
     leaves: tuple[Leaf, ...]
 
 
-def blocks(view: View, leaves: Sequence[Leaf], known: Collection[str], whole: bool = False) -> list[Block]:
-    """Return the blocks in order, each with a leaf; ``known`` are the tensors that have a target.
+def crossings(view: View, leaves: Sequence[Leaf]) -> list[str]:
+    """Return the tensors that every way from the first leaves to the outputs goes through, in order.
 
-    A vertex that dominates the outputs in the graph of what the leaves move is where one tensor crosses (its ancestors
-    in the dominator tree; Lengauer and Tarjan 1979). A part without a leaf goes with the block before it. ``whole``:
-    one block of everything.
+    They are made by the vertices that dominate the outputs in the graph of what the leaves move: their ancestors in the
+    dominator tree (Lengauer and Tarjan 1979).
+    """
+    import networkx as nx  # slow to import
+
+    moved = _moved(view, leaves)
+    made = _made(moved)
+    ends = _ends(view, made)
+    network, index = nx.DiGraph(), {id(node): i for i, node in enumerate(moved)}
+    for i, node in enumerate(moved):
+        sources: set[object] = {index[id(made[str(t.name)])] for t in node.inputs if str(t.name) in made}
+        network.add_edges_from((source, i) for source in sources or {"in"})
+    network.add_edges_from((index[id(made[name])], "out") for name in ends)
+    if "out" not in network:
+        return []
+    above = nx.immediate_dominators(network, "in")
+    found: list[str] = []
+    at = above["out"]
+    while at != "in":
+        tensors = [t for t in moved[at].outputs if t.name and (t.outputs or view.is_output(t))]
+        if len(tensors) == 1 and _is_float(view, tensors[0]) and str(tensors[0].name) not in ends:
+            found.append(str(tensors[0].name))
+        at = above[at]
+    return found[::-1]
+
+
+def blocks(view: View, leaves: Sequence[Leaf], cuts: Collection[str], whole: bool = False) -> list[Block]:
+    """Return the blocks in order, each with a leaf: they end at those ``crossings`` that are among ``cuts``.
+
+    A part without a leaf goes with the block before it. ``whole``: one block of everything.
     """
     moved = _moved(view, leaves)
-    made = {str(t.name): node for node in moved for t in node.outputs if t.name}
-    ends = [str(t.name) for t in view.graph.outputs if str(t.name) in made and _is_float(view, t)]
+    made, order = _made(moved), {id(node): i for i, node in enumerate(moved)}
+    ends = _ends(view, made)
     if not ends:
         return []
-    cuts = [] if whole else [(name,) for name in _crossings(view, moved, made, ends) if name in known]
-    found: list[Block] = []
     taken: set[int] = set()
-    for outputs in [*cuts, tuple(dict.fromkeys(ends))]:
-        nodes = _back(outputs, made, taken)
+    found: list[Block] = []
+    for outputs in [*([] if whole else [(name,) for name in crossings(view, leaves) if name in cuts]), tuple(ends)]:
+        nodes = sorted(_back(outputs, made, taken), key=lambda node: order[id(node)])
         taken.update(id(node) for node in nodes)
-        order = {id(node): i for i, node in enumerate(moved)}
-        nodes.sort(key=lambda node: order[id(node)])
-        found.append(_block(view, nodes, outputs, leaves))
-    merged: list[Block] = []
-    for block in found:
-        if merged and not block.leaves:
-            last = merged.pop()
-            block = _block(view, [*last.nodes, *block.nodes], block.outputs, leaves)
-        merged.append(block)
-    return [block for block in merged if block.leaves]
+        block = _block(view, nodes, outputs, leaves)
+        if found and not block.leaves:
+            block = _block(view, [*found.pop().nodes, *nodes], outputs, leaves)
+        found.append(block)
+    return [block for block in found if block.leaves]
+
+
+def _made(moved: Sequence[gs.Node]) -> dict[str, gs.Node]:
+    return {str(t.name): node for node in moved for t in node.outputs if t.name}
+
+
+def _ends(view: View, made: Mapping[str, gs.Node]) -> list[str]:
+    """Return the outputs of the model that the leaves move, each once."""
+    return list(dict.fromkeys(str(t.name) for t in view.graph.outputs if str(t.name) in made and _is_float(view, t)))
 
 
 def _is_float(view: View, tensor: gs.Tensor) -> bool:
@@ -84,25 +114,6 @@ def _moved(view: View, leaves: Sequence[Leaf]) -> list[gs.Node]:
 def _is_moving_type(view: View, tensor: gs.Tensor) -> bool:
     dtype = view.dtype(tensor)
     return dtype is None or dtype.kind == "f" or dtype.name == "bfloat16"
-
-
-def _crossings(view: View, moved: Sequence[gs.Node], made: Mapping[str, gs.Node], ends: Sequence[str]) -> list[str]:
-    """Return the tensors that every way from the first leaves to the outputs goes through, in order."""
-    import networkx as nx  # slow to import
-
-    network, index = nx.DiGraph(), {id(node): i for i, node in enumerate(moved)}
-    for i, node in enumerate(moved):
-        sources = {index[id(made[str(t.name)])] for t in node.inputs if str(t.name) in made}
-        network.add_edges_from((source, i) for source in sources or {"in"})
-    network.add_edges_from((index[id(made[name])], "out") for name in ends)
-    above = nx.immediate_dominators(network, "in")
-    found, at = [], above.get("out", "in")
-    while at not in ("in", "out"):
-        tensors = [t for t in moved[at].outputs if t.name and (t.outputs or view.is_output(t))]
-        if len(tensors) == 1 and _is_float(view, tensors[0]) and str(tensors[0].name) not in ends:
-            found.append(str(tensors[0].name))
-        at = above[at]
-    return found[::-1]
 
 
 def _back(outputs: Sequence[str], made: Mapping[str, gs.Node], taken: set[int]) -> list[gs.Node]:

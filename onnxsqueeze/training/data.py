@@ -19,36 +19,47 @@ CLOSE = 1e-3
 
 @dataclass(frozen=True)
 class Samples:
-    """Batches as they came, or with ``pool`` all of them joined along their first axis."""
+    """Batches as they came, or with ``pool`` all of them joined along their first axis.
+
+    The first ``real`` feeds, or samples of the pool, are the user's; half of each batch is drawn from them.
+    """
 
     feeds: Sequence[Batch]
+    real: int
     pool: Batch | None = None
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[list[Batch]]:
         """Yield batches of about ``size`` samples without end, each as the parts that run at once."""
         if self.pool is not None:
-            count = len(next(iter(self.pool.values())))
-            for chosen in _choices(count, min(size, count), rng):
+            for chosen in self._choices(len(next(iter(self.pool.values()))), size, rng):
                 yield [{name: value[chosen] for name, value in self.pool.items()}]
         each = max((value.shape[0] for value in self.feeds[0].values() if value.ndim), default=1)
-        for chosen in _choices(len(self.feeds), min(max(size // each, 1), len(self.feeds)), rng):
+        for chosen in self._choices(len(self.feeds), max(size // each, 1), rng):
             yield [self.feeds[i] for i in chosen]
 
     def all(self) -> Sequence[Batch]:
         """Return all batches, each once."""
         return self.feeds if self.pool is None else [self.pool]
 
+    def _choices(self, count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        more = count - self.real
+        part = min(size - size // 2 if more else size, self.real)
+        others = _dealt(more, min(size - part, more), rng)
+        for chosen in _dealt(self.real, part, rng):
+            yield np.concatenate([chosen, self.real + next(others)])
 
-def pooled(steps: Steps, seen: Sequence[Batch], unseen: Sequence[Batch]) -> tuple[Samples, Samples]:
+
+def pooled(steps: Steps, seen: Sequence[Batch], unseen: Sequence[Batch], real: int) -> tuple[Samples, Samples]:
     """Return the samples to train on and those to judge by: joined, if the part treats each sample for itself.
 
-    That is seen from a trial: two feeds are run together and apart.
+    That is seen from a trial: two feeds are run together and apart. The first ``real`` of ``seen`` are the user's.
     """
     alike = len({tuple((n, v.shape[1:], v.ndim) for n, v in each.items()) for each in (*seen, *unseen)}) == 1
     counts = {len(v) if v.ndim else 0 for v in seen[0].values()}
     if len(seen) < 2 or not alike or len(counts) != 1 or 0 in counts or not _apart(steps, seen[0], seen[1]):
-        return Samples(seen), Samples(unseen)
-    return Samples(seen, _joined(seen)), Samples(unseen, _joined(unseen) if unseen else None)
+        return Samples(seen, real), Samples(unseen, len(unseen))
+    rows = sum(len(next(iter(each.values()))) for each in seen[:real])
+    return Samples(seen, rows, _joined(seen)), Samples(unseen, len(unseen), _joined(unseen) if unseen else None)
 
 
 def _joined(feeds: Sequence[Batch]) -> Batch:
@@ -73,7 +84,7 @@ def _apart(steps: Steps, one: Batch, other: Batch) -> bool:
     return True
 
 
-def _choices(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+def _dealt(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
     """Yield ever new choices of ``size`` among ``count``, each of them once before any comes again."""
     left: NDArray[np.int64] = np.zeros(0, np.int64)
     while True:

@@ -23,6 +23,8 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 LOOKS = 20
 """How often the loss on unseen samples is taken."""
+NOTHING = 1e-9
+"""A loss that is rounding."""
 WARM = 10
 """Steps in which the learning rate rises to its full height."""
 
@@ -66,6 +68,8 @@ def fit(steps: Steps, seen: Samples, unseen: Samples, schedule: Schedule, progre
     second = [np.zeros_like(value) for value in values]
     before = _mean(steps, values, unseen)
     found = Fitted([value.copy() for value in values], before, before, looks=[(0, before)])
+    if before < NOTHING:
+        return found
     batches = seen.batches(schedule.batch, np.random.default_rng(list(schedule.seed)))
     every = max(schedule.steps // LOOKS, 1)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Batch = Mapping[str, Array]
 """What a part is fed, and what its outputs should be, under the names of ``target_of``."""
+SMALL = 10**8
+"""Multiply-accumulates of a batch, under which threads would wait for each other more than they save."""
 OPEN = 8
 """Shapes of feeds for which sessions are kept open."""
 
@@ -40,6 +43,7 @@ class Steps:
     ) -> None:  # fmt: skip
         self.model, self.folder = model, folder
         self.inputs, self.losses, self.leaves = tuple(inputs), tuple(losses), tuple(leaves)
+        self._threads = 1
         self._open: dict[tuple[object, ...], Session] = {}
 
     def gradients(self, values: Sequence[Floats], batch: Batch) -> tuple[float, list[Floats]]:
@@ -68,7 +72,7 @@ class Steps:
         if key not in self._open:
             while len(self._open) >= OPEN:
                 del self._open[next(iter(self._open))]
-            self._open[key] = Session(self._made(what, feed), self.folder)
+            self._open[key] = Session(self._made(what, feed), self.folder, threads=self._threads)
         session = self._open[key]
         return session.run({name: feed[name] for name in session.inputs})
 
@@ -89,7 +93,9 @@ class Steps:
         model.graph.output.append(onnx.helper.make_tensor_value_info(LOSS, onnx.TensorProto.FLOAT, ()))
         if what == "loss":
             return model
-        return with_gradients(model, self._known(model, feed), LOSS, [leaf.tensor for leaf in self.leaves])
+        known = self._known(model, feed)
+        self._threads = 1 if _macs(model, known) < SMALL else 0
+        return with_gradients(model, known, LOSS, [leaf.tensor for leaf in self.leaves])
 
     def _known(self, model: onnx.ModelProto, feed: Mapping[str, Array]) -> Known:
         read = {value.name for value in model.graph.input}
@@ -99,3 +105,14 @@ class Steps:
             return list(session.run(given).values())
 
         return measured(model, {name: value for name, value in feed.items() if name in read}, run)
+
+
+def _macs(model: onnx.ModelProto, known: Known) -> int:
+    """Return the multiply-accumulates of the layers of a forward pass."""
+    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            x, w, y = (known.shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
+            each = prod(w) // max(w[0], 1) if node.op_type in ("Conv", "ConvTranspose") else x[-1] if x else 1
+            total += prod(y) * each
+    return total

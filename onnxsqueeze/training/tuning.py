@@ -21,7 +21,7 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import decibels
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.statistics.moments import apart
-from onnxsqueeze.training.blocks import Block, blocks
+from onnxsqueeze.training.blocks import Block, blocks, crossings
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
@@ -37,6 +37,8 @@ Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
 OPSET = 18
 """The opset of step graphs: that of the operators which rules emit."""
+MIXED = 8
+"""Mixed feeds for each that there is."""
 KEPT = 1 << 28
 """Bytes of inputs and targets of a block that are kept in memory; of more, evenly spread feeds are left out."""
 
@@ -51,100 +53,110 @@ class Plan:
     batch: int
     seed: int
     whole: bool = False
-    mixed: int = 4
     until: float = inf
     wanted: Callable[[gs.Node], bool] = field(default=lambda node: True)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What became of one block: the losses, the errors of the answers before and after, and why it was left or not."""
+    """What became of one block, or of all: how its training went, or why it was left or taken back."""
 
     name: str
-    fitted: Fitted | None
-    before: float
-    after: float
+    fitted: Fitted | None = None
     left: str = ""
 
     def words(self) -> str:
         """Say it for the report."""
         if self.fitted is None:
-            return f"{self.name}: left as it is, {self.left}"
+            return f"{self.name}: {self.left}"
         found = self.fitted
-        ended = f"; ended after {found.steps} steps, since {found.stopped}" if found.stopped else ""
         loss = f"unseen loss {found.before:.3g} to {found.after:.3g}"
-        if self.left:
-            return f"{self.name}: taken back, {self.left} ({loss}){ended}"
-        return f"{self.name}: {loss}, answers {decibels(self.before):.1f} to {decibels(self.after):.1f} dB{ended}"
+        ended = f"; ended after {found.steps} steps, since {found.stopped}" if found.stopped else ""
+        kept = f", taken back: {self.left}" if self.left else ""
+        return f"{self.name}: {loss}{kept}{ended}"
 
 
 def tune(graph: Graph, teacher: Graph, bench: Bench, plan: Plan) -> Iterator[Tuned]:
     """Train the graph in place towards the teacher's answers inside, and say what became of each block.
 
     A block is fed what the graph before it makes, once that is trained, and held against what the teacher has at its
-    end. It is kept if its loss on feeds that training does not see falls and the error of the answers there does too.
+    end. It is kept if its loss on feeds that training does not see falls. All of them are kept if the error of the
+    answers on these feeds falls, and so is what is trained end to end.
     """
     judge = Bench(teacher, bench.calib, bench.seed, bench.progress, ruler=bench.ruler)
     judge.keeps = bench.keeps
-    seen = [feed for i, feed in enumerate(bench.calib) if not apart(i)]
-    seen = seen or list(bench.calib)
-    seen += mixed(seen, plan.mixed, np.random.default_rng([plan.seed, len(seen)]))
-    work = _Work(graph, teacher, judge, seen, list(judge.unseen), plan)
+    seen = [feed for i, feed in enumerate(bench.calib) if not apart(i)] or list(bench.calib)
+    more = mixed(seen, MIXED, np.random.default_rng([plan.seed, len(seen)]))
+    work = _Work(graph, teacher, judge, seen, more, list(judge.unseen), plan)
     view = View(graph)
     found = leaves(view, plan.wanted)
-    made = {str(t.name) for node in teacher.nodes for t in node.outputs if t.name}
-    parts = blocks(view, found, made)
-    for i, block in enumerate(parts):
-        yield work.train(block, f"block {i + 1} of {len(parts)}, to '{block.outputs[-1]}'", i)
-        if work.over:
-            return
-    if plan.whole:
-        for block in blocks(view, leaves(View(graph), plan.wanted), made, whole=True):
-            yield work.train(block, "end to end", len(parts), whole=True)
+    known = work.alike(crossings(view, found))
+    parts = blocks(view, found, known)
+    yield from work.train({f"block {i + 1} of {len(parts)}, to '{b.outputs[-1]}'": b for i, b in enumerate(parts)})
+    if plan.whole and not work.stopped:
+        whole = blocks(view, leaves(view, plan.wanted), (), whole=True)
+        yield from work.train(dict(zip(["end to end"], whole, strict=False)), whole=True)
 
 
 class _Work:
     """One run of ``tune``."""
 
-    def __init__(self, graph: Graph, teacher: Graph, judge: Bench, seen: Feeds, unseen: Feeds, plan: Plan) -> None:
+    def __init__(
+        self, graph: Graph, teacher: Graph, judge: Bench, seen: Feeds, more: Feeds, unseen: Feeds, plan: Plan
+    ) -> None:
         self.graph, self.judge, self.plan = graph, judge, plan
-        self.seen, self.unseen = seen, unseen
+        self.seen, self.more, self.unseen = seen, more, unseen
         self.teacher, self.folder = encode(teacher), teacher.folder
-        self.error: float | None = None
-        self.over = False
+        self.error = judge.unseen_error(graph)
+        self.stopped = False
 
-    def train(self, block: Block, name: str, number: int, whole: bool = False) -> Tuned:
-        """Train one block."""
-        if self.error is None:
-            self.error = self.judge.unseen_error(self.graph)
-        before = self.error
-        try:
-            fitted = self._fitted(block, name, number, whole)
-        except (Unsupported, ModelError, FeedError) as reason:
-            return Tuned(name, None, before, before, str(reason))
-        self.over = bool(fitted.stopped)
-        if not fitted.after < fitted.before:
-            return Tuned(name, fitted, before, before, "its loss on unseen feeds does not fall")
-        held = [(leaf, leaf.constant._values) for leaf in block.leaves]
-        for leaf, value in zip(block.leaves, fitted.values, strict=True):
-            leaf.put(value)
-        self.error = self.judge.unseen_error(self.graph)
-        if self.error < before:
-            return Tuned(name, fitted, before, self.error)
-        after, self.error = self.error, before
-        for leaf, old in held:
-            leaf.constant._values = old
-        words = f"the answers would be at {decibels(after):.1f} dB in place of {decibels(before):.1f} dB"
-        return Tuned(name, fitted, before, before, words)
+    def alike(self, names: Sequence[str]) -> set[str]:
+        """Return those of the tensors that the teacher has in the same shape."""
+        made = {name for node in self.teacher.graph.node for name in node.output}
+        both = [name for name in names if name in made]
+        models = ((encode(self.graph), self.graph.folder), (self.teacher, self.folder))
+        one, other = (_outputs(model, folder, self.seen[:1], both)[0] for model, folder in models)
+        return {name for name in both if one[name].shape == other[name].shape}
+
+    def train(self, parts: Mapping[str, Block], whole: bool = False) -> Iterator[Tuned]:
+        """Train blocks one after the other; all are taken back if the answers get no better by them."""
+        before = [(leaf.constant, leaf.constant._values) for block in parts.values() for leaf in block.leaves]
+        moved = False
+        for number, (name, block) in enumerate(parts.items()):
+            try:
+                fitted = self._fitted(block, name, number, whole)
+            except (Unsupported, ModelError, FeedError) as reason:
+                yield Tuned(name, left=f"left as it is, {reason}")
+                continue
+            self.stopped = bool(fitted.stopped)
+            better = fitted.after < fitted.before
+            yield Tuned(name, fitted, "" if better else "it is no less")
+            for leaf, value in zip(block.leaves, fitted.values, strict=True) if better else ():
+                leaf.put(value)
+                moved = True
+            if self.stopped:
+                break
+        if not moved:
+            return
+        old, self.error = self.error, self.judge.unseen_error(self.graph)
+        words = f"{decibels(old):.1f} to {decibels(self.error):.1f} dB on unseen calibration feeds"
+        if self.error < old:
+            yield Tuned("answers", left=words)
+            return
+        self.error = old
+        for constant, values in before:
+            constant._values = values
+        yield Tuned("answers", left=f"all of this was taken back, for they went from {words}")
 
     def _fitted(self, block: Block, name: str, number: int, whole: bool) -> Fitted:
         model = encode(raise_opset(self.graph, OPSET))
-        feeds = [*self.seen, *self.unseen]
+        feeds = [*self.seen, *self.more, *self.unseen]
         given = _outputs(self.teacher, self.folder, feeds[:1], block.outputs)[0]
         fed = _outputs(model, self.graph.folder, feeds[:1], block.inputs)[0]
         size = sum(value.nbytes for value in (*given.values(), *fed.values())) * len(feeds)
         share = min(KEPT / max(size, 1), 1.0)
-        seen, unseen = (_fewer(each, share) for each in (self.seen, self.unseen))
+        real, more, unseen = (_fewer(each, share) for each in (self.seen, self.more, self.unseen))
+        seen = [*real, *more]
         targets = [_outputs(self.teacher, self.folder, each, block.outputs) for each in (seen, unseen)]
         inputs = [_outputs(model, self.graph.folder, each, block.inputs) for each in (seen, unseen)]
         self._refuse(block, targets[0] + targets[1])
@@ -165,7 +177,7 @@ class _Work:
 
         plan = self.plan
         schedule = Schedule(plan.steps, plan.rate, plan.batch, (plan.seed, number), plan.until)
-        return fit(steps, *pooled(steps, *batches), schedule, progress)
+        return fit(steps, *pooled(steps, batches[0], batches[1], len(real)), schedule, progress)
 
     def _refuse(self, block: Block, targets: Sequence[Mapping[str, Array]]) -> None:
         for output in block.outputs:

@@ -35,32 +35,24 @@ class ConvTranspose(OpRun):
     """The reference is wrong for groups."""
 
     def _run(self, x: Array, w: Array, b: Array | None = None, **attrs: Any) -> tuple[Array]:
-        rank = x.ndim - 2
-        strides, dilations, left, group = (
-            attrs.get(key) or default
-            for key, default in (
-                ("strides", [1] * rank), ("dilations", [1] * rank), ("output_padding", [0] * rank), ("group", 1)
-            )
-        )  # fmt: skip
-        pads = attrs.get("pads") or [0] * 2 * rank
-        reach = [
-            (n - 1) * s + (k - 1) * d + 1 + o
-            for n, s, k, d, o in zip(x.shape[2:], strides, w.shape[2:], dilations, left, strict=True)
-        ]
+        rank, group = x.ndim - 2, int(attrs.get("group") or 1)
+        strides, dilations = (list(attrs.get(key) or [1] * rank) for key in ("strides", "dilations"))
+        left, pads = list(attrs.get("output_padding") or [0] * rank), list(attrs.get("pads") or [0] * 2 * rank)
+        taps, sizes = w.shape[2:], x.shape[2:]
+        reach = [(sizes[i] - 1) * strides[i] + (taps[i] - 1) * dilations[i] + 1 + left[i] for i in range(rank)]
         per, inside = w.shape[1], x.shape[1] // group
         y = np.zeros((x.shape[0], per * group, *reach))
         for g in range(group):
             mine, its = x[:, g * inside : (g + 1) * inside], w[g * inside : (g + 1) * inside]
-            for tap in product(*map(range, w.shape[2:])):
-                part = np.einsum("nc...,co->no...", mine, its[(slice(None), slice(None), *tap)])
-                at = tuple(
-                    slice(t * d, t * d + s * (n - 1) + 1, s)
-                    for t, d, s, n in zip(tap, dilations, strides, x.shape[2:], strict=True)
-                )
-                y[(slice(None), slice(g * per, (g + 1) * per), *at)] += part
-        cut = tuple(slice(pads[i], size - pads[i + rank]) for i, size in enumerate(reach))
-        y = y[(slice(None), slice(None), *cut)]
-        return (y if b is None else y + b.reshape(1, -1, *[1] * rank),)
+            for tap in product(*map(range, taps)):
+                weight: Any = (slice(None), slice(None), *tap)
+                first = [tap[i] * dilations[i] for i in range(rank)]
+                last = [first[i] + strides[i] * (sizes[i] - 1) + 1 for i in range(rank)]
+                at: Any = tuple(slice(first[i], last[i], strides[i]) for i in range(rank))
+                where: Any = (slice(None), slice(g * per, (g + 1) * per), *at)
+                y[where] += np.einsum("nc...,co->no...", mine, its[weight])
+        cut: Any = (slice(None), slice(None), *(slice(pads[i], reach[i] - pads[i + rank]) for i in range(rank)))
+        return (y[cut] if b is None else y[cut] + b.reshape(1, -1, *[1] * rank),)
 
 
 class MaxPool(OpRun):
@@ -78,9 +70,11 @@ class MaxPool(OpRun):
                 place for place in product(*(range(b, b + k) for b, k in zip(low, kernel, strict=True)))
                 if all(0 <= at < n for at, n in zip(place, size, strict=True))
             ]  # fmt: skip
-            best = max(places, key=lambda place: x[(*index[:2], *place)])
-            y[index] = x[(*index[:2], *best)]
-            where[index] = np.ravel_multi_index((*index[:2], *best), x.shape)
+            at: list[Any] = [(*index[:2], *place) for place in places]
+            values = [x[each] for each in at]
+            best = at[int(np.argmax(values))]
+            y[index] = max(values)
+            where[index] = np.ravel_multi_index(best, x.shape)
         return (y, where)[: len(self.onnx_node.output)]
 
 
