@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.container.tables import cost
-from onnxsqueeze.linear.rounding import feedback, rounded
+from onnxsqueeze.linear.compensation import feedback, rounded
 
 __all__ = ["MOST", "Integers", "fitted", "nearest"]
 
@@ -63,7 +63,7 @@ def nearest(weight: Matrix, step: float, importance: NDArray[np.floating] | None
 def fitted(weight: Matrix, step: float, second: Matrix | None) -> Integers:
     """Return integers whose errors cancel on inputs with ``second`` = E[xxᵀ], or ``nearest`` ones if that is None.
 
-    Columns are rounded in turn, as ``linear.rounding`` says; the d_k of one is D_k, what an error costs that later
+    Columns are rounded in turn, as ``linear.compensation`` says; the d_k of one is D_k, what an error costs that later
     columns make up for.
     """
     if second is None:

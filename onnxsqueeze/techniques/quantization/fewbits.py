@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.linear.rounding import LARGEST, feedback
+from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.grids import TINY
 from onnxsqueeze.techniques.quantization.rounding import compensated
 

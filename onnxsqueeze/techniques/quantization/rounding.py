@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.linear.rounding import Feedback
-from onnxsqueeze.linear.rounding import rounded as by_turns
+from onnxsqueeze.linear.compensation import Feedback
+from onnxsqueeze.linear.compensation import rounded as by_turns
 from onnxsqueeze.targets.pairs import LIMIT
 
 __all__ = ["compensated"]
@@ -26,8 +26,8 @@ def compensated(
 ) -> NDArray[np.int8]:
     """Return integers q with ``weight ≈ scales·q`` within ``limits`` that make ``tr (W − sq)ᵀ S (W − sq)`` small.
 
-    ``weight`` and ``scales`` broadcast to (K, N); ``back`` is what ``linear.rounding.feedback`` makes of
-    ``S = E[xxᵀ]`` of the inputs, and rows are rounded in turn as ``linear.rounding`` says. With ``pairs`` no two
+    ``weight`` and ``scales`` broadcast to (K, N); ``back`` is what ``linear.compensation.feedback`` makes of
+    ``S = E[xxᵀ]`` of the inputs, and rows are rounded in turn as ``linear.compensation`` says. With ``pairs`` no two
     neighbours of one sign, rows 2j and 2j + 1, are over ``LIMIT`` together (see ``onnxsqueeze.targets.pairs``);
     what is cut off one of them is made up for like all that is lost.
     """

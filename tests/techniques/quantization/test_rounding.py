@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxsqueeze.linear.rounding import feedback
+from onnxsqueeze.linear.compensation import feedback
 from onnxsqueeze.techniques.quantization.rounding import compensated
 
 Floats = NDArray[np.floating]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
-from onnxsqueeze.linear.rounding import LARGEST, feedback
+from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,

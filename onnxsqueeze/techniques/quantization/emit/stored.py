@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.linear.rounding import LARGEST, feedback
+from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     ROW,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxsqueeze.linear.rounding import feedback, rounded
+from onnxsqueeze.linear.compensation import feedback, rounded
 
 Floats = NDArray[np.floating]
 
