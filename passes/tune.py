@@ -70,11 +70,6 @@ class Tune(Selected[None]):
         if self.seed < 0:
             raise ValueError("seed is at least 0")
 
-    @property
-    def taught(self) -> bool:
-        """Whether it learns from the original: always."""
-        return True
-
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the range of an output: whether it is known says whether there are feeds to train on."""
         yield from _probe(view)

@@ -54,11 +54,6 @@ class Pass(ABC, Generic[W]):
     lossless: ClassVar[bool] = False
     """Whether answers stay the same but for rounding: under 60 dB SQNR what makes them differ is taken back."""
 
-    @property
-    def taught(self) -> bool:
-        """Whether the pass learns from the model as it was before the first pass that loses anything."""
-        return False
-
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""
         return ()
