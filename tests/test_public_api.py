@@ -13,6 +13,7 @@ from onnxsqueeze import plugin
 
 PUBLIC = [
     "Bits",
+    "Calibration",
     "Canonical",
     "Clean",
     "Code",
@@ -43,10 +44,12 @@ PUBLIC = [
     "UnknownPassError",
     "UsageError",
     "__version__",
+    "calibrate",
     "diff",
     "edit",
     "inspect_model",
     "load",
+    "merge",
     "pack",
     "save",
     "sensitivity",
