@@ -31,6 +31,13 @@ LONG = {
 }
 """Files that are longer. The list may only get shorter."""
 TOGETHER = {
+    "tests/engine/test_calibrate.py": (
+        "cli/calibrate",
+        "engine/chunks",
+        "engine/workers",
+        "engine/convergence",
+        "statistics/partial",
+    ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
