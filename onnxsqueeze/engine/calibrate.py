@@ -160,7 +160,7 @@ def merge(parts: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str
     """
     if not parts:
         raise UsageError("there is nothing to merge: give the files that calibrate has written for its shards")
-    refuse_places({"--output": output}, {f"the part {path}": None for path in parts}, calibration="", stats=())
+    refuse_places({"--output": output}, {})
     if any(Path(path).resolve() == Path(output).resolve() for path in parts):
         raise UsageError(f"--output {output} would overwrite a part: name another file")
     first, *others = map(load_partial, parts)
