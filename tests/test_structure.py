@@ -136,6 +136,8 @@ TOGETHER = {
         "techniques/pruning/removal",
         "techniques/pruning/units",
     ),
+    "tests/techniques/quantization/test_kmeans.py": ("techniques/quantization/palette",),
+    "tests/passes/test_palette.py": ("techniques/quantization/emit/lookup", "techniques/quantization/indexed"),
     "tests/passes/test_prune.py": (
         "techniques/pruning/choice",
         "techniques/pruning/repair",
