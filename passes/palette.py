@@ -85,7 +85,7 @@ class Palette(Selected[Leveled]):
         for group, plain in zip(groups, plain_bits(groups, least), strict=True):
             bits = max(weight.spared(plain) for weight in group)
             size, taken = sum(4 * w.size for w in group), sum(w.bytes(bits) for w in group)
-            if 2 * taken > size:
+            if 2 * taken >= size:
                 yield Skip(group[0].key, f"levels and indices would take {taken} of {size} bytes")
                 continue
             shown = count if bits == least else 1 << bits
