@@ -24,14 +24,15 @@ ROWS = 40
 @click.command(name="pack", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", metavar="MODEL.onnx")
 @click.option("-o", "--output", metavar="FILE", help="The container.  [default: MODEL.osq]")
-@click.option("--coder", metavar="NAME", default="rans", help="The entropy coder: rans or huffman.  [default: rans]")
+@click.option("--coder", metavar="NAME", default="rans", help="rans, huffman, deflate or zstd.  [default: rans]")
 @click.option("--zstd", is_flag=True, help="Zstandard for repetitions, where that is smaller; browsers lack it.")
 @click.option("--compare", is_flag=True, help="Also say what gzip and others reach for the plain file.")
 def pack(model: str, output: str | None, coder: str, zstd: bool, compare: bool) -> None:
     """Write a model as an entropy-coded container for the wire.
 
-    Its data files come along, and unpack gives the same bytes again. The table says how many bits an element of each
-    tensor was stored in, has by its entropy, and takes now.
+    Its data files come along, and unpack gives the same bytes again. Containers by --coder deflate open several times
+    faster than by rans, and are up to three hundredths larger; those by zstd need that extra to open. The table says
+    how many bits an element of each tensor was stored in, has by its entropy, and takes now.
     """
     source = Path(model)
     target = Path(output) if output is not None else source.with_suffix(".osq")

@@ -56,7 +56,7 @@ def test_every_small_model_comes_back(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("coder", ["rans", "huffman"])
+@pytest.mark.parametrize("coder", ["rans", "huffman", "deflate"])
 def test_a_model_that_ships_is_smaller_and_says_so(coder: str, tmp_path: Path) -> None:
     found = pack(MODELS / "cnn.onnx", tmp_path / "m.osq", coder=coder)
     unpack(tmp_path / "m.osq", tmp_path / "m.onnx")
@@ -156,7 +156,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         pack(tmp_path / "m.osq", tmp_path / "n.osq")
     with pytest.raises(UsageError, match="belongs to the input model"):
         pack(tmp_path / "m.onnx", tmp_path / "m.onnx")
-    with pytest.raises(UsageError, match="coder is rans or huffman, not 'lzw'"):
+    with pytest.raises(UsageError, match="coder is rans, huffman, deflate or zstd, not 'lzw'"):
         pack(tmp_path / "m.onnx", tmp_path / "n.osq", coder="lzw")
     with pytest.raises(UsageError, match="is the container itself"):
         unpack(tmp_path / "m.osq", tmp_path / "m.osq")
