@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnxsqueeze.ir.packed import Packing
 
-__all__ = ["pack", "unpack"]
+__all__ = ["pack", "plain_sizes", "show_tensors", "unpack"]
 
 ROWS = 40
 """Tensors that are shown at most, the largest first."""
@@ -65,8 +65,21 @@ def unpack(container: str, output: str | None) -> None:
 
 def show(found: Packing, source: Path, target: Path, console: Console, compare: bool) -> None:
     """Print what was packed: the largest tensors with the bits of a weight stored and coded, and the whole."""
+    from onnxsqueeze.report.tables import line
+    from onnxsqueeze.words import amount, change
+
+    show_tensors(found, console)
+    if compare:
+        for name, size in plain_sizes(source):
+            line(console, f"the plain file by {name}: {amount(size, 'B')}")
+    shorter = change(found.before, found.after, "smaller")
+    line(console, f"wrote {target}: {amount(found.before, 'B')} → {amount(found.after, 'B')}, {shorter}", style="bold")
+
+
+def show_tensors(found: Packing, console: Console) -> None:
+    """Print the bits that an element of the largest tensors is stored in, has by its entropy, and takes once coded."""
     from onnxsqueeze.report.tables import grid, line
-    from onnxsqueeze.words import amount, change, printable
+    from onnxsqueeze.words import amount, printable
 
     table = grid("left", "left", *["right"] * 5)
     table.add_row("tensor", "type", "elements", "bytes", "bits each", "entropy", "coded", style="dim")
@@ -81,11 +94,11 @@ def show(found: Packing, source: Path, target: Path, console: Console, compare: 
     console.print(table)
     console.print()
     line(console, f"all else (graph, names, small tensors): {amount(found.rest, 'B')}")
-    if compare:
-        from onnxsqueeze.container.others import others
-        from onnxsqueeze.ir.reading import mapped
 
-        for name, size in others(mapped(source)):
-            line(console, f"the plain file by {name}: {amount(size, 'B')}")
-    shorter = change(found.before, found.after, "smaller")
-    line(console, f"wrote {target}: {amount(found.before, 'B')} → {amount(found.after, 'B')}, {shorter}", style="bold")
+
+def plain_sizes(model: Path) -> list[tuple[str, int]]:
+    """Return what gzip, and brotli and Zstandard where they are installed, make of a file."""
+    from onnxsqueeze.container.others import others
+    from onnxsqueeze.ir.reading import mapped
+
+    return list(others(mapped(model)))

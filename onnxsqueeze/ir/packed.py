@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from onnxsqueeze.ir.reading import mapped, parsed
 from onnxsqueeze.ir.sizes import tensors as every_tensor
 from onnxsqueeze.ir.weights import Stored
 
-__all__ = ["Packing", "is_packed", "opened", "pack", "unpack", "unpacked"]
+__all__ = ["Packing", "is_packed", "opened", "pack", "packing", "unpack", "unpacked"]
 
 THREADS = 4
 
@@ -53,21 +53,28 @@ def pack(
     model, output = Path(model), Path(output)
     if coder not in NAMES:
         raise UsageError(f"coder is {', '.join(NAMES[:-1])} or {NAMES[-1]}, not {coder!r}")
-    data = mapped(model)
-    if is_packed(data):
-        raise UsageError(f"{model} is packed already")
-    parsed(model, data)
-    tensors: list[Packed] = []
-    sources, files = _sources(model, data, tensors)
+    sources, files, tensors = _sources(model)
     for file in files:
         if output.exists() and output.samefile(file):
             raise UsageError(f"{output} belongs to the input model; give another name for the output")
+    with Files(str(output)) as writer, writer.create(output) as out:
+        return _packed(sources, tensors, NAMES.index(coder), zstd, out.write)
+
+
+def packing(model: str | os.PathLike[str]) -> Packing:
+    """Return what ``pack`` would write for the file ``model``, by ``rans``, and write nothing. Raises ModelError."""
+    sources, _, tensors = _sources(Path(model))
+    return _packed(sources, tensors, 0, False, len)
+
+
+def _packed(
+    sources: list[Source], tensors: list[Packed], coder: int, zstd: bool, write: Callable[[bytes], object]
+) -> Packing:
     sizes: dict[int, float] = {}
     after = 0
-    with Files(str(output)) as writer, writer.create(output) as out:
-        for part in packed(sources, NAMES.index(coder), zstd, sizes):
-            out.write(part)
-            after += len(part)
+    for part in packed(sources, coder, zstd, sizes):
+        write(part)
+        after += len(part)
     for number, tensor in enumerate(tensors):
         tensor.coded = sizes.get(number, 0.0)
     before = sum(len(source.data) for source in sources)
@@ -142,8 +149,13 @@ def _make_internal(tensor: onnx.TensorProto) -> None:
     tensor.ClearField("data_location")
 
 
-def _sources(model: Path, data: memoryview, tensors: list[Packed]) -> tuple[list[Source], list[Path]]:
-    """Return the files of a model, cut into pieces, and where they are; the model's own is the first."""
+def _sources(model: Path) -> tuple[list[Source], list[Path], list[Packed]]:
+    """Return the files of a model, its own first, cut into pieces, where they are, and its tensors."""
+    data = mapped(model)
+    if is_packed(data):
+        raise UsageError(f"{model} is packed already")
+    parsed(model, data)
+    tensors: list[Packed] = []
     inside: list[Place] = []
     outside: dict[str, list[Place]] = {}
     for place in places(data):
@@ -159,7 +171,7 @@ def _sources(model: Path, data: memoryview, tensors: list[Packed]) -> tuple[list
         held = folder.whole(name, location)
         sources.append(Source(location, held, cut(held, found, tensors)))
         files.append(folder.resolve(name, location))
-    return sources, files
+    return sources, files, tensors
 
 
 @contextmanager

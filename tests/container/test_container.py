@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxsqueeze.container import contexts, encoding, format, huffman, others, planes, rans, tables, zstd
+from onnxsqueeze.container import contexts, encoding, format, huffman, others, planes, rans, tables
 from onnxsqueeze.container.decoding import decode
 from onnxsqueeze.container.encoding import Piece
 from onnxsqueeze.container.format import Block, Member, Numbers
 from onnxsqueeze.container.packing import TARGET, Source, packed
 from onnxsqueeze.container.unpacking import Unpacked
-from onnxsqueeze.errors import ModelError, SqueezeError, UsageError
+from onnxsqueeze.errors import ModelError, SqueezeError
 
 ROOT = Path(__file__).parents[2]
 Bytes = NDArray[np.uint8]
@@ -206,16 +206,6 @@ def only_block(made: bytes) -> memoryview:
     return decode(Block(size, crc, memoryview(made)[16 : 16 + meta], memoryview(made)[-body:]))
 
 
-def test_without_zstandard_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(zstd, "import_module", missing)
-    for arguments in ((0, True), (3, False)):
-        with pytest.raises(UsageError, match=r"this needs Zstandard: pip install 'onnxsqueeze\[zstd\]'"):
-            container(*arguments)
-
-
 @pytest.mark.parametrize(("coder", "with_zstd"), [(0, True), (1, True), (2, True), (3, False), (3, True)])
 def test_zstd_comes_back_by_both_decoders(coder: int, with_zstd: bool) -> None:
     pytest.importorskip("zstandard")
@@ -223,16 +213,6 @@ def test_zstd_comes_back_by_both_decoders(coder: int, with_zstd: bool) -> None:
 
     assert bytes(Unpacked(memoryview(data)).read()["m.onnx"]) == first == other_decoder()(data)["m.onnx"]
     assert data != container(coder)[0] or coder == 3
-
-
-def test_frames_of_zstd_that_lie_are_refused() -> None:
-    pytest.importorskip("zstandard")
-    frame = zstd.compress(b"abc" * 1000)
-
-    assert bytes(zstd.decompress(memoryview(frame), 3000)) == b"abc" * 1000
-    for data, size in ((frame, 2999), (frame, 3001), (frame[:-2], 3000), (b"abcdefgh", 8), (frame[:4], 3000)):
-        with pytest.raises(ModelError):
-            zstd.decompress(memoryview(data), size)
 
 
 def test_others_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -146,6 +147,25 @@ def test_the_command_line_packs_and_unpacks(tmp_path: Path, capsys: pytest.Captu
         main(["unpack", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "x.onnx")])
     assert exit_.value.code == 3
     assert capsys.readouterr().err == f"onnxsqueeze: error: {tmp_path}/m.onnx: not a container of onnxsqueeze\n"
+
+
+def test_inspect_says_what_pack_would_write_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(MODELS / "mlp.onnx", tmp_path / "m.onnx")
+    outs = []
+    for arguments in (["--json"], []):
+        with pytest.raises(SystemExit):
+            main(["inspect", str(tmp_path / "m.onnx"), "--packed", *arguments])
+        outs.append(capsys.readouterr().out)
+    found = json.loads(outs[0])["packed"]
+
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    made = pack(tmp_path / "m.onnx", tmp_path / "m.osq")
+    assert (found["before"], found["after"]) == (made.before, made.after)
+    assert [each["coded"] for each in found["tensors"]] == [each.coded for each in made.tensors]
+    assert found["plain"]["gzip -9"] > made.after
+    assert "entropy" in outs[1] and "by gzip -9" in outs[1]
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
