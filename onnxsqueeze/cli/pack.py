@@ -31,7 +31,7 @@ def pack(model: str, output: str | None, coder: str, zstd: bool, compare: bool) 
     """Write a model as an entropy-coded container for the wire.
 
     Its data files come along, and unpack gives the same bytes again. Containers by --coder deflate open several times
-    faster than by rans, and are up to three hundredths larger; those by zstd need that extra to open. The table says
+    faster than by rans, and are 1 to 7 % larger; those by zstd need that extra to open. The table says
     how many bits an element of each tensor was stored in, has by its entropy, and takes now.
     """
     source = Path(model)

@@ -45,7 +45,7 @@ def pack(
 
     Each tensor is written in the smallest of several ways; one block of about 4 MiB is in memory at a time. ``coder``
     is ``rans``, the smallest, ``huffman``, the classic, or one whose decoder is a C library: ``deflate``, which opens
-    several times faster for one to three hundredths more bytes, or ``zstd`` (an extra), which is faster yet. With
+    several times faster for 1 to 7 % more bytes, or ``zstd`` (an extra), which is faster yet. With
     ``zstd=True`` repetitions are written by that extra where it is smaller.
     Raises ModelError for what is not a whole ONNX model or lacks some of its data, UsageError if the output cannot be
     written or is part of the input.
