@@ -28,6 +28,7 @@ PUBLIC = [
     "LowRank",
     "ModelError",
     "Packing",
+    "Palette",
     "Pass",
     "PassError",
     "Prune",
