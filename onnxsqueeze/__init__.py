@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from onnxsqueeze.engine.calibrate import Calibration as Calibration
     from onnxsqueeze.engine.calibrate import calibrate as calibrate
     from onnxsqueeze.engine.calibrate import merge as merge
+    from onnxsqueeze.engine.distill import Distilled as Distilled
+    from onnxsqueeze.engine.distill import distill as distill
     from onnxsqueeze.engine.recipe import Recipe as Recipe
     from onnxsqueeze.engine.result import Result as Result
     from onnxsqueeze.engine.sensitivity import sensitivity as sensitivity
@@ -71,6 +73,7 @@ _HOMES = {
     "Code": "onnxsqueeze.passes.code",
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
+    "Distilled": "onnxsqueeze.engine.distill",
     "FeedError": "onnxsqueeze.errors",
     "Float32": "onnxsqueeze.passes.float32",
     "GraphDiff": "onnxsqueeze.analysis.diff.diff",
@@ -99,6 +102,7 @@ _HOMES = {
     "UsageError": "onnxsqueeze.errors",
     "calibrate": "onnxsqueeze.engine.calibrate",
     "diff": "onnxsqueeze.analysis.diff.diff",
+    "distill": "onnxsqueeze.engine.distill",
     "edit": "onnxsqueeze.graph.edit",
     "inspect_model": "onnxsqueeze.analysis.inspection.inspect",
     "load": "onnxsqueeze.ir.files",
