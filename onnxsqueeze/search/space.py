@@ -43,6 +43,8 @@ NUMBERS = {
     "4 bits": Numbers("bits{weights=4}", 0.15, 1.0, 3e-4),
     "3 bits": Numbers("bits{weights=3}", 0.12, 1.0, 3e-3, True),
     "2 bits": Numbers("bits{weights=2}", 0.09, 1.0, 3e-2, True),
+    "8 levels": Numbers("palette{bits=3}", 0.12, 1.0, 1e-3, True),
+    "4 levels": Numbers("palette{bits=2}", 0.09, 1.0, 1e-2, True),
     "6 bits in integers": Numbers("bits{weights=6 activations=8}", 0.2, 0.6, 3e-4, True),
     "4 bits in integers": Numbers("bits{weights=4 activations=8}", 0.15, 0.6, 6e-4, True),
     "3 bits in integers": Numbers("bits{weights=3 activations=8}", 0.12, 0.6, 4e-3, True),
