@@ -193,7 +193,9 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(engine: Engine, monk
 
 
 def test_a_model_without_a_pipeline_is_searched(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxsqueeze.search.auto.auto", engine)
+    module = types.ModuleType("onnxsqueeze.search.auto")
+    module.auto = engine.squeeze  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxsqueeze.search.auto", module)
 
     assert run("model.onnx").exit_code == 0
     assert run("model.onnx", "-p", "auto{size=0.2}", "--effort", "quick", "--cache", "kept").exit_code == 0
@@ -354,7 +356,7 @@ def test_no_arguments_and_help_show_the_same(engine: Engine) -> None:
 
     assert result.exit_code == 0
     assert result.stdout.startswith(
-        "Usage: onnxsqueeze [OPTIONS] MODEL -p PIPELINE\n       onnxsqueeze COMMAND [OPTIONS] ...\n"
+        "Usage: onnxsqueeze [OPTIONS] MODEL [-p PIPELINE]\n       onnxsqueeze COMMAND [OPTIONS] ...\n"
     )
     assert re.search(r"\nCommands:\n(.*\n)*  passes +List the passes and their options\.\n", result.stdout)
     assert [run(*args).stdout for args in ([], ["-h"], ["model.onnx", "--help"])] == [result.stdout] * 3
