@@ -33,9 +33,9 @@ __all__ = ["command", "show"]
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
 def command(model: str, count: int, output: str | None, calib: str | None, **settings: Any) -> None:
-    """Write a model in several sizes, from all of its latency down to an eighth.
+    """Write a model in several sizes, to choose from.
 
-    Each is smaller, faster and less accurate than the one before. manifest.json says what was measured of each, and
+    From all of its latency down to an eighth, each is smaller, faster and less accurate. manifest.json says what was measured of each, and
     onnxsqueeze.pick(manifest, budget) chooses by it.
     """
     from onnxsqueeze.report import terminal

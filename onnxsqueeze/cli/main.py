@@ -31,7 +31,7 @@ __all__ = ["main"]
 COMMANDS = {
     "diff": ("onnxsqueeze.cli.diff:command", "Say how two models differ, and where an error is born."),
     "inspect": ("onnxsqueeze.cli.inspect:command", "Say what every layer costs and what the model needs."),
-    "family": ("onnxsqueeze.cli.family:command", "Write a model in several sizes, from all of its latency down to an eighth."),
+    "family": ("onnxsqueeze.cli.family:command", "Write a model in several sizes, to choose from."),
     "sensitivity": ("onnxsqueeze.cli.sensitivity:command", "Say what each layer does to the answers."),
     "calibrate": ("onnxsqueeze.cli.calibrate:calibrate", "Measure much data, by many workers or in shards."),
     "merge": ("onnxsqueeze.cli.calibrate:merge", "Put the shards that calibrate has measured together."),
