@@ -35,8 +35,8 @@ __all__ = ["command", "show"]
 def command(model: str, count: int, output: str | None, calib: str | None, **settings: Any) -> None:
     """Write a model in several sizes, to choose from.
 
-    From all of its latency down to an eighth, each is smaller, faster and less accurate. manifest.json says what was measured of each, and
-    onnxsqueeze.pick(manifest, budget) chooses by it.
+    From all of its latency down to an eighth, each is smaller, faster and less accurate than the one before.
+    manifest.json says what was measured of each, and onnxsqueeze.pick(manifest, budget) chooses by it.
     """
     from onnxsqueeze.report import terminal
     from onnxsqueeze.search.family import family
