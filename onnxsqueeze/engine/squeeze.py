@@ -168,7 +168,9 @@ def squeeze(
     if unwritten is not None:
         save_statistics(unwritten, run.stages)
     notes += words(breaches(graph))
-    times = _latency(held if len(held) else run.held, path or original, graph, progress) if run.reference else None
+    same = not any(step.kept and step.done for step in steps)
+    timed = [path or original] if same else [path or original, graph]
+    times = _latency(held if len(held) else run.held, timed, progress) if run.reference else None
     report = Report(
         model="<memory>" if path is None else str(path),
         output=None,
@@ -284,9 +286,9 @@ def _feeds(
     return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, labels=labels, **how)  # type: ignore[arg-type]
 
 
-def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
+def _latency(held: Any, models: Sequence[Graph | Path], progress: Progress) -> Latency:
     progress("timing", 0, 1)
-    return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
+    return latency([Session(each, threads=1) for each in models], list(held[:8]))
 
 
 def _size(graph: Graph, source: AnyModel) -> int:

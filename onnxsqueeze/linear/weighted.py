@@ -14,6 +14,7 @@ from onnxsqueeze.graph.functions import callee
 from onnxsqueeze.graph.operators import operator
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
+from onnxsqueeze.ir.attributes import LongList
 from onnxsqueeze.ir.objects import subgraphs
 
 __all__ = ["Weighted", "is_stored", "weighted"]
@@ -61,7 +62,7 @@ def weighted(view: View) -> Iterator[Weighted]:
         found = [tensor for slot, tensor in enumerate(node.inputs) if _is_weight(view, node, slot, made)]
         if found:
             yield Weighted(node, _apart(view, node, found[0], made), frozenset(_behind(found[0], made)))
-        elif any(len(value) > 1 for name in _LISTS if isinstance(value := node.attrs.get(name), list)):
+        elif any(len(value) > 1 for name in _LISTS if isinstance(value := node.attrs.get(name), (list, LongList))):
             yield Weighted(node, f"its weights are attributes of {operator(node)}")
 
 
