@@ -70,6 +70,8 @@ TOGETHER = {
         "contract/selection",
         "contract/plan",
         "engine/squeeze",
+        "engine/course",
+        "engine/opening",
     ),
     "tests/engine/test_promises.py": ("engine/order",),
     "tests/engine/test_embed.py": (
