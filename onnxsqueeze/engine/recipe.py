@@ -37,7 +37,8 @@ class Ingredient:
     """One pass of a recipe, and what it found when the recipe was saved.
 
     ``latency`` are the run-time ratios that it measured and decided by; a repeated run takes them instead of the
-    clock. ``chosen`` maps each rewritten place to what was done there; a run that does otherwise says so.
+    clock. A negative first one is minus the seconds of a run that is so slow that measuring was bounded. ``chosen``
+    maps each rewritten place to what was done there; a run that does otherwise says so.
     """
 
     pass_: Pass

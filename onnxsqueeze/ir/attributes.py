@@ -94,7 +94,8 @@ def field_of(attribute: AttributeProto) -> str | None:
 def plain(attribute: AttributeProto) -> Any:
     """Return the Python value of an attribute that holds neither graphs nor tensors.
 
-    A long list stays where it is. Text that is not UTF-8 stays bytes; a type or a sparse tensor stays a proto; so does an attribute of unknown kind.
+    A long list stays where it is. Text that is not UTF-8 stays bytes; a type or a sparse tensor stays a proto; so does
+    an attribute of unknown kind.
     """
     if attribute.ref_attr_name:
         return gs.Node.AttributeRef(attribute.ref_attr_name, convert_from_onnx_attr_type(attribute.type))
