@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxsqueeze.cli.options import command_line, console_on, write_report
+from onnxsqueeze.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,14 @@ ROWS = 40
 @click.argument("model", metavar="MODEL.onnx")
 @click.option("--profile", is_flag=True, help="Run the model and measure the time of every layer.")
 @click.option("--calib", metavar="PATH", help="Feeds to run it on: a folder or file.  [default: random]")
+@click.option(
+    "--size",
+    "sizes",
+    metavar="NAME=SIZE",
+    multiple=True,
+    help="Size of an open axis, as height=320, or the "
+    "shape of an input, as image=1x3x320x320; may be repeated.  [default: made up]",
+)
 @click.option("--memory", is_flag=True, help="Run the model and measure its memory at run time.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write one line of CSV for each layer.")
@@ -39,6 +48,7 @@ def command(
     model: str,
     profile: bool,
     calib: str | None,
+    sizes: tuple[str, ...],
     memory: bool,
     as_json: bool,
     as_csv: bool,
@@ -52,7 +62,7 @@ def command(
     from onnxsqueeze.engine.places import refuse_places
 
     refuse_places({"--html": html}, {"the model": model}, calibration=calib)
-    found = inspect_model(model, profile=profile, calibration=calib, memory=memory)
+    found = inspect_model(model, profile=profile, calibration=calib, memory=memory, sizes=_sizes(sizes))
     if html is not None:
         from onnxsqueeze.report.pages.page import inspection_page
 
@@ -63,6 +73,18 @@ def command(
         click.echo(to_csv(found), nl=False)
     else:
         show(found, console_on(sys.stdout))
+
+
+def _sizes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Return sizes by name; the last of equal names wins."""
+    found = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        parts = size.split("x")
+        if not name or not all(part.isdecimal() and len(part) < 10 for part in parts):
+            raise UsageError(f"--size {text}: write NAME=SIZE, such as height=320 or image=1x3x320x320")
+        found[name] = tuple(map(int, parts))
+    return found
 
 
 def show(found: Inspection, console: Console) -> None:
@@ -77,6 +99,10 @@ def show(found: Inspection, console: Console) -> None:
     facts += [f"{amount(cost.macs)} MACs"] if cost.macs is not None else []
     facts += [f"{milliseconds(found.milliseconds)} a run on one thread"] if found.milliseconds is not None else []
     line(console, ", ".join(facts))
+    if found.taken is not None and found.taken.source:
+        made_up = found.taken.source == "made up"
+        way_out = "; --size NAME=SIZE or --calib takes others" if made_up else ""
+        line(console, f"{found.taken}{way_out}", style="yellow" if made_up else "dim")
     if found.memory is not None:
         each = found.memory
         peak = f"{amount(each.peak, 'B')} at the peak, {milliseconds(each.milliseconds)} to load"
@@ -128,9 +154,14 @@ def to_csv(found: Inspection) -> str:
 
 
 def _cell(value: object) -> object:
+    """Return a value as a cell: what a terminal would take for an order is only text."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return "" if value is None else value
+        value = " ".join(map(str, value))
+    if not isinstance(value, str):
+        return "" if value is None else value
+    from onnxsqueeze.words import printable
+
+    return printable(value).replace("\n", "\\n")
 
 
 def _costs(found: Inspection, console: Console) -> None:
@@ -144,7 +175,7 @@ def _costs(found: Inspection, console: Console) -> None:
     wide = console.width >= 90
     table = grid("left", "left", *(["left"] if wide else []), *(["right"] if timed else []), *["right"] * 4)
     heads = ["layer", "operator", *(["output"] if wide else []), *(["time"] if timed else [])]
-    table.add_row(*heads, "share", "MACs", "params", "bytes", style="dim")
+    table.add_row(*heads, f"of {found.share_of}", "MACs", "params", "bytes", style="dim")
     for layer in layers[:ROWS]:
         name = Text(printable(layer.key), overflow="ellipsis", no_wrap=True)
         cells: list[str | Text] = [name, Text(printable(layer.op), overflow="ellipsis", no_wrap=True)]
@@ -160,7 +191,9 @@ def _costs(found: Inspection, console: Console) -> None:
         rest = sum(layer.share for layer in layers[ROWS:])
         line(console, f"and {len(layers) - ROWS} more with {100 * rest:.1f} % together; --csv lists all", style="dim")
     if found.unattributed_ms:
-        line(console, f"{milliseconds(found.unattributed_ms)} went to what is between layers", style="dim")
+        rest = 100 * (1 - sum(layer.share for layer in found.layers))
+        between = f"{milliseconds(found.unattributed_ms)} ({rest:.1f} %) went to what is between layers"
+        line(console, between, style="dim")
 
 
 def _weights(found: Inspection, console: Console) -> None:

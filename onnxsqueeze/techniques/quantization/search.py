@@ -28,7 +28,7 @@ from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.plan import planned
 from onnxsqueeze.techniques.quantization.precision import Plan, Precision, sites_of
 from onnxsqueeze.techniques.quantization.speed import unslowed
-from onnxsqueeze.techniques.quantization.words import explained, ranking
+from onnxsqueeze.techniques.quantization.words import explained, in_float, ranking
 
 __all__ = ["Search", "Settings"]
 
@@ -47,6 +47,7 @@ TRIES = 3
 SLOWER = 0.97
 """A measured run time over that of the float graph from which int8 arithmetic is given up, if it is surely more."""
 INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
+UNCOMPARED = "int8 arithmetic could not be compared: no plan with it runs on the calibration feeds"
 NOT_FASTER = "int8 arithmetic was measured and is not faster"
 CLOSE = "whether int8 arithmetic is faster here is within the noise of measuring; predicted times decide: it is"
 NOT_WORTH = "int8 arithmetic would cost more accuracy than its speed is worth"
@@ -102,6 +103,7 @@ class Search:
         if all(site.work.form == "stored" for site in sites_of(found)) and self.view.target.verify.clock == "measured":
             found = unslowed(found, self.bench)
         plan = explained(found, self.layers, self.effects)
+        self.bench.notes.extend(in_float(plan))
         self.bench.notes.extend(ranking(plan, self.effects))
         return plan
 
@@ -217,6 +219,8 @@ class Search:
             error = self._error(graph)
             tried[pick] = error, plan, graph
             factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12) if error < inf else 4 * factor
+        if tried and self.bench.keeps is None and all(error == inf for error, _, _ in tried.values()):
+            self.refusal = UNCOMPARED
         good = [each for each in tried if tried[each][0] <= allowed]
         if good:
             return tried[min(good, key=lambda each: self._loss(each.time, tried[each][0]))]
