@@ -124,8 +124,15 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe as TOML; paths are written from the folder of the file."""
         path = Path(path)
+        try:
+            text = self.to_toml(path.parent).encode()
+        except UnicodeEncodeError as error:
+            name = error.object[: error.end].rpartition('"')[2]
+            raise UsageError(
+                f"a recipe cannot hold a name that is not UTF-8, such as that of '{name}': rename the file"
+            )
         with whole(path, f"the recipe {path}") as file:
-            file.write(self.to_toml(path.parent).encode())
+            file.write(text)
 
     def to_toml(self, folder: Path | None = None) -> str:
         """Return the text of the file; every option is written out, so that other defaults do not change it."""

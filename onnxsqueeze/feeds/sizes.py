@@ -57,7 +57,7 @@ def taken(
             raise
         return (), None
     shapes = tuple(f"{name} {'x'.join(map(str, value.shape)) or 'scalar'}" for name, value in feed.items())
-    if calibration is not None:
+    if not feeds.invented:
         return feeds, Taken(shapes, feeds.source)
     left = any(_open(each) for each in wanted)
     return feeds, Taken(shapes, "made up" if left else "given" if any(_open(each) for each in inputs) else "")

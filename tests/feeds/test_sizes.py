@@ -16,6 +16,7 @@ from onnxsqueeze import squeeze
 from onnxsqueeze.analysis.diff.diff import diff
 from onnxsqueeze.analysis.inspection.inspect import inspect_model
 from onnxsqueeze.cli.main import main
+from onnxsqueeze.engine.sensitivity import sensitivity
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.feeds.sizes import Taken, taken
 from onnxsqueeze.ir.decode import decode
@@ -149,6 +150,10 @@ def test_report_and_difference_say_the_sizes_that_were_made_up() -> None:
 
     assert report.calibration == "8 random feeds (seed 0, sizes made up: image 1x3x64x64)"
     assert diff(model, model).totals.taken == Taken(("image 1x3x64x64",), "made up")
+    assert diff(model, model, "random").totals.taken == Taken(("image 1x3x64x64",), "made up")
+    assert sensitivity(model, "lowrank", "random").feeds.endswith(
+        "of 8 random feeds (seed 0, sizes made up: image 1x3x64x64)"
+    )
 
 
 def _line(text: str) -> str:
