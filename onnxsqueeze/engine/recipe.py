@@ -128,9 +128,8 @@ class Recipe:
             text = self.to_toml(path.parent).encode()
         except UnicodeEncodeError as error:
             name = error.object[: error.end].rpartition('"')[2]
-            raise UsageError(
-                f"a recipe cannot hold a name that is not UTF-8, such as that of '{name}': rename the file"
-            )
+            problem = f"a recipe cannot hold a name that is not UTF-8, such as that of '{name}': rename the file"
+            raise UsageError(problem) from None
         with whole(path, f"the recipe {path}") as file:
             file.write(text)
 
