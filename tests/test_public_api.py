@@ -13,6 +13,7 @@ from onnxsqueeze import plugin
 
 PUBLIC = [
     "Bits",
+    "Calibration",
     "Canonical",
     "Clean",
     "Code",
@@ -27,6 +28,7 @@ PUBLIC = [
     "LowRank",
     "ModelError",
     "Packing",
+    "Palette",
     "Pass",
     "PassError",
     "Prune",
@@ -43,10 +45,12 @@ PUBLIC = [
     "UnknownPassError",
     "UsageError",
     "__version__",
+    "calibrate",
     "diff",
     "edit",
     "inspect_model",
     "load",
+    "merge",
     "pack",
     "save",
     "sensitivity",

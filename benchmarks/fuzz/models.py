@@ -33,7 +33,7 @@ class Builder:
             if alike:
                 return str(rng.choice(alike))
         size = scale or 1 / np.sqrt(max(np.prod(shape[1:]), 1))
-        values = rng.normal(size=shape) * size
+        values = np.asarray(rng.normal(size=shape) * size)
         kind = rng.random()
         if kind < 0.05:
             values[rng.random(shape) < 0.9] = 0

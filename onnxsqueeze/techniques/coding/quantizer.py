@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.container.tables import cost
-from onnxsqueeze.linear.compensation import feedback, rounded
+from onnxsqueeze.linear.compensation import Feedback, feedback, rounded
 
-__all__ = ["MOST", "Integers", "fitted", "nearest"]
+__all__ = ["MOST", "Integers", "feedback_of", "fitted", "nearest"]
 
 DAMPING = 0.1
 """Added to the diagonal of S, as a share of its mean: what is coarse moves others far."""
@@ -50,7 +50,7 @@ class Integers:
         return sum(float(cost(np.bincount(plane, minlength=256))) for plane in planes) / 8
 
 
-def nearest(weight: Matrix, step: float, importance: NDArray[np.floating] | None = None) -> Integers:
+def nearest(weight: NDArray[np.floating], step: float, importance: NDArray[np.floating] | None = None) -> Integers:
     """Return integers for a weight (O, K), each chosen by itself; ``importance`` are the d_k, all alike if None."""
     target = np.asarray(weight / step, np.float32)
     share = np.ones(1, np.float32) if importance is None else np.asarray(importance / importance.mean(), np.float32)
@@ -60,7 +60,12 @@ def nearest(weight: Matrix, step: float, importance: NDArray[np.floating] | None
     return Integers(_narrow(values), step)
 
 
-def fitted(weight: Matrix, step: float, second: Matrix | None) -> Integers:
+def feedback_of(second: Matrix) -> Feedback:
+    """Return how columns make up for each other's errors on inputs with ``second`` = E[xxᵀ]."""
+    return feedback(second, DAMPING)
+
+
+def fitted(weight: Matrix, step: float, second: Matrix | None, back: Feedback | None = None) -> Integers:
     """Return integers whose errors cancel on inputs with ``second`` = E[xxᵀ], or ``nearest`` ones if that is None.
 
     Columns are rounded in turn, as ``linear.compensation`` says; the d_k of one is D_k, what an error costs that later
@@ -68,7 +73,7 @@ def fitted(weight: Matrix, step: float, second: Matrix | None) -> Integers:
     """
     if second is None:
         return nearest(weight, step)
-    back = feedback(second, DAMPING)
+    back = feedback_of(second) if back is None else back
     found = nearest(weight, step, np.diag(second))
     columns = np.asarray(weight.T / step, np.float32)
     values = np.empty(columns.shape, np.int16)
