@@ -43,6 +43,7 @@ PUBLIC = [
     "SpecError",
     "SqueezeError",
     "ToleranceError",
+    "Tune",
     "UnknownPassError",
     "UsageError",
     "__version__",
