@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from onnxsqueeze.words import printable
+from onnxsqueeze.words import amount, change, milliseconds, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["grid", "line"]
+    from onnxsqueeze.runtime.memory import Memory
+
+__all__ = ["grid", "line", "memory_rows"]
 
 
 def line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
@@ -30,3 +33,14 @@ def grid(*justify: str) -> Table:
     for i, each in enumerate(justify):
         table.add_column(justify="right" if each == "right" else "left", no_wrap=i > 0 and each == "right")
     return table
+
+
+def memory_rows(before: Memory, after: Memory) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what two models take of memory at run time, at the peak, and of time to load, as rows of a table."""
+    for what, was, now in (
+        ("memory at run time", before.resident, after.resident),
+        ("its peak", before.peak, after.peak),
+    ):
+        yield what, amount(was, "B"), amount(now, "B"), change(was, now, "smaller")
+    times = before.milliseconds, after.milliseconds
+    yield "time to load", milliseconds(times[0]), milliseconds(times[1]), change(*times, "faster")

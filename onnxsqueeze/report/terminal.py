@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from onnxsqueeze.report.tables import grid, line
+from onnxsqueeze.report.tables import grid, line, memory_rows
 from onnxsqueeze.words import amount, change, db, milliseconds, printable
 
 if TYPE_CHECKING:
@@ -107,12 +107,8 @@ def _costs(report: Report) -> Table:
         ratio = report.latency_ratio if report.latency_ratio is not None else new_ms / old_ms
         table.add_row("latency per feed", milliseconds(old_ms), milliseconds(new_ms), change(1.0, ratio, "faster"))
     if report.memory is not None:
-        one, other = report.memory
-        pairs = (("memory at run time", one.resident, other.resident), ("its peak", one.peak, other.peak))
-        for what, was, now in pairs:
-            table.add_row(what, amount(was, "B"), amount(now, "B"), change(was, now, "smaller"))
-        times = one.milliseconds, other.milliseconds
-        table.add_row("time to load", *map(milliseconds, times), change(*times, "faster"))
+        for row in memory_rows(*report.memory):
+            table.add_row(*row)
     return table
 
 

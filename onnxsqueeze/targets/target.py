@@ -58,6 +58,8 @@ class Weights:
     """Operators whose weight may have a scale per output channel."""
     blocks: tuple[int, ...]
     """Sizes of blocks that may share a scale."""
+    kept: tuple[str, ...]
+    """Operators whose weight stays integers in memory behind a DequantizeLinear, which restores it at every run."""
 
 
 @dataclass(frozen=True)
