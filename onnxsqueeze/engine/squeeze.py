@@ -17,6 +17,7 @@ from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import promises, registry
 from onnxsqueeze.engine.footprint import footprints, refuse_memory
 from onnxsqueeze.engine.implied import CLOSING, finds, with_implied
+from onnxsqueeze.engine.latencies import latencies
 from onnxsqueeze.engine.order import refuse_order
 from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
@@ -25,6 +26,7 @@ from onnxsqueeze.engine.result import Result
 from onnxsqueeze.engine.run import Run
 from onnxsqueeze.engine.score import keeping, refuse_drop, scored, scoring, with_score
 from onnxsqueeze.engine.step import refuse_quantized, run_pass
+from onnxsqueeze.engine.use import made_for, with_use
 from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -36,11 +38,8 @@ from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.cost import cost
 from onnxsqueeze.measure.rig import mount
 from onnxsqueeze.report.run import Report, StepReport
-from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.threads import one_blas_thread
-from onnxsqueeze.runtime.timing import Latency, latency
 from onnxsqueeze.statistics.store import load_statistics, save_statistics
-from onnxsqueeze.targets.profiles import find
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -73,6 +72,8 @@ def squeeze(
     score: str | Callable[..., Any] | None = None,
     max_score_drop: float | None = None,
     target: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
     memory: bool = False,
     max_memory: float | None = None,
 ) -> Result:
@@ -94,15 +95,16 @@ def squeeze(
     ``max_score_drop`` (0.005 is half a point of a share) nothing is written if more is lost on held-out feeds.
 
     ``target`` is what the model is to run on: the name of a profile (``onnxsqueeze targets`` lists them) or a file
-    with one. The plan follows its rules and times, and the report says what breaks them. ``memory`` measures what both
-    models take at run time, each in a process of its own; above ``max_memory`` bytes nothing is written.
+    with one. The plan follows its rules and times, and the report says what breaks them. ``threads`` (1 unless told, 0
+    for all) and ``batch`` say on how many threads and samples at once. ``memory`` measures what both models take at run
+    time, each in processes of its own; above ``max_memory`` bytes nothing is written.
 
     Raises UsageError, ModelError, PassError, or ToleranceError, which carries the report.
     """
     start = time.perf_counter()
     progress = progress or _silent
     recipe = _recipe(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
-    recipe = recipe if target is None else replace(recipe, target=os.fspath(target))
+    recipe = with_use(recipe, target, threads, batch)
     recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
     if recipe.validate not in ("full", "none"):
         raise UsageError(f"validate is 'full' or 'none', not '{recipe.validate}'")
@@ -120,12 +122,13 @@ def squeeze(
     progress("loading", 0, 1)
     LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
     original = load(model)
-    original.made_for = None if recipe.target is None else find(recipe.target)
+    original.made_for = made_for(recipe, ())
     for pass_ in chosen:
         refuse_quantized(pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
     recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
     calib, held = data.split() if data is not None else ((), ())
+    original.made_for = made_for(recipe, calib)
     check = recipe.validate == "full" and not dry_run
     for taps in (check, False):
         rig = mount(original, recipe.outputs, taps)
@@ -168,7 +171,7 @@ def squeeze(
     if unwritten is not None:
         save_statistics(unwritten, run.stages)
     notes += words(breaches(graph))
-    times = _latency(held if len(held) else run.held, path or original, graph, progress) if run.reference else None
+    times = latencies(path or original, graph, held or run.held, recipe, progress) if run.reference else None
     report = Report(
         model="<memory>" if path is None else str(path),
         output=None,
@@ -177,15 +180,16 @@ def squeeze(
         held_out=held_words(run, data),
         before=before,
         after=cost(graph, file_size(graph), feed),
-        latency_ms=None if times is None else (times.milliseconds[0], times.milliseconds[-1]),
-        latency_ratio=None if times is None else times.ratio,
+        latency_ms=None if times is None else times[0].both,
+        latency_ratio=None if times is None else times[0].ratio,
         deviations=run.ruler.compare(run.reference, run.previous),
         steps=tuple(steps),
         notes=tuple(notes),
         seconds=time.perf_counter() - start,
         dry_run=dry_run,
         score=scored(run, scorer),
-        target=str(original.target),
+        target=f"{original.target}, {original.target.use}",
+        latencies=() if times is None else times[1:],
         memory=footprints(path or original, graph, held or run.held) if memory or max_memory is not None else None,
     )
     if recipe.min_sqnr is not None and run.check:
@@ -282,11 +286,6 @@ def _feeds(
     recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
     data = given if source == FROM_PYTHON else source
     return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, labels=labels, **how)  # type: ignore[arg-type]
-
-
-def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
-    progress("timing", 0, 1)
-    return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
 
 
 def _size(graph: Graph, source: AnyModel) -> int:

@@ -12,7 +12,7 @@ from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.plain import fields_of, plain
 from onnxsqueeze.runtime.memory import Memory
 
-__all__ = ["Report", "Scored", "StepReport"]
+__all__ = ["Report", "Scored", "StepReport", "Timed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,22 @@ class Scored:
     def drop(self) -> float:
         """What was lost, in the unit of the score; negative where the result scores higher."""
         return self.before - self.after
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The latency of the original and of the result in ms on so many threads, for so many samples at once."""
+
+    threads: int
+    batch: int
+    before: float
+    after: float
+    ratio: float
+
+    @property
+    def both(self) -> tuple[float, float]:
+        """The two in ms."""
+        return self.before, self.after
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,9 @@ class Report:
     memory: tuple[Memory, Memory] | None = None
     """What the original and the result take at run time, if it was asked for."""
     target: str = ""
-    """Name and version of the profile that the plan was made for."""
+    """Name and version of the profile that the plan was made for, and on how many threads and samples at once."""
+    latencies: tuple[Timed, ...] = ()
+    """Latencies on other numbers of threads and of samples at once than ``latency_ms``: feeds as they come on one."""
 
     @property
     def sqnr_db(self) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from onnxsqueeze.report.tables import grid, line, memory_rows
+from onnxsqueeze.report.tables import grid, latency_rows, line, memory_rows
 from onnxsqueeze.words import amount, change, db, milliseconds, printable
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _costs(report: Report) -> Table:
         old_ms, new_ms = report.latency_ms
         ratio = report.latency_ratio if report.latency_ratio is not None else new_ms / old_ms
         table.add_row("latency per feed", milliseconds(old_ms), milliseconds(new_ms), change(1.0, ratio, "faster"))
+    for row in latency_rows(report.latencies):
+        table.add_row(*row)
     if report.memory is not None:
         for row in memory_rows(*report.memory):
             table.add_row(*row)
