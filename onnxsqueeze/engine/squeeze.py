@@ -15,6 +15,7 @@ import onnx
 from onnxsqueeze.analysis.check import breaches, words
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import promises, registry
+from onnxsqueeze.engine.elsewhere import elsewhere, native_note
 from onnxsqueeze.engine.footprint import footprints, refuse_memory
 from onnxsqueeze.engine.implied import CLOSING, finds, with_implied
 from onnxsqueeze.engine.latencies import latencies
@@ -150,8 +151,7 @@ def squeeze(
             run.keeps = keeping(scorer, calib, drawn[0], names, rig.graph, recipe.max_score_drop)
     feed = next(iter(held or calib), None)
     before = cost(original, _size(original, model), feed)
-    if feed is not None and before.macs is None:
-        notes.append(UNCOUNTED)
+    notes += [UNCOUNTED] if feed is not None and before.macs is None else []
 
     graph = rig.graph
     steps: list[StepReport] = []
@@ -170,7 +170,7 @@ def squeeze(
     graph = rig.dismounted(graph)
     if unwritten is not None:
         save_statistics(unwritten, run.stages)
-    notes += words(breaches(graph))
+    notes += [*words(breaches(graph)), *native_note(recipe.target, original.target)]
     times = latencies(path or original, graph, held or run.held, recipe, progress) if run.reference else None
     report = Report(
         model="<memory>" if path is None else str(path),
@@ -189,6 +189,7 @@ def squeeze(
         dry_run=dry_run,
         score=scored(run, scorer),
         target=f"{original.target}, {original.target.use}",
+        elsewhere=elsewhere(original, graph, feed),
         latencies=() if times is None else times[1:],
         memory=footprints(path or original, graph, held or run.held) if memory or max_memory is not None else None,
     )

@@ -12,7 +12,7 @@ from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.plain import fields_of, plain
 from onnxsqueeze.runtime.memory import Memory
 
-__all__ = ["Report", "Scored", "StepReport", "Timed"]
+__all__ = ["Elsewhere", "Report", "Scored", "StepReport", "Timed"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,17 @@ class Timed:
     def both(self) -> tuple[float, float]:
         """The two in ms."""
         return self.before, self.after
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What the result is predicted to do on a target: its latency over the original's, None where the profile has no
+    times of its own, and how many places break a rule there.
+    """
+
+    target: str
+    ratio: float | None
+    broken: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,8 @@ class Report:
     """What the original and the result take at run time, if it was asked for."""
     target: str = ""
     """Name and version of the profile that the plan was made for, and on how many threads and samples at once."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """What the same file is predicted to do on targets, first on the one that it was made for."""
     latencies: tuple[Timed, ...] = ()
     """Latencies on other numbers of threads and of samples at once than ``latency_ms``: feeds as they come on one."""
 

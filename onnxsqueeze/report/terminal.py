@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxsqueeze.measure.answers import Deviation
-    from onnxsqueeze.report.run import Report, StepReport
+    from onnxsqueeze.report.run import Elsewhere, Report, StepReport
 
 __all__ = ["progress", "show"]
 
@@ -52,6 +52,7 @@ def show(report: Report, console: Console) -> None:
             if report.dry_run:
                 _plan(step, console)
     console.print()
+    _elsewhere(report.elsewhere, console)
     for note in report.notes:
         line(console, f"note: {note}", style="yellow")
     if report.dry_run:
@@ -147,6 +148,16 @@ def _deviations(deviations: tuple[Deviation, ...], console: Console) -> None:
         more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
         line(console, f"{', '.join(outputs[:3])}{more}: {note}", style="dim")
     console.print()
+
+
+def _elsewhere(found: tuple[Elsewhere, ...], console: Console) -> None:
+    """Print what the result is predicted to do on its target and on others."""
+    times = [f"{each.target} {each.ratio:.2f}" for each in found if each.ratio is not None]
+    broken = [f"{each.target} {each.broken}" for each in found if each.broken]
+    if times:
+        line(console, f"predicted latency over the original's, one thread: {', '.join(times)}", style="dim")
+    if broken:
+        line(console, f"places that break a rule (onnxsqueeze check): {', '.join(broken)}", style="dim")
 
 
 def _step(step: StepReport, console: Console) -> None:

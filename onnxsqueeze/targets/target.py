@@ -164,6 +164,11 @@ class Target:
         return replace(self, times=self.times.on(shares, share), work=work, threads=threads, batch=batch)
 
     @property
+    def timed(self) -> bool:
+        """Whether the profile has times of its own, not those of its base alone."""
+        return any(line.key == "times.conv" and line.profile == self.name for line in self.lines)
+
+    @property
     def use(self) -> str:
         """Say how many threads and samples a plan is for."""
         threads = {0: "all threads", 1: "one thread"}.get(self.threads, f"{self.threads} threads")

@@ -10,7 +10,7 @@ from onnxsqueeze import Recipe, squeeze
 from onnxsqueeze.engine.use import made_for, with_use
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.runtime.device import CORES
-from onnxsqueeze.targets.profiles import default
+from onnxsqueeze.targets.profiles import default, names
 
 MODELS = Path(__file__).parents[2] / "models"
 STEP = '[[step]]\npass = "int8"\n'
@@ -67,3 +67,21 @@ def test_the_report_says_what_the_plan_is_for_and_times_one_sample_and_all_threa
     assert {(each.threads, each.batch) for each in report.latencies} >= {(1, 1), (1, 2)}
     assert CORES == 1 or {each.threads for each in report.latencies} == {1, CORES}
     assert all(each.ratio == pytest.approx(each.after / each.before) for each in report.latencies)
+
+
+def test_the_report_says_what_the_file_is_predicted_to_do_on_every_target() -> None:
+    report = squeeze(MODELS / "mlp.onnx", "int8").report
+    found = {each.target: each for each in report.elsewhere}
+
+    assert report.elsewhere[0].target == "ort-x64"
+    assert set(found) == set(names()) - {"native"}
+    assert {name for name, each in found.items() if each.ratio is not None} == {"ort-x64", "ort-x64-avx2", "ort-web"}
+    assert 0.3 < found["ort-x64"].ratio < found["ort-x64-avx2"].ratio < 1  # type: ignore[operator]
+    assert found["ort-x64"].broken == 0 < found["coreml"].broken
+
+
+def test_native_says_how_this_machine_is_measured() -> None:
+    report = squeeze(MODELS / "mlp.onnx", "clean", target="native").report
+
+    assert [note for note in report.notes if "profile-target" in note]
+    assert not [note for note in squeeze(MODELS / "mlp.onnx", "clean").report.notes if "profile-target" in note]

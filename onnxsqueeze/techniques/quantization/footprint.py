@@ -9,7 +9,7 @@ through memory too (eight layers of 4 and 2 MB, each form in fresh processes, ON
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
 
@@ -23,9 +23,9 @@ from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.emit.lean import can_be_lean
 from onnxsqueeze.techniques.quantization.layers import weight_slots
 
-__all__ = ["excess", "kept_lean", "leanable"]
+__all__ = ["excess", "frugal", "hunger", "kept_lean", "leanable"]
 
-Plan = Sequence[Site[Quantized] | Skip]
+Plan = list[Site[Quantized] | Skip]
 IN_FLOAT, IN_FLOAT_CONV = 1.5, 2.8
 """Bytes of memory per byte of a float weight in a float model."""
 FOLDED, FOLDED_CONV = 3.2, 4.2
@@ -38,6 +38,16 @@ LEAST = 1 << 16
 """Bytes of a float weight that is worth restoring at every run."""
 SLACK = 1 << 20
 """Bytes that a plan may take over the float model: what is not counted here varies by more."""
+
+
+CHEAP = 0.02
+"""The share of the float run time that weights may take which are restored at every run, so that memory is no more."""
+UNBLOCKED = 0.15
+"""The share of its float time that a Conv loses whose weight is no constant: its kernel in blocked layout needs one."""
+HUNGRY = (
+    "restoring the stored weights when the model is loaded takes about {} of memory more than the float model does; "
+    "goal=memory restores them at every run, in more time"
+)
 
 
 def leanable(arithmetic: Arithmetic) -> set[str]:
@@ -58,7 +68,42 @@ def leanable(arithmetic: Arithmetic) -> set[str]:
     return {key_of(node) for node in view.of(*view.target.weights.kept) if id(node) not in looped and pays(node)}
 
 
-def kept_lean(plan: Iterable[Site[Quantized] | Skip], keys: set[str]) -> list[Site[Quantized] | Skip]:
+def frugal(plan: Plan, arithmetic: Arithmetic, free: set[str], whole: float) -> Plan:
+    """Return the plan in which as many weights are restored at every run as its memory needs to be float's.
+
+    Only those of the keys ``free``, the cheapest for their size first, and for no more than a share of ``whole``, the
+    nanoseconds of the float model.
+    """
+    nodes = {key_of(node): node for node in arithmetic.view.nodes}
+    if excess(plan, nodes) <= 0:
+        return plan
+    costs = {
+        entry.key: _restoring(nodes[entry.key], arithmetic)
+        for entry in plan if isinstance(entry, Site) and entry.key in free
+    }  # fmt: skip
+    chosen: set[str] = set()
+    left = CHEAP * whole
+    for key in sorted(costs, key=lambda key: (costs[key] / max(float_bytes(nodes[key]), 1), key)):
+        left -= costs[key]
+        if left < 0 or excess(kept_lean(plan, chosen), nodes) <= 0:
+            break
+        chosen.add(key)
+    return kept_lean(plan, chosen)
+
+
+def _restoring(node: gs.Node, arithmetic: Arithmetic) -> float:
+    """Return what restoring the weight of a layer at every run is predicted to cost, in nanoseconds."""
+    lost = UNBLOCKED * arithmetic.in_float(node) if node.op == "Conv" else 0.0
+    return arithmetic.target.times.dequantize * float_bytes(node) / 4 + lost
+
+
+def hunger(plan: Plan, nodes: dict[str, gs.Node]) -> Iterator[str]:
+    """Yield what to say of a plan that takes more memory at run time than float does."""
+    if (more := excess(plan, nodes)) > 0:
+        yield HUNGRY.format(f"{more / 1e6:.0f} MB")
+
+
+def kept_lean(plan: Iterable[Site[Quantized] | Skip], keys: set[str]) -> Plan:
     """Return the plan in which the stored sites of these keys are restored at every run."""
 
     def finished(entry: Site[Quantized] | Skip) -> Site[Quantized] | Skip:

@@ -23,7 +23,7 @@ from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.audit import audit
 from onnxsqueeze.techniques.quantization.dynamic import Dynamic, DynamicLayer
 from onnxsqueeze.techniques.quantization.emit import static as qdq
-from onnxsqueeze.techniques.quantization.footprint import excess, float_bytes, kept_lean, leanable
+from onnxsqueeze.techniques.quantization.footprint import frugal, hunger, kept_lean, leanable
 from onnxsqueeze.techniques.quantization.grids import Affine, Grids
 from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.plan import planned
@@ -52,13 +52,9 @@ CLOSE = "whether int8 arithmetic is faster here is within the noise of measuring
 NOT_WORTH = "int8 arithmetic would cost more accuracy than its speed is worth"
 UNFUSED = "ONNX Runtime does not fuse it"
 OTHERWISE = "ONNX Runtime's optimizations change what it computes"
-CHEAP = 0.02
-"""The share of the float run time that weights may take which are restored at every run, so that memory is no more."""
-UNBLOCKED = 0.15
-"""The share of its float time that a Conv loses whose weight is no constant: its kernel in blocked layout needs one."""
-HUNGRY = (
-    "restoring the stored weights when the model is loaded takes about {} of memory more than the float model does; "
-    "goal=memory restores them at every run, in more time"
+NOTHING = (
+    "8-bit arithmetic brings nothing here on {}, so weights are only stored; less time is to be had by lowrank and "
+    "prune, which leave less to compute, or on another target; half stores weights more exactly"
 )
 DRIFT = 35.0
 """The SQNR in dB between optimized and unoptimized answers that is enough; less is, if rounding costs as much."""
@@ -113,6 +109,8 @@ class Search:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
         plan = explained(self._frugal(self._best()), self.layers, self.effects)
         self.bench.notes.extend(ranking(plan, self.effects))
+        if all(site.work.form == "stored" for site in sites_of(plan)):
+            self.bench.notes.append(NOTHING.format(self.view.target.name))
         return plan
 
     def _best(self) -> Plan:
@@ -141,29 +139,14 @@ class Search:
 
     def _frugal(self, plan: Plan) -> Plan:
         """Return the plan that takes no more memory at run time than float, as far as that costs next to no time."""
-        if self.settings.lean or excess(plan, self.nodes) <= 0:
+        if self.settings.lean:
             return plan
         whole = self.arithmetic.float_time + sum(each.float_time for each in self.run_time.found)
-        costs = {site.key: self._restoring(site.key) for site in sites_of(plan) if site.key in self.free}
-        chosen: set[str] = set()
-        left = CHEAP * whole
-        for key in sorted(costs, key=lambda key: (costs[key] / max(float_bytes(self.nodes[key]), 1), key)):
-            left -= costs[key]
-            if left < 0 or excess(kept_lean(plan, chosen), self.nodes) <= 0:
-                break
-            chosen.add(key)
-        lean = kept_lean(plan, chosen)
-        if self.bench.error(self._variant(lean)) > max(self.settings.max_drop**2, self.base):
+        lean = frugal(plan, self.arithmetic, self.free, whole)
+        if lean != plan and self._error(self._variant(lean)) > max(self.settings.max_drop**2, self.base):
             lean = plan
-        if (more := excess(lean, self.nodes)) > 0:
-            self.bench.notes.append(HUNGRY.format(f"{more / 1e6:.0f} MB"))
+        self.bench.notes.extend(hunger(lean, self.nodes))
         return lean
-
-    def _restoring(self, key: str) -> float:
-        """Return what restoring the weight of a layer at every run is predicted to cost, in nanoseconds."""
-        node = self.nodes[key]
-        lost = UNBLOCKED * self.arithmetic.in_float(node) if node.op == "Conv" else 0.0
-        return self.view.target.times.dequantize * float_bytes(node) / 4 + lost
 
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""

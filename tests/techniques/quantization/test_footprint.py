@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxsqueeze.contract.plan import Site
+from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.files import load
@@ -32,7 +30,7 @@ def view() -> View:
     return View(load(proto))
 
 
-def plan(forms: str) -> list[Site[Quantized]]:
+def plan(forms: str) -> list[Site[Quantized] | Skip]:
     letters = {"s": Quantized("stored"), "l": Quantized("stored", lean=True), "i": Quantized("dynamic")}
     return [Site(key, "", work=letters[form]) for key, form in zip("aby", forms, strict=True)]
 
@@ -48,7 +46,7 @@ def test_restoring_at_load_takes_more_than_float_and_integers_less() -> None:
 def test_only_large_weights_are_worth_restoring_at_every_run_and_16_bits_never() -> None:
     found = view()
     free = leanable(Arithmetic(Layers(found), Statistics(), Grids(), Kept()))
-    wide = replace(plan("sss")[0], work=Quantized("stored", wide=True))
+    wide = Site("a", "", work=Quantized("stored", wide=True))
     made = kept_lean([wide, *plan("sss")[1:]], free)
 
     assert free == {"a", "b", "y"} if 4 * SIZE * 16 >= 1 << 16 else {"a", "b"}
