@@ -31,6 +31,13 @@ LONG = {
 }
 """Files that are longer. The list may only get shorter."""
 TOGETHER = {
+    "tests/engine/test_calibrate.py": (
+        "cli/calibrate",
+        "engine/chunks",
+        "engine/workers",
+        "engine/convergence",
+        "statistics/partial",
+    ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
@@ -40,6 +47,18 @@ TOGETHER = {
     "tests/measure/test_equivalent_outputs.py": ("measure/taps",),
     "tests/engine/test_judge.py": ("engine/opset", "engine/run"),
     "tests/engine/test_guard.py": ("engine/reference", "report/verdict"),
+    "tests/search/test_hunt.py": ("search/next", "search/predict", "search/space"),
+    "tests/search/test_auto.py": (
+        "cli/family",
+        "report/frontier",
+        "report/pages/tried",
+        "report/search",
+        "search/advice",
+        "search/family",
+        "search/pick",
+        "search/store",
+        "search/trials",
+    ),
     "tests/analysis/diff/test_diff.py": (
         "analysis/diff/changes",
         "analysis/diff/comparison",
@@ -71,6 +90,8 @@ TOGETHER = {
         "contract/selection",
         "contract/plan",
         "engine/squeeze",
+        "engine/course",
+        "engine/opening",
     ),
     "tests/engine/test_promises.py": ("engine/order",),
     "tests/engine/test_embed.py": (
@@ -79,6 +100,7 @@ TOGETHER = {
     ),
     "tests/engine/test_sensitivity.py": (
         "cli/sensitivity",
+        "report/ranks",
         "report/sensitivity",
     ),
     "tests/feeds/test_reading.py": (
@@ -99,7 +121,6 @@ TOGETHER = {
         "container/rans",
         "container/tables",
         "container/unpacking",
-        "container/zstd",
     ),
     "tests/ir/test_packed.py": ("cli/pack", "ir/pieces"),
     "tests/ir/test_round_trip.py": (
@@ -135,6 +156,9 @@ TOGETHER = {
         "techniques/pruning/removal",
         "techniques/pruning/units",
     ),
+    "tests/techniques/quantization/test_kmeans.py": ("techniques/quantization/palette",),
+    "tests/passes/test_code.py": ("techniques/coding/layer",),
+    "tests/passes/test_palette.py": ("techniques/quantization/emit/lookup", "techniques/quantization/indexed"),
     "tests/passes/test_prune.py": (
         "techniques/pruning/choice",
         "techniques/pruning/repair",
@@ -185,6 +209,29 @@ TOGETHER = {
         "statistics/store",
     ),
     "tests/linear/test_refit.py": ("statistics/paired",),
+    "tests/training/rules/test_rules.py": (
+        "training/gradient",
+        "training/known",
+        "training/rules/activations",
+        "training/rules/arithmetic",
+        "training/rules/layers",
+        "training/rules/normalization",
+        "training/rules/quantized",
+        "training/rules/reductions",
+        "training/rules/shapes",
+        "training/rules/table",
+        "training/rules/windows",
+        "training/tape",
+    ),
+    "tests/training/test_steps.py": (
+        "training/blocks",
+        "training/data",
+        "training/fit",
+        "training/losses",
+        "training/mixing",
+        "training/slices",
+    ),
+    "tests/passes/test_tune.py": ("training/tuning",),
     "tests/report/test_terminal.py": (
         "report/tables",
         "words",

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.analysis.check import breaches
+from onnxsqueeze.engine.opening import Opened
 from onnxsqueeze.errors import SqueezeError
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.forecast import Forecast
 from onnxsqueeze.report.run import Elsewhere
 from onnxsqueeze.targets.profiles import NATIVE, find, names
-from onnxsqueeze.targets.target import Target
 
 __all__ = ["elsewhere", "native_note"]
 
@@ -24,9 +24,9 @@ NATIVE_NOTE = (
 )
 
 
-def native_note(asked: str | None, target: Target) -> list[str]:
+def native_note(opened: Opened) -> list[str]:
     """Return what to say where the target is this machine: nothing on it was measured."""
-    return [NATIVE_NOTE.format(target.name)] if asked == NATIVE else []
+    return [NATIVE_NOTE.format(opened.original.target.name)] if opened.recipe.target == NATIVE else []
 
 
 def elsewhere(original: Graph, graph: Graph, feed: Mapping[str, NDArray[np.generic]] | None) -> tuple[Elsewhere, ...]:

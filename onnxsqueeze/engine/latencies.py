@@ -27,18 +27,21 @@ Feed = Mapping[str, NDArray[np.generic]]
 
 
 def latencies(
-    original: Graph | Path, graph: Graph, feeds: Sequence[Feed], recipe: Recipe, progress: Progress
+    models: Sequence[Graph | Path], feeds: Sequence[Feed], recipe: Recipe, progress: Progress
 ) -> tuple[Timed, ...]:
     """Return the times of feeds as they come on one thread, and then those on other threads and batch sizes.
 
-    These are one sample, the first batch sizes of the feeds, and all threads; and what the plan is for.
+    The models are the original and the result, or one if they are the same, which is timed on feeds as they come alone.
+    The others are one sample, the first batch sizes of the feeds, and all threads; and what the plan is for.
     """
     progress("timing", 0, 1)
     threads, batch = recipe.threads, recipe.batch
-    pair = [Session(each, threads=1) for each in (original, graph)]
+    pair = [Session(each, threads=1) for each in models]
     used = list(feeds[:8])
     times = latency(pair, used)
     found = [Timed(1, samples_in(used[0]), times.milliseconds[0], times.milliseconds[-1], times.ratio)]
+    if len(models) == 1:
+        return tuple(found)
     sizes: dict[int, Feed] = {}
     for feed in used:
         sizes.setdefault(samples_in(feed), feed)
@@ -52,7 +55,7 @@ def latencies(
         found.append(_timed(pair, feed, 1))
     for count in dict.fromkeys((CORES, threads or CORES)):
         if count > 1:
-            more = [Session(each, threads=count) for each in (original, graph)]
+            more = [Session(each, threads=count) for each in models]
             least = {first: sizes[first]} | ({1: one} if samples_in(one) == 1 else {})
             chosen = least | ({batch: of_batch(pair[0], sizes[first], batch)} if batch is not None else {})
             found += [_timed(more, feed, count) for feed in chosen.values()]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     ROW,
@@ -19,7 +20,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     scales_of,
     values_of,
 )
-from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
+from onnxsqueeze.techniques.quantization.rounding import compensated
 
 __all__ = ["can_be_lean", "lean"]
 
