@@ -41,11 +41,24 @@ TOGETHER = {
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
+    "tests/engine/test_use.py": ("engine/latencies", "engine/elsewhere"),
     "tests/engine/test_recipe.py": ("toml", "engine/versions"),
     "tests/measure/test_answers.py": ("measure/agreement", "measure/output_kinds", "measure/rig", "measure/variation"),
     "tests/measure/test_equivalent_outputs.py": ("measure/taps",),
     "tests/engine/test_judge.py": ("engine/opset", "engine/run"),
     "tests/engine/test_guard.py": ("engine/reference", "report/verdict"),
+    "tests/search/test_hunt.py": ("search/next", "search/predict", "search/space"),
+    "tests/search/test_auto.py": (
+        "cli/family",
+        "report/frontier",
+        "report/pages/tried",
+        "report/search",
+        "search/advice",
+        "search/family",
+        "search/pick",
+        "search/store",
+        "search/trials",
+    ),
     "tests/analysis/diff/test_diff.py": (
         "analysis/diff/changes",
         "analysis/diff/comparison",
@@ -87,6 +100,7 @@ TOGETHER = {
     ),
     "tests/engine/test_sensitivity.py": (
         "cli/sensitivity",
+        "report/ranks",
         "report/sensitivity",
     ),
     "tests/feeds/test_reading.py": (
