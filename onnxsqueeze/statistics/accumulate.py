@@ -41,9 +41,13 @@ class Accumulator:
     statistics: Statistics = field(default_factory=Statistics)
     _samples: dict[Range, list[Array]] = field(default_factory=dict)
     _rows: dict[Channels, list[NDArray[np.float32]]] = field(default_factory=dict)
+    _last: dict[Gram, int] = field(default_factory=dict)
 
-    def add(self, need: Need, value: Array, rng: np.random.Generator) -> None:
-        """Add what a need wants to know of the whole tensor of one feed."""
+    def add(self, need: Need, value: Array, rng: np.random.Generator, feed: int, rows: Gram | None = None) -> None:
+        """Add what a need wants to know of the whole tensor of the feed of a number.
+
+        Of a Gram that stands for several tensors, ``rows`` says how to read this one.
+        """
         if isinstance(need, Range):
             self.statistics.ranges.setdefault(need, Histogram()).update(value)
         elif isinstance(need, Mean):
@@ -56,9 +60,10 @@ class Accumulator:
                 if sum(map(len, self._rows[need])) >= POOLED_ROWS:
                     self._multiply(need)
         else:
-            found = _gram(value, need, max(64, self.rows // self.feeds), rng)
-            old = self.statistics.moments.get(need)
-            if apart(0 if old is None else old.runs) and found.n * self.feeds < FEW * len(found.total):
+            found = _gram(value, rows or need, max(64, self.rows // self.feeds), rng)
+            found.runs = int(self._last.get(need) != feed)  # the tensors of one feed count once
+            self._last[need] = feed
+            if apart(feed) and found.n * self.feeds * len(need.each) < FEW * len(found.total):
                 assert found.gram is not None
                 found.held = replace(found, total=found.total.copy(), gram=found.gram.astype(np.float64))
             self._add_moments(need, found)
