@@ -41,6 +41,7 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.measure.answers import Ruler, answer, decibels
+from onnxsqueeze.measure.random_nodes import Recorded, find
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import latency
 
@@ -162,7 +163,10 @@ def judge(row: Row, model: Path, output: Path, unseen: Path, limit: float) -> No
 def judged(model: Path, output: Path, folder: Path) -> tuple[float, float, float, float]:
     """Return the SQNR in dB of a result on feeds, its run time over the float model's, and the interval of that."""
     unseen = arrays(folder)
-    error = Ruler.of(load(model)).error(answer(model, model.parent, unseen), answer(output, output.parent, unseen))
+    draws = find(load(model))  # what is random, and lengths that are rounded, is the same for both
+    fed = Recorded(unseen, draws, 0) if draws.nodes else unseen
+    pair = [draws.as_inputs(load(each)) if draws.nodes else load(each) for each in (model, output)]
+    error = Ruler.of(pair[0]).error(*(answer(each, None, fed) for each in pair))
     times = latency([Session(each, threads=1) for each in (model, output)], unseen[:2], 1.0)
     return decibels(error), times.ratio, times.low, times.high
 

@@ -71,3 +71,13 @@ def test_where_16_bits_do_not_do_for_one_weight_the_others_get_no_more_than_they
     assert precision.bound(plan, 2.5e-3) <= 2.5e-3
     assert precision.spared == {"loud"}
     assert precision.wide - {"loud"} == {"w7", "w6"}
+
+
+def test_what_is_stored_is_not_said_to_be_left_in_float() -> None:
+    rng = np.random.default_rng(1)
+    feeds: list[dict[str, Any]] = [{"x": rng.integers(0, 60, 40), "z": rng.integers(0, 60, 40)} for _ in range(8)]
+    step = squeeze(_lookups(1), "int8{max-drop=0.0005}", feeds).report.steps[-1]
+    notes = " ".join(step.notes)
+
+    assert "in 16 bits, since 8 would cost" in notes
+    assert not any(site.key in notes.partition("left in float")[2] for site in step.done)
