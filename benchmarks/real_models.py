@@ -51,6 +51,9 @@ BUDGET = {"int8": 21.9, "lowrank,int8": 21.9}
 """The SQNR in dB that the defaults of a pipeline promise: ``max-drop`` of int8 is 0.08."""
 SLOWER = 1.02
 LARGER = 1.001
+SCRIPT = str(Path(__file__).resolve())
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in sys.path if each)}
+"""Commands run in a folder of their own, since some leave files behind, and import what this one does."""
 UNSEEN = 4
 """Random feeds on which a result is judged."""
 
@@ -85,7 +88,7 @@ def run(command: Sequence[str], limit: float, log: Path) -> tuple[int, float, fl
     """Run a command; return its exit code (−9 over the limit), processor and wall seconds, and peak memory in MB."""
     begin = time.perf_counter()
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=log.parent, env=ENVIRONMENT)
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -126,7 +129,7 @@ def static(model: Path, calibration: Path, output: Path) -> None:
 def tool(pipeline: str, model: Path, calibration: Path, output: Path, report: Path) -> list[str]:
     """Return the command that a pipeline, or ONNX Runtime's tool, is."""
     if pipeline == STATIC:
-        return [sys.executable, __file__, "--static", str(model), str(calibration), str(output)]
+        return [sys.executable, SCRIPT, "--static", str(model), str(calibration), str(output)]
     command = [sys.executable, "-m", "onnxsqueeze", str(model), "-p", pipeline, "--calib", str(calibration)]
     return [*command, "-o", str(output), "--report", str(report)]
 
@@ -151,7 +154,7 @@ def judge(row: Row, model: Path, output: Path, unseen: Path, limit: float) -> No
     """Fill in size, error and speed of a result, from a process of its own: some results crash the runtime."""
     row.size = output.stat().st_size / model.stat().st_size
     log = output.with_suffix(".judged")
-    rc, *_ = run([sys.executable, __file__, "--judge", str(model), str(output), str(unseen)], limit, log)
+    rc, *_ = run([sys.executable, SCRIPT, "--judge", str(model), str(output), str(unseen)], limit, log)
     if rc:
         row.note = f"the result does not run ({rc}): {(log.read_text().strip().splitlines() or ['a crash'])[-1][:120]}"
         row.wrong.append("does not run")
@@ -218,7 +221,7 @@ def main() -> None:
         return
     print(f"{'model':22} {'pipeline':22} {'size':>5} {'dB':>6} {'held':>6} {'lat':>5} {'cpu':>6} {'wall':>6} {'MB':>5}"
           f" {'nodes':>12} {'rc':>3} wrong")  # fmt: skip
-    for model in sorted(given.folder.glob("*.onnx")):
+    for model in sorted(given.folder.resolve().glob("*.onnx")):
         if not fnmatch.fnmatch(model.stem, given.only):
             continue
         with tempfile.TemporaryDirectory() as name:
