@@ -52,7 +52,7 @@ BUDGET = {"int8": 21.9, "lowrank,int8": 21.9}
 SLOWER = 1.02
 LARGER = 1.001
 SCRIPT = str(Path(__file__).resolve())
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in sys.path if each)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)}
 """Commands run in a folder of their own, since some leave files behind, and import what this one does."""
 UNSEEN = 4
 """Random feeds on which a result is judged."""
