@@ -31,6 +31,13 @@ LONG = {
 }
 """Files that are longer. The list may only get shorter."""
 TOGETHER = {
+    "tests/engine/test_calibrate.py": (
+        "cli/calibrate",
+        "engine/chunks",
+        "engine/workers",
+        "engine/convergence",
+        "statistics/partial",
+    ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
@@ -70,6 +77,8 @@ TOGETHER = {
         "contract/selection",
         "contract/plan",
         "engine/squeeze",
+        "engine/course",
+        "engine/opening",
     ),
     "tests/engine/test_promises.py": ("engine/order",),
     "tests/engine/test_embed.py": (
@@ -98,7 +107,6 @@ TOGETHER = {
         "container/rans",
         "container/tables",
         "container/unpacking",
-        "container/zstd",
     ),
     "tests/ir/test_packed.py": ("cli/pack", "ir/pieces"),
     "tests/ir/test_round_trip.py": (
@@ -134,6 +142,9 @@ TOGETHER = {
         "techniques/pruning/removal",
         "techniques/pruning/units",
     ),
+    "tests/techniques/quantization/test_kmeans.py": ("techniques/quantization/palette",),
+    "tests/passes/test_code.py": ("techniques/coding/layer",),
+    "tests/passes/test_palette.py": ("techniques/quantization/emit/lookup", "techniques/quantization/indexed"),
     "tests/passes/test_prune.py": (
         "techniques/pruning/choice",
         "techniques/pruning/repair",
@@ -184,6 +195,29 @@ TOGETHER = {
         "statistics/store",
     ),
     "tests/linear/test_refit.py": ("statistics/paired",),
+    "tests/training/rules/test_rules.py": (
+        "training/gradient",
+        "training/known",
+        "training/rules/activations",
+        "training/rules/arithmetic",
+        "training/rules/layers",
+        "training/rules/normalization",
+        "training/rules/quantized",
+        "training/rules/reductions",
+        "training/rules/shapes",
+        "training/rules/table",
+        "training/rules/windows",
+        "training/tape",
+    ),
+    "tests/training/test_steps.py": (
+        "training/blocks",
+        "training/data",
+        "training/fit",
+        "training/losses",
+        "training/mixing",
+        "training/slices",
+    ),
+    "tests/passes/test_tune.py": ("training/tuning",),
     "tests/report/test_terminal.py": (
         "report/tables",
         "words",

@@ -108,8 +108,8 @@ class Instrument:
     not to blame.
     """
 
-    def __init__(self, model: Graph | onnx.ModelProto) -> None:
-        self._model = model
+    def __init__(self, model: Graph | onnx.ModelProto, threads: int = 0) -> None:
+        self._model, self._threads = model, threads
         self._left = ["none", "basic", "all"]
         self._session: Session | None = None
 
@@ -133,7 +133,7 @@ class Instrument:
 
     def _opened(self) -> Session:
         if self._session is None:
-            self._session = Session(self._model, optimize=self._left[-1])
+            self._session = Session(self._model, optimize=self._left[-1], threads=self._threads)
         return self._session
 
 

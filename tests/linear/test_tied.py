@@ -74,7 +74,7 @@ def test_the_rows_of_all_readers_add_up_in_one_matrix(tmp_path: Path) -> None:
 
     assert list(together_.moments) == [layer.gram]
     assert (one.n, one.runs) == (many.n, len(feeds))
-    np.testing.assert_allclose(one.gram, many.gram, rtol=1e-9)
+    np.testing.assert_allclose(one.gram, many.gram, atol=1e-6 * float(np.abs(many.gram).max()))  # products in float32
     assert one.held is not None and many.held is not None
     assert one.held.n == many.held.n
     save_statistics(tmp_path / "s.npz", {"": together_})
