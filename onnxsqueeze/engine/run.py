@@ -42,6 +42,8 @@ class Run:
     """What an error of the answers is."""
     invented: bool = False
     """Whether the feeds are made up."""
+    slow: bool = False
+    """Whether a run of the original takes so long that the runs that judge a result are few."""
     score: Callable[[Answers], float] | None = None
     """The user's own score of answers on the held-out feeds."""
     keeps: Callable[[Graph], bool] | None = None

@@ -37,7 +37,7 @@ from onnxsqueeze.statistics.store import save_statistics
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
 
-__all__ = ["squeeze"]
+__all__ = ["asked", "closed", "squeeze"]
 
 Progress = Callable[[str, int, int], None]
 UNCOUNTED = "the multiply-accumulates of a feed are unknown: neither inference nor a run gives all shapes of its layers"
@@ -93,7 +93,7 @@ def squeeze(
     """
     start = time.perf_counter()
     progress = progress or _silent
-    recipe = _recipe(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
+    recipe = asked(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
     recipe = recipe if target is None else replace(recipe, target=os.fspath(target))
     recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
     if recipe.validate not in ("full", "none"):
@@ -133,7 +133,7 @@ def squeeze(
     return Result(graph, report, replace(opened.recipe, steps=course.made), opened.original)
 
 
-def _recipe(
+def asked(
     pipeline: str | Pass | Sequence[str | Pass] | Recipe,
     calibration: Any,
     min_sqnr: float | None,
@@ -188,7 +188,9 @@ def closed(
     run, held = opened.run, opened.held
     run.previous = course.answers
     whole = opened.path or opened.original
-    times = _latency(held if len(held) else run.held, whole, graph, progress) if run.reference else None
+    same = not any(step.kept and step.done for step in course.steps)
+    timed = [whole] if same else [whole, graph]
+    times = _latency(held if len(held) else run.held, timed, progress) if run.reference else None
     report = Report(
         model="<memory>" if opened.path is None else str(opened.path),
         output=None,
@@ -211,6 +213,6 @@ def closed(
     return report, graph
 
 
-def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
+def _latency(held: Any, models: Sequence[Graph | Path], progress: Progress) -> Latency:
     progress("timing", 0, 1)
-    return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
+    return latency([Session(each, threads=1) for each in models], list(held[:8]))
