@@ -19,6 +19,11 @@ from onnxsqueeze.techniques.quantization.emit import weights
 from onnxsqueeze.techniques.quantization.precision import Precision
 
 
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxsqueeze.contract.bench.Bench.latency", lambda *given: 1.0)
+
+
 def _lookups(readers: int) -> onnx.ModelProto:
     body = "".join(f"t{i} = Gather(T, {'xz'[i]}) " for i in range(readers))
     body += "t = Add(t0, t1) " if readers == 2 else "t = Identity(t0) "
