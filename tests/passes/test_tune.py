@@ -35,6 +35,9 @@ def test_answers_come_nearer_on_feeds_that_nothing_has_seen(first: str, gain: fl
     assert db(after) >= db(before) + gain
     assert after.report.after.bytes <= 1.001 * before.report.after.bytes
     assert any(note.startswith("answers: ") for note in tuned(after).notes)
+    curves = [curve for site in tuned(after).done if isinstance(curve := site.detail.get("curve"), dict)]
+    assert curves
+    assert all(len(curve["x"]) == len(curve["y"]) > 2 and curve["x"][0] == 0 for curve in curves)
 
 
 def digits() -> NDArray[np.float32]:
