@@ -95,6 +95,17 @@ def test_only_what_is_asked_for_moves() -> None:
     assert any(skip.reason == "not asked for" for skip in tuned(result).skipped)
 
 
+@pytest.mark.parametrize("first", ["int8", "palette{3}", "bits{weights=3 activations=8}", "half"])
+def test_what_is_stored_in_another_form_is_trained_in_that_form(first: str) -> None:
+    before = squeeze(MODELS / "mlp.onnx", first)
+    after = squeeze(MODELS / "mlp.onnx", f"{first},tune{{steps=5}}")
+
+    assert not [note for note in tuned(after).notes if "left as it is" in note]
+    assert [node.op for node in after.graph.nodes] == [node.op for node in before.graph.nodes]
+    assert after.report.after.bytes == before.report.after.bytes
+    assert db(after) >= db(before) - 0.5
+
+
 def test_pruning_in_steps_trains_after_each() -> None:
     plain = squeeze(MODELS / "mlp.onnx", "prune{ratio=0.3 steps=2}", digits())
     result = squeeze(MODELS / "mlp.onnx", "prune{ratio=0.3 steps=2 train=100}", digits())
