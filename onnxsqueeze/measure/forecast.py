@@ -97,7 +97,7 @@ class Forecast:
                 return times.call + size * times.run_time[0] * inner
             group, transposed = int(node.attrs.get("group", 1)), bool(node.attrs.get("transB", 0))
             if op == "MatMul" and not integer:
-                return times.call + size * times.run_time[0] * weight[-2]
+                return times.call + size * times.run_time[0] * weight[-2] + times.weight[0] * prod(weight)
             return times.call + times.layer(op, weight, size, group, transposed)[integer]
         if op == "MatMulInteger":
             shape = self.shapes.get(str(node.inputs[0].name)) or (1,)
