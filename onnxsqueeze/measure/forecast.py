@@ -21,7 +21,7 @@ Feed = Mapping[str, NDArray[np.generic]]
 LAYERS = ("Conv", "Gemm", "MatMul")
 MOVES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Constant", "Dropout")
 """Operators that only hand on what they read."""
-FOLLOWS = ("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Add", "Cast", "Mul")
+FOLLOWS = ("BatchNormalization", "Relu", "Clip", "HardSigmoid", "LeakyRelu", "Add", "Cast", "Mul")
 """Operators that become part of the layer in front of them: an activation, and what follows MatMulInteger."""
 OTHER = 0.4
 """Nanoseconds per output of an operator in float of which a profile says nothing, as times of ort-x64 go."""
