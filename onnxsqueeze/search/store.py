@@ -23,6 +23,7 @@ from onnxsqueeze.engine.opening import Opened
 from onnxsqueeze.engine.recipe import Recipe
 from onnxsqueeze.engine.versions import versions
 from onnxsqueeze.errors import SqueezeError, UsageError
+from onnxsqueeze.feeds.types import Feeds
 from onnxsqueeze.files import open_regular, whole
 from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.encode import encode
@@ -178,7 +179,8 @@ def _digest(opened: Opened) -> str:
     _add_graph(found, opened.original)
     data = opened.data or ()
     for index in range(len(data)):
-        for name, array in sorted(data[index].items()):
+        feed = data.labelled(index) if isinstance(data, Feeds) and data.labels else data[index]
+        for name, array in sorted(feed.items()):
             found.update(f"{name} {array.dtype} {array.shape}".encode())
             found.update(_bytes(array))
     return found.hexdigest()
