@@ -174,8 +174,9 @@ def _digest(opened: Opened) -> str:
     """Return the digest of all that figures hang on: model, feeds, settings, versions and processor."""
     found = hashlib.sha256()
     recipe = opened.recipe
-    settings = [recipe.seed, recipe.target, plain(recipe.outputs), recipe.score, recipe.max_score_drop]
-    found.update(json.dumps([versions(), machine(), sorted(flags()), str(opened.original.target), settings]).encode())
+    use = recipe.target, recipe.threads, recipe.batch, str(opened.original.target)
+    told = recipe.seed, plain(recipe.outputs), recipe.score, recipe.max_score_drop
+    found.update(json.dumps([versions(), machine(), sorted(flags()), use, told]).encode())
     _add_graph(found, opened.original)
     data = opened.data or ()
     for index in range(len(data)):

@@ -12,10 +12,10 @@ import onnx
 import pytest
 import small_models
 
-import onnxsqueeze
 from onnxsqueeze import Recipe, ToleranceError, UsageError, squeeze
 from onnxsqueeze.cli.main import main
 from onnxsqueeze.engine import course, step
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import Latency
 from onnxsqueeze.search.auto import auto
 from onnxsqueeze.search.family import family
@@ -27,8 +27,8 @@ FEEDS = 40
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all models take the same time, and time stand still."""
-    for module in ("search.trials", "engine.squeeze", "contract.bench"):
-        monkeypatch.setattr(f"onnxsqueeze.{module}.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    for module in ("search.trials", "engine.latencies", "contract.bench"):
+        monkeypatch.setattr(f"onnxsqueeze.{module}.latency", lambda *_, **__: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.search.hunt.time.perf_counter", lambda: 0.0)
 
 
@@ -160,7 +160,7 @@ def test_a_score_limits_what_may_be_lost(model: onnx.ModelProto, feeds: list[dic
     def near(outputs: dict[str, Any], feed: dict[str, Any]) -> float:
         return 1.0 - float(np.abs(outputs["y"] - feed["label"]).max())
 
-    labelled = [{**feed, "label": onnxsqueeze.session(model).run(None, feed)[0]} for feed in feeds]
+    labelled = [{**feed, "label": Session(model).run(feed)["y"]} for feed in feeds]
     report = auto(model, "auto{drop=1%}", labelled, score=near).report
     search = report.search
     assert search is not None and report.score is not None
