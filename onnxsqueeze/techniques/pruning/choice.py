@@ -6,7 +6,7 @@ its axes. The choice minimises ``Σ loss + μ·cost`` by coordinate descent, wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
@@ -107,6 +107,11 @@ class Removal:
     work: Work
     positions: dict[str, int] = field(default_factory=dict)
     """Where it was counted on a feed, at how many positions a layer is applied."""
+
+    def left(self, removed: Mapping[int, int]) -> float:
+        """Return the share of the cost that is left without so many units of the candidates of these numbers."""
+        counts = [removed.get(i, 0) for i in range(len(self.candidates))]
+        return self.cost(counts) / self.cost([0] * len(counts))
 
     def cost(self, removed: Sequence[int]) -> float:
         """Return the cost of all layers with so many units of each candidate removed."""
