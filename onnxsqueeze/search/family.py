@@ -115,7 +115,11 @@ def family(
         model, calibration, effort, seed, stats, mean, std, scale, outputs, None, None, target, None, None, progress
     )
     with ExitStack() as stack:
-        kept = Path(cache) if cache is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kept = (
+            Path(cache)
+            if cache is not None
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        )
         trials = Trials(opened, Store(kept, opened), False)
         hunt = Hunt(trials, opened, [(Wish({by: share}), 1.0) for share in shares[1:]], EFFORTS[effort], start)
         hunt.go(progress)
