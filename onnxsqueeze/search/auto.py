@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxsqueeze.engine.footprint import refuse_memory
@@ -25,7 +22,7 @@ from onnxsqueeze.report.run import Report
 from onnxsqueeze.runtime.device import CORES
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.search.hunt import EFFORTS, Hunt
-from onnxsqueeze.search.store import Store
+from onnxsqueeze.search.store import Store, kept_in
 from onnxsqueeze.search.trials import Trials
 from onnxsqueeze.search.wishes import NAME, Wish, wish
 from onnxsqueeze.statistics.store import save_statistics
@@ -86,29 +83,11 @@ def auto(
     written = {"output=": None if dry_run else output}
     refuse_places(written, {"the model": model}, calibration=calibration, stats=stats)
     opened = opened_for(
-        model,
-        calibration,
-        effort,
-        seed,
-        stats,
-        mean,
-        std,
-        scale,
-        outputs,
-        score,
-        max_score_drop,
-        target,
-        threads,
-        batch,
-        progress,
-    )
+        model, calibration, effort, progress, seed=seed, stats=stats, mean=mean, std=std, scale=scale, outputs=outputs,
+        score=score, max_score_drop=max_score_drop, target=target, threads=threads, batch=batch,
+    )  # fmt: skip
     target_wish = wish(wanted, opened.before.bytes, score is not None, max_score_drop, min_sqnr)
-    with ExitStack() as stack:
-        folder = (
-            Path(cache)
-            if cache is not None
-            else Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        )
+    with kept_in(cache) as folder:
         trials = Trials(opened, Store(folder, opened), "packed" in (*target_wish.limits, target_wish.best))
         hunt = Hunt(trials, opened, [(target_wish, 1.0)], EFFORTS[effort], start)
         hunt.go(progress)
@@ -128,18 +107,19 @@ def opened_for(
     model: AnyModel,
     calibration: Any,
     effort: str,
-    seed: int | None,
-    stats: Iterable[str | os.PathLike[str]],
-    mean: Any,
-    std: Any,
-    scale: float | None,
-    outputs: str | Mapping[str, str] | None,
-    score: str | Callable[..., Any] | None,
-    max_score_drop: float | None,
-    target: str | os.PathLike[str] | None,
-    threads: int | None,
-    batch: int | None,
     progress: Progress,
+    *,
+    seed: int | None = None,
+    stats: Iterable[str | os.PathLike[str]] = (),
+    mean: Any = None,
+    std: Any = None,
+    scale: float | None = None,
+    outputs: str | Mapping[str, str] | None = None,
+    score: str | Callable[..., Any] | None = None,
+    max_score_drop: float | None = None,
+    target: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
 ) -> Opened:
     """Return the model and its feeds as a search starts from them; UsageError if there is nothing to measure on."""
     if effort not in EFFORTS:
