@@ -69,7 +69,7 @@ class Search:
     stopped: str
     """Why it came to an end."""
     axis: str
-    """The cost that the frontier is drawn over: size, latency, packed, or trade, the geometric mean of the first two."""
+    """The cost that the frontier is drawn over: size, latency, packed, or trade, the geometric mean of the first."""
     score: str
     """The name of the score whose loss ``drop`` and ``confirmed`` are, "" if they are errors."""
     seconds: float
@@ -79,9 +79,9 @@ class Search:
         found = each.measured
         if found is None:
             return 1.0
-        return (
-            math.sqrt(found.size * found.latency) if self.axis == "trade" else float(getattr(found, self.axis) or 1.0)
-        )
+        if self.axis == "trade":
+            return math.sqrt(found.size * found.latency)
+        return float(getattr(found, self.axis) or 1.0)
 
     @property
     def correlation(self) -> dict[str, float | None]:
