@@ -56,9 +56,14 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.palette import Palette as Palette
     from onnxsqueeze.passes.prune import Prune as Prune
     from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
+    from onnxsqueeze.passes.tune import Tune as Tune
     from onnxsqueeze.report.run import Report as Report
     from onnxsqueeze.report.sensitivity import Sensitivity as Sensitivity
     from onnxsqueeze.runtime.session import session as session
+    from onnxsqueeze.search.auto import auto as auto
+    from onnxsqueeze.search.family import Family as Family
+    from onnxsqueeze.search.family import family as family
+    from onnxsqueeze.search.pick import pick as pick
 
     __version__: str
 
@@ -70,6 +75,7 @@ _HOMES = {
     "Code": "onnxsqueeze.passes.code",
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
+    "Family": "onnxsqueeze.search.family",
     "FeedError": "onnxsqueeze.errors",
     "Float32": "onnxsqueeze.passes.float32",
     "GraphDiff": "onnxsqueeze.analysis.diff.diff",
@@ -93,15 +99,19 @@ _HOMES = {
     "SpecError": "onnxsqueeze.errors",
     "SqueezeError": "onnxsqueeze.errors",
     "ToleranceError": "onnxsqueeze.errors",
+    "Tune": "onnxsqueeze.passes.tune",
     "UnknownPassError": "onnxsqueeze.errors",
     "UsageError": "onnxsqueeze.errors",
+    "auto": "onnxsqueeze.search.auto",
     "calibrate": "onnxsqueeze.engine.calibrate",
     "diff": "onnxsqueeze.analysis.diff.diff",
     "edit": "onnxsqueeze.graph.edit",
+    "family": "onnxsqueeze.search.family",
     "inspect_model": "onnxsqueeze.analysis.inspection.inspect",
     "load": "onnxsqueeze.ir.files",
     "merge": "onnxsqueeze.engine.calibrate",
     "pack": "onnxsqueeze.ir.packed",
+    "pick": "onnxsqueeze.search.pick",
     "save": "onnxsqueeze.ir.files",
     "sensitivity": "onnxsqueeze.engine.sensitivity",
     "session": "onnxsqueeze.runtime.session",

@@ -176,7 +176,7 @@ class Bits(Selected[FewBits]):
             rewrites = {
                 group[0].key: [partial(_put, group=group, bits=bits)] for group, bits in zip(groups, probe, strict=True)
             }
-            found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
+            found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler, most=bench.most)
             for group, bits in zip(groups, probe, strict=True):
                 if group[0].key in found:
                     local = max(weight.error(bits) for weight in group)

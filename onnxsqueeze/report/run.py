@@ -10,9 +10,10 @@ from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.measure.answers import Deviation
 from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.plain import fields_of, plain
+from onnxsqueeze.report.search import Search
 from onnxsqueeze.runtime.memory import Memory
 
-__all__ = ["Report", "Scored", "StepReport"]
+__all__ = ["Elsewhere", "Report", "Scored", "StepReport", "Timed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,33 @@ class Scored:
     def drop(self) -> float:
         """What was lost, in the unit of the score; negative where the result scores higher."""
         return self.before - self.after
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The latency of the original and of the result in ms on so many threads, for so many samples at once."""
+
+    threads: int
+    batch: int
+    before: float
+    after: float
+    ratio: float
+
+    @property
+    def both(self) -> tuple[float, float]:
+        """The two in ms."""
+        return self.before, self.after
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What the result is predicted to do on a target: its latency over the original's, None where the profile has no
+    times of its own, and how many places break a rule there.
+    """
+
+    target: str
+    ratio: float | None
+    broken: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +103,13 @@ class Report:
     memory: tuple[Memory, Memory] | None = None
     """What the original and the result take at run time, if it was asked for."""
     target: str = ""
-    """Name and version of the profile that the plan was made for."""
+    """Name and version of the profile that the plan was made for, and on how many threads and samples at once."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """What the same file is predicted to do on targets, first on the one that it was made for."""
+    latencies: tuple[Timed, ...] = ()
+    """Latencies on other numbers of threads and of samples at once than ``latency_ms``: feeds as they come on one."""
+    search: Search | None = None
+    """The search that has found the pipeline, if it was one."""
 
     @property
     def sqnr_db(self) -> float | None:
@@ -84,7 +118,8 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON values; infinities become "inf" and "-inf", NaN becomes null."""
-        return {"sqnr_db": plain(self.sqnr_db), **fields_of(self)}
+        search = None if self.search is None else self.search.to_dict()
+        return {"sqnr_db": plain(self.sqnr_db), **fields_of(self), "search": search}
 
     def to_json(self) -> str:
         """Return the report as indented JSON text that ends with a newline."""

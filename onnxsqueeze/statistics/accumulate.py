@@ -42,9 +42,13 @@ class Accumulator:
     _samples: dict[Range, list[Array]] = field(default_factory=dict)
     _rows: dict[Channels, list[NDArray[np.float32]]] = field(default_factory=dict)
     _inputs: dict[Gram, list[Array]] = field(default_factory=dict)
+    _last: dict[Gram, int] = field(default_factory=dict)
 
-    def add(self, need: Need, value: Array, rng: np.random.Generator) -> None:
-        """Add what a need wants to know of the whole tensor of one feed."""
+    def add(self, need: Need, value: Array, rng: np.random.Generator, feed: int, rows: Gram | None = None) -> None:
+        """Add what a need wants to know of the whole tensor of the feed of a number.
+
+        Of a Gram that stands for several tensors, ``rows`` says how to read this one.
+        """
         if isinstance(need, Range):
             self.statistics.ranges.setdefault(need, Histogram()).update(value)
         elif isinstance(need, Mean):
@@ -57,9 +61,15 @@ class Accumulator:
                 if sum(map(len, self._rows[need])) >= POOLED_ROWS:
                     self._multiply(need)
         else:
-            self._inputs.setdefault(need, []).append(_inputs(value, need, max(64, self.rows // self.feeds), rng))
-            if sum(map(len, self._inputs[need])) >= POOLED_ROWS:
+            taken = _inputs(value, rows or need, max(64, self.rows // self.feeds), rng)
+            waiting = self._inputs.setdefault(need, [])
+            if self._last.get(need) == feed:
+                waiting[-1] = np.concatenate([waiting[-1], taken])
+                return
+            if sum(map(len, waiting)) >= POOLED_ROWS:
                 self._correlate(need)
+            self._inputs.setdefault(need, []).append(taken)
+            self._last[need] = feed
 
     def add_reduced(self, need: Range | Mean, low: float, high: float, size: int, part: Mapping[str, Array]) -> None:
         """Add a tensor of one feed that was reduced to its extremes, its ``sample`` and its ``mean`` by channels."""

@@ -32,10 +32,10 @@ class Statistics:
 
     def of(self, need: Mean | Channels | Gram) -> Moments | None:
         """Return the moments that answer a need, of all tensors of a Gram; None if nothing was measured."""
-        if isinstance(need, Gram) and need.others:
+        found = self.moments.get(need)
+        if found is None and isinstance(need, Gram) and need.others:
             known = [moments for each in need.each if (moments := self.of(each)) is not None]
             return reduce(Moments.merge, known) if known else None
-        found = self.moments.get(need)
         return found if found is not None and found.n else None
 
     def missing(self, needs: Iterable[Need]) -> list[Need]:

@@ -26,7 +26,21 @@ def with_integers(model: onnx.ModelProto, **shapes: tuple[int, ...]) -> onnx.Mod
     return model
 
 
+def trees() -> onnx.ModelProto:
+    """Return an ensemble of one tree, whose leaves are a tensor among the attributes."""
+    node = helper.make_node(
+        "TreeEnsemble", ["x"], ["y"], domain="ai.onnx.ml", n_targets=1, tree_roots=[0], nodes_featureids=[0],
+        nodes_modes=numpy_helper.from_array(np.zeros(1, np.uint8)), nodes_truenodeids=[0], nodes_falsenodeids=[1],
+        nodes_splits=numpy_helper.from_array(np.zeros(1, np.float32)), nodes_trueleafs=[1], nodes_falseleafs=[1],
+        leaf_targetids=[0, 0], leaf_weights=numpy_helper.from_array(np.array([1, 2], np.float32)),
+    )  # fmt: skip
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, k]) for n, k in (("x", 3), ("y", 1)))
+    sets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 5)]
+    return helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=sets, ir_version=10)
+
+
 CASES = {
+    "trees": (trees(), "its weights are attributes of ai.onnx.ml.TreeEnsemble"),
     "einsum": (
         parse("""g (float[2, 5, 64] x) => (float[2, 64, 48] y) <float[48, 64, 5] w> {
             y = Einsum<equation = "bsk,nks->bkn">(x, w) }"""),
@@ -97,13 +111,14 @@ def test_every_pass_has_an_entry_for_it(name: str, pass_: str) -> None:
         assert words in entries["y"]
 
 
-def test_scales_of_a_weight_that_is_stored_in_integers_are_not_rounded_again() -> None:
+@pytest.mark.parametrize("pass_", ["int8", "int8{arithmetic=false}", "bits{4}", "half", "code", "sparsify{ratio=0.5}"])
+def test_scales_of_a_weight_that_is_stored_in_integers_are_not_rounded_again(pass_: str) -> None:
     model = parse("""g (float[8, 64] x) => (float[8, 512] y) <float[1024, 1] s> {
         c = Cast<to = 1>(w) b = Mul(c, s) t = Constant<value_ints = [64, 512]>()
         r = Reshape(b, t) y = MatMul(x, r) }""")
     with_integers(model, w=(1024, 32))
 
-    result = squeeze(model, "int8", feeds(model))
+    result = squeeze(model, pass_, feeds(model))
 
     step = result.report.steps[-1]
     assert not step.done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, log10
@@ -23,11 +23,13 @@ from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.audit import audit
 from onnxsqueeze.techniques.quantization.dynamic import Dynamic, DynamicLayer
 from onnxsqueeze.techniques.quantization.emit import static as qdq
+from onnxsqueeze.techniques.quantization.footprint import frugal, hunger, kept_lean, leanable
 from onnxsqueeze.techniques.quantization.grids import Affine, Grids
 from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.plan import planned
 from onnxsqueeze.techniques.quantization.precision import Plan, Precision, sites_of
-from onnxsqueeze.techniques.quantization.words import explained, ranking
+from onnxsqueeze.techniques.quantization.speed import unslowed
+from onnxsqueeze.techniques.quantization.words import explained, in_float, ranking
 
 __all__ = ["Search", "Settings"]
 
@@ -46,11 +48,16 @@ TRIES = 3
 SLOWER = 0.97
 """A measured run time over that of the float graph from which int8 arithmetic is given up, if it is surely more."""
 INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
+UNCOMPARED = "int8 arithmetic could not be compared: no plan with it runs on the calibration feeds"
 NOT_FASTER = "int8 arithmetic was measured and is not faster"
 CLOSE = "whether int8 arithmetic is faster here is within the noise of measuring; predicted times decide: it is"
 NOT_WORTH = "int8 arithmetic would cost more accuracy than its speed is worth"
 UNFUSED = "ONNX Runtime does not fuse it"
 OTHERWISE = "ONNX Runtime's optimizations change what it computes"
+NOTHING = (
+    "8-bit arithmetic brings nothing here on {}, so weights are only stored; less time is to be had by lowrank and "
+    "prune, which leave less to compute, or on another target; half stores weights more exactly"
+)
 DRIFT = 35.0
 """The SQNR in dB between optimized and unoptimized answers that is enough; less is, if rounding costs as much."""
 
@@ -72,13 +79,15 @@ class Settings:
     form: Grids
     max_drop: float
     wanted: Callable[[gs.Node], bool]
+    lean: bool = False
+    """Whether all weights that are stored stay integers in memory, whatever time it takes."""
 
 
 class Search:
     """The search of ``int8`` for the best plan of one graph."""
 
     def __init__(self, settings: Settings, plan: Plan, bench: Bench) -> None:
-        self.settings, self.bench, self.first = settings, bench, plan
+        self.settings, self.bench = settings, bench
         self.view = View(bench.original)
         self.nodes = {key_of(node): node for node in self.view.nodes}
         self.layers = Layers(self.view, settings.wanted)
@@ -87,6 +96,9 @@ class Search:
         known = {work.source: work.smoothing for work in works if work.source}
         self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
         self.run_time = Dynamic(self.layers, bench.stats, kept, known)
+        self.free = leanable(self.arithmetic)
+        """The keys of the nodes whose weights may be restored at every run."""
+        self.first = self._asked(plan)
         self.effects: dict[str, float] = {}
         """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: a relative error."""
         self.precision = Precision(self.view, bench, self.effects)
@@ -97,8 +109,15 @@ class Search:
 
     def best(self) -> Plan:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
-        plan = explained(self._best(), self.layers, self.effects)
+        found = self._frugal(self._best())
+        stored = all(site.work.form == "stored" for site in sites_of(found))
+        if stored and self.view.target.verify.clock == "measured" and not self.settings.lean:
+            found = unslowed(found, self.bench)
+        plan = explained(found, self.layers, self.effects)
+        self.bench.notes.extend(in_float(plan))
         self.bench.notes.extend(ranking(plan, self.effects))
+        if stored:
+            self.bench.notes.append(NOTHING.format(self.view.target.name))
         return plan
 
     def _best(self) -> Plan:
@@ -121,6 +140,21 @@ class Search:
                 self.bench.notes.append(CLOSE)
         return self.precision.finished(self._audited(plan, graph, error) if local and verify.fusion else plan)
 
+    def _asked(self, plan: Iterable[Site[Quantized] | Skip]) -> Plan:
+        """Return the plan with all stored weights in the form that was asked for."""
+        return kept_lean(plan, self.free if self.settings.lean else set())
+
+    def _frugal(self, plan: Plan) -> Plan:
+        """Return the plan that takes no more memory at run time than float, as far as that costs next to no time."""
+        if self.settings.lean:
+            return plan
+        whole = self.arithmetic.float_time + sum(each.float_time for each in self.run_time.found)
+        lean = frugal(plan, self.arithmetic, self.free, whole)
+        if lean != plan and self._error(self._variant(lean)) > max(self.settings.max_drop**2, self.base):
+            lean = plan
+        self.bench.notes.extend(hunger(lean, self.nodes))
+        return lean
+
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
         static = [site.key for site in sites_of(plan) if site.work.form == "static"]
@@ -128,7 +162,7 @@ class Search:
         if found is None:
             return plan
         if found.unfused:
-            plan = [as_stored(entry, UNFUSED) if entry.key in found.unfused else entry for entry in plan]
+            plan = self._asked(as_stored(each, UNFUSED) if each.key in found.unfused else each for each in plan)
             return self._audited(plan, self._variant(plan), error)
         if found.drift is not None and found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
             return self._without_arithmetic(OTHERWISE)
@@ -151,7 +185,7 @@ class Search:
         if rewrites:
             places = {str(t.name): i for i, node in enumerate(self.view.nodes) for t in node.outputs}
             names = sorted(rewrites, key=lambda name: (places.get(name, -1), name))
-            feeds = self.bench.feeds[:FEEDS]
+            feeds = self.bench.feeds[: 1 if self.bench.slow else FEEDS]
             boards = sound(self.bench.original, {name: {name: rewrites[name]} for name in names}, feeds, SAMPLES)
             runs = self._runs() // max(len(boards), 1)
             self.effects.update(dict.fromkeys(names, 1.0) if boards else {})
@@ -213,6 +247,8 @@ class Search:
             error = self._error(graph)
             tried[pick] = error, plan, graph
             factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12) if error < inf else 4 * factor
+        if tried and self.bench.keeps is None and all(error == inf for error, _, _ in tried.values()):
+            self.refusal = UNCOMPARED
         good = [each for each in tried if tried[each][0] <= allowed]
         if good:
             return tried[min(good, key=lambda each: self._loss(each.time, tried[each][0]))]
@@ -227,11 +263,11 @@ class Search:
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
-        return list(planned(self.run_time, work))
+        return self._asked(planned(self.run_time, work))
 
     def _without_arithmetic(self, reason: str) -> Plan:
         """Return the plan in which weights are only stored, with the reason why."""
-        plan = {entry.key: entry for entry in planned(self.run_time, ())}
+        plan = {entry.key: entry for entry in self._asked(planned(self.run_time, ()))}
         for site in sites_of(self.first):
             if site.work.form != "stored":
                 entry = plan.get(site.key)
