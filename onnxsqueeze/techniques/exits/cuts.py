@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
+from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
-from onnxsqueeze.ir.objects import subgraphs
 
 __all__ = ["Cut", "cuts"]
 
@@ -37,7 +36,7 @@ def cuts(view: View, counts: Mapping[str, int]) -> list[Cut]:
     graph = view.graph
     last: dict[int, int] = {}
     for i, node in enumerate(graph.nodes):
-        for tensor in _reads(node):
+        for tensor in edit.reads(node):
             last[id(tensor)] = i
     last |= {id(tensor): len(graph.nodes) for tensor in graph.outputs}
     changing = {id(tensor) for tensor in graph.inputs}
@@ -46,7 +45,7 @@ def cuts(view: View, counts: Mapping[str, int]) -> list[Cut]:
     done, found = 0, list[Cut]()
     for i, node in enumerate(graph.nodes):
         done += counts.get(key_of(node), 0)
-        if any(id(tensor) in changing for tensor in _reads(node)):
+        if any(id(tensor) in changing for tensor in edit.reads(node)):
             made = [tensor for tensor in node.outputs if tensor.name]
             changing |= {id(tensor) for tensor in made}
             alive |= {id(tensor): last.get(id(tensor), -1) for tensor in made}
@@ -63,12 +62,3 @@ def cuts(view: View, counts: Mapping[str, int]) -> list[Cut]:
             found.pop()
         found.append(Cut(str(tensor.name), done / total))
     return found
-
-
-def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
-    """Yield what a node reads, what its bodies capture included."""
-    yield from node.inputs
-    for body in subgraphs(node):
-        yield from body.outputs
-        for inner in body.nodes:
-            yield from _reads(inner)
