@@ -33,18 +33,11 @@ LONG = {
 TOGETHER = {
     "tests/engine/test_exits.py": (
         "cli/exits",
-        "techniques/exits/cuts",
-        "techniques/exits/features",
-        "techniques/exits/head",
+        *(f"techniques/exits/{name}" for name in ("cuts", "features", "gather", "head", "shares", "split")),
         "techniques/exits/routers/router",
-        "techniques/exits/split",
     ),
     "tests/engine/test_calibrate.py": (
-        "cli/calibrate",
-        "engine/chunks",
-        "engine/workers",
-        "engine/convergence",
-        "statistics/partial",
+        *("cli/calibrate", "engine/chunks", "engine/workers", "engine/convergence", "statistics/partial"),
     ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,22 +25,20 @@ from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.cost import macs
 from onnxsqueeze.measure.output_kinds import kinds, parse
-from onnxsqueeze.runtime.session import Instrument, Session, first_samples
-from onnxsqueeze.runtime.shapes import activations
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.techniques.exits.bound import missing, threshold, upper_bound
-from onnxsqueeze.techniques.exits.cuts import Cut, cuts
-from onnxsqueeze.techniques.exits.features import MOST
+from onnxsqueeze.techniques.exits.cuts import cuts
+from onnxsqueeze.techniques.exits.gather import depths, gathered, seen_at
 from onnxsqueeze.techniques.exits.head import Answers, fit
-from onnxsqueeze.techniques.exits.split import Depth, joined, rest, stem, with_features
+from onnxsqueeze.techniques.exits.shares import times
+from onnxsqueeze.techniques.exits.split import joined, rest, stem
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
 
 __all__ = ["Exits", "exits"]
 
-ROWS = 16384
-"""Inputs that are looked at, at most."""
 PLACES = 12
 """Tensors that an exit is tried at, at most."""
 AHEAD = 0.2
@@ -50,13 +47,6 @@ PAYS = 0.1
 """The share of the expected time that an exit has to save, measured."""
 TIMED = 3
 """Exits that are timed, the most promising first."""
-ANSWERS = 1024
-"""Elements of an answer, of which one that is no scores may have no more."""
-CLASSES = 4096
-EARLIER = 256
-"""Features that are taken of each of up to two earlier tensors."""
-ROUNDS = 15
-"""Rounds in which the parts and the whole are timed in turn."""
 RATES = np.linspace(0.025, 1.0, 40)
 Progress = Callable[[str, int, int], None]
 
@@ -148,8 +138,8 @@ def exits(
             "there is no place for an exit: no single tensor crosses in front of the last fifth of the arithmetic"
         )
     places = [places[i] for i in sorted({round(i) for i in np.linspace(0, len(places) - 1, min(PLACES, len(places)))})]
-    depths = _depths(graph, view, places, first)
-    features, rows = _measured(graph, depths, data, progress)
+    found_at = depths(graph, view, places, first)
+    features, rows = gathered(graph, found_at, data, progress)
     half = np.arange(len(rows)) % 2 == 0
     if lacking := missing(int((~half).sum()), max_disagreement):
         raise UsageError(
@@ -159,8 +149,8 @@ def exits(
     tried = []
     for number, cut in enumerate(places):
         progress("fitting", number, len(places))
-        chosen = [depth for depth in _of(depths, number) if depth in features]
-        if not chosen or chosen[-1] != depths[number]:
+        chosen = [depth for depth in seen_at(found_at, number) if depth in features]
+        if not chosen or chosen[-1] != found_at[number]:
             continue
         x = np.concatenate([features[depth] for depth in chosen], axis=1)
         head, sure, wrong = fit(x[half].astype(np.float64), seen)
@@ -184,17 +174,17 @@ def exits(
             continue
         parts = stem(graph, chosen, head, scores and not logits)
         behind = rest(graph, cut.tensor, chosen[-1][1])
-        times = _times(graph, parts, behind, data)
-        expected = times[0] + (1 - rate) * times[1]
+        shares = times(graph, parts, behind, data)
+        expected = shares[0] + (1 - rate) * shares[1]
         if expected > 1 - PAYS:
             reasons.append(f"at '{cut.tensor}' {rate:.0%} can leave, which takes {expected:.2f} of the time")
             continue
         if best is None or expected < best[0]:
-            best = expected, (cut, head, limit, rate, own, wrong, parts, behind, times)
+            best = expected, (cut, head, limit, rate, own, wrong, parts, behind, shares)
     if best is None:
         why = "; ".join(reasons) or "its tensors give no features"
         raise UsageError(f"early exits do not pay on this model: {why}. Nothing was written")
-    expected, (cut, head, limit, rate, own, wrong, parts, behind, times) = best
+    expected, (cut, head, limit, rate, own, wrong, parts, behind, shares) = best
     gone = own >= limit
     bad = int((wrong & gone).sum())
     order = np.flatnonzero(~half)[np.argsort(-own, kind="stable")]
@@ -208,8 +198,8 @@ def exits(
         confirmed=len(own),
         fitted=int(half.sum()),
         latency=expected,
-        stem=times[0],
-        rest=times[1],
+        stem=shares[0],
+        rest=shares[1],
         arithmetic=cut.share,
         early=tuple(map(int, order[:5])),
         late=tuple(map(int, order[::-1][:5])),
@@ -236,89 +226,11 @@ def _kind(view: View, told: Mapping[str, Any] | None) -> tuple[bool, bool]:
     return scores, not soft
 
 
-def _depths(graph: Graph, view: View, places: Sequence[Cut], feed: Mapping[str, Any]) -> list[Depth]:
-    shapes = activations(graph, feed)
-    found = []
-    made = {str(t.name): t for node in graph.nodes for t in node.outputs}
-    for cut in places:
-        shape = shapes[cut.tensor][0] if cut.tensor in shapes else ()
-        inferred = view.shape(made[cut.tensor]) or ()
-        fixed = len(inferred) == len(shape) and all(isinstance(d, int) for d in inferred[2:])
-        found.append((cut.tensor, tuple(shape), MOST, fixed))
-    return found
-
-
-def _of(depths: Sequence[Depth], number: int) -> list[Depth]:
-    """Return what an exit sees: its own tensor, and the means of the two before it."""
-    return [*(_earlier(depth) for depth in depths[max(0, number - 2) : number]), depths[number]]
-
-
-def _earlier(depth: Depth) -> Depth:
-    name, shape, _, _ = depth
-    return name, shape, EARLIER, False
-
-
-def _measured(
-    graph: Graph, depths: Sequence[Depth], data: Sequence[Mapping[str, Any]], progress: Progress
-) -> tuple[dict[Depth, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """Return the features of every depth and the answers, a row each."""
-    wanted = list(dict.fromkeys([*depths, *map(_earlier, depths)]))
-    copy, names = with_features(graph, wanted)
-    answer = str(graph.outputs[0].name)
-    session = Instrument(copy)
-    found: dict[str, list[Any]] = {name: [] for name in (answer, *names.values())}
-    count = 0
-    for number, feed in enumerate(data):
-        progress("calibrating", number, len(data))
-        values = session.run(feed, list(found))
-        for name, values_of in found.items():
-            values_of.append(np.asarray(values[name], np.float32))
-        count += len(found[answer][-1])
-        if count >= ROWS:
-            break
-    rows = {name: np.concatenate(values) for name, values in found.items()}
-    if any(len(value) != len(rows[answer]) for value in rows.values()):
-        raise UsageError("the answers have other rows than what is inside the model: early exits need one row an input")
-    limit = CLASSES if rows[answer].shape[1] > ANSWERS else ANSWERS
-    if rows[answer].shape[1] > limit:
-        raise UsageError(f"an answer of {rows[answer].shape[1]} numbers is more than pooled features can give")
-    return {depth: rows[name] for depth, name in names.items()}, rows[answer].astype(np.float64)
-
-
 def _limit(sure: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], share: float) -> float:
     """Return how sure an answer has to be for the share of wrong early answers to be as it may be, on these rows."""
     order = np.argsort(-sure, kind="stable")
     fine = np.flatnonzero(np.cumsum(wrong[order]) <= share * len(sure))
     return float(sure[order[fine[-1]]]) if len(fine) else float("inf")
-
-
-def _times(graph: Graph, parts: tuple[Graph, dict[str, str]], behind: Graph, data: Any) -> tuple[float, float]:
-    """Return the time of the stem and of the rest as shares of that of the whole model, for one input on one thread."""
-    first, names = parts
-    whole, front, back = (Session(each, threads=1) for each in (graph, first, behind))
-    feeds = [_one(whole, data[i]) for i in range(min(8, len(data)))]
-    wanted, given = list(names.values()), str(behind.inputs[0].name)
-    shares = []
-    for number in range(ROUNDS):
-        feed = feeds[number % len(feeds)]
-        crossing = {given: np.asarray(front.run(feed, wanted)[names["crossing"]])}
-        runs = [_least(call) for call in (lambda: whole.run(feed), lambda: front.run(feed), lambda: back.run(crossing))]  # noqa: B023
-        shares.append((runs[1] / runs[0], runs[2] / runs[0]))
-    return median(each[0] for each in shares), median(each[1] for each in shares)
-
-
-def _one(session: Session, feed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the first input of a feed, or all of it where the model takes no other number."""
-    return first_samples(session, dict(feed), 1)
-
-
-def _least(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return max(min(times), 1e-9)
 
 
 def _write(folder: Path, found: Exits, parts: tuple[Graph, dict[str, str]], behind: Graph, one_file: bool) -> None:

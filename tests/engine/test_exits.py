@@ -80,7 +80,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         whole, front = (sum(macs(each, data[0]).values()) for each in (graph, parts[0]))
         return front / whole, 1 - front / whole
 
-    monkeypatch.setattr("onnxsqueeze.engine.exits._times", times)
+    monkeypatch.setattr("onnxsqueeze.engine.exits.times", times)
 
 
 @pytest.mark.parametrize("end", ["", "Softmax", "Tanh"])
@@ -136,7 +136,7 @@ def test_the_same_bytes_again(tmp_path: Path, quick: None) -> None:
 def test_nothing_is_written_where_it_does_not_pay_or_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxsqueeze.engine.exits._times", lambda *given: (0.95, 1.0))
+    monkeypatch.setattr("onnxsqueeze.engine.exits.times", lambda *given: (0.95, 1.0))
     whole, x = model(tmp_path / "m.onnx"), inputs(1000, 0)
     many, flat = model(tmp_path / "two.onnx", two=True), model(tmp_path / "flat.onnx", blocks=0)
     for path, data, words in (
