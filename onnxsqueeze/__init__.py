@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.palette import Palette as Palette
     from onnxsqueeze.passes.prune import Prune as Prune
     from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
+    from onnxsqueeze.passes.tune import Tune as Tune
     from onnxsqueeze.report.run import Report as Report
     from onnxsqueeze.report.sensitivity import Sensitivity as Sensitivity
     from onnxsqueeze.runtime.session import session as session
@@ -93,6 +94,7 @@ _HOMES = {
     "SpecError": "onnxsqueeze.errors",
     "SqueezeError": "onnxsqueeze.errors",
     "ToleranceError": "onnxsqueeze.errors",
+    "Tune": "onnxsqueeze.passes.tune",
     "UnknownPassError": "onnxsqueeze.errors",
     "UsageError": "onnxsqueeze.errors",
     "calibrate": "onnxsqueeze.engine.calibrate",

@@ -42,6 +42,7 @@ PUBLIC = [
     "SpecError",
     "SqueezeError",
     "ToleranceError",
+    "Tune",
     "UnknownPassError",
     "UsageError",
     "__version__",

@@ -62,6 +62,8 @@ class Bench:
         self.stats = Statistics()
         """What was measured for the plan that ``select`` is given."""
         self.calib = calib
+        self.teacher: Graph | None = None
+        """The model before the first pass that has lost anything, from which a pass may learn; never edited."""
         self.seed = seed
         self.progress = progress
         self.known = [] if known is None else known

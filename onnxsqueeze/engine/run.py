@@ -48,5 +48,7 @@ class Run:
     """The user's own score of answers on the held-out feeds."""
     keeps: Callable[[Graph], bool] | None = None
     """Whether the score of a graph on the calibration feeds stays within the user's limit, if there is one."""
+    teacher: Graph | None = None
+    """The model before the first pass that loses anything, from which passes may learn."""
     seen: tuple[Graph, Answers] | None = None
     """The last graph that was run on calibration feeds to be compared, and its answers."""
