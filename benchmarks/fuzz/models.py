@@ -40,7 +40,7 @@ class Builder:
         elif kind < 0.1 and len(shape) > 1:
             values[rng.integers(shape[0])] *= 10.0 ** rng.integers(-38, 12)
         elif kind < 0.13:
-            values[:] = 0
+            values[...] = 0
         elif kind < 0.16:
             values = np.rint(values * 4)
         elif kind < 0.165:
