@@ -29,5 +29,5 @@ def test_a_broken_model_is_refused_and_no_pass_is_blamed(model: ModelProto, word
 def test_where_a_pass_fails_on_a_model_that_the_checker_refuses_the_model_is_to_blame() -> None:
     model = made_of(("MatMul", ["x", "x"], ["a"]), ("Add", ["a"], ["y"]))
 
-    with pytest.raises(ModelError, match="the model is broken: .* has input size 1 not in range"):
+    with pytest.raises(ModelError, match=r"the model is broken: .* has input size 1 not in range"):
         squeeze(model, "clean", validate="none")
