@@ -45,7 +45,7 @@ def compensated(
         room: tuple[Any, Any] = np.float32(limits[0]), np.float32(limits[1])
         if pairs and partners[k] >= 0:
             room = _room(target, rows, scale, found, order, k, int(partners[k]))
-        q = np.where(scale[k] > 128 * TINY, np.clip(np.rint(target), *room), 0)
+        q = np.where(np.abs(scale[k]) > 128 * TINY, np.clip(np.rint(target), *room), 0)
         found[order[k]] = q
         return np.asarray(q * scale[k])
 
