@@ -28,6 +28,7 @@ __all__ = [
     "home",
     "insert",
     "mint",
+    "reads",
     "redirect",
     "remove",
     "replace",
@@ -53,10 +54,13 @@ def mint(graph: Graph, hint: str) -> str:
     names = graph.index.names
     if names is None:
         names = graph.index.names = _names(graph)
-    name, count = hint, 1
+        graph.index.minted.clear()
+    count = graph.index.minted.get(hint, 1)
+    name = hint if count == 1 else f"{hint}_{count}"
     while name in names:
         count += 1
         name = f"{hint}_{count}"
+    graph.index.minted[hint] = count
     names.add(name)
     return name
 
@@ -266,7 +270,7 @@ def sort(graph: Graph) -> None:
     position = {id(node): i for i, node in enumerate(graph.nodes)}
     edges = [
         (position[id(maker)], i)
-        for i, node in enumerate(graph.nodes) for t in _reads(node) for maker in t.inputs if id(maker) in position
+        for i, node in enumerate(graph.nodes) for t in reads(node) for maker in t.inputs if id(maker) in position
     ]  # fmt: skip
     if any(source >= i for source, i in edges):
         import networkx as nx  # slow to import, and most graphs are sorted
@@ -284,10 +288,10 @@ def sort(graph: Graph) -> None:
             sort(body)
 
 
-def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
+def reads(node: gs.Node) -> Iterator[gs.Tensor]:
     """Yield what the node reads, what its bodies capture included."""
     yield from node.inputs
     for body in subgraphs(node):
         yield from body.outputs
         for inner in body.nodes:
-            yield from _reads(inner)
+            yield from reads(inner)

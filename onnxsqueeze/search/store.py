@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from onnxsqueeze.engine.opening import Opened
 from onnxsqueeze.engine.recipe import Recipe
 from onnxsqueeze.engine.versions import versions
 from onnxsqueeze.errors import SqueezeError, UsageError
+from onnxsqueeze.feeds.types import Feeds
 from onnxsqueeze.files import open_regular, whole
 from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.encode import encode
@@ -35,7 +39,7 @@ from onnxsqueeze.report.run import StepReport
 from onnxsqueeze.report.search import Figures
 from onnxsqueeze.targets.processor import flags, machine
 
-__all__ = ["Kept", "Store"]
+__all__ = ["Kept", "Store", "kept_in"]
 
 LARGEST = 64 << 20
 """Bytes of a file of figures."""
@@ -49,6 +53,16 @@ class Kept:
     problem: str = ""
     seconds: float = 0.0
     confirmed: float | None = None
+
+
+@contextmanager
+def kept_in(cache: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Yield the folder of a cache, or one that is there until the block ends."""
+    if cache is not None:
+        yield Path(cache)
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # what is mapped stays, on some systems
+        yield Path(folder)
 
 
 class Store:
@@ -173,12 +187,14 @@ def _digest(opened: Opened) -> str:
     """Return the digest of all that figures hang on: model, feeds, settings, versions and processor."""
     found = hashlib.sha256()
     recipe = opened.recipe
-    settings = [recipe.seed, recipe.target, plain(recipe.outputs), recipe.score, recipe.max_score_drop]
-    found.update(json.dumps([versions(), machine(), sorted(flags()), str(opened.original.target), settings]).encode())
+    use = recipe.target, recipe.threads, recipe.batch, str(opened.original.target)
+    told = recipe.seed, plain(recipe.outputs), recipe.score, recipe.max_score_drop
+    found.update(json.dumps([versions(), machine(), sorted(flags()), use, told]).encode())
     _add_graph(found, opened.original)
     data = opened.data or ()
     for index in range(len(data)):
-        for name, array in sorted(data[index].items()):
+        feed = data.labelled(index) if isinstance(data, Feeds) and data.labels else data[index]
+        for name, array in sorted(feed.items()):
             found.update(f"{name} {array.dtype} {array.shape}".encode())
             found.update(_bytes(array))
     return found.hexdigest()
