@@ -121,7 +121,8 @@ def squeeze(
     LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
     original = load(model)
     original.made_for = None if recipe.target is None else find(recipe.target)
-    for pass_ in chosen:
+    restoring = next((i for i, pass_ in enumerate(chosen) if pass_.restores), len(chosen))
+    for pass_ in chosen[:restoring]:
         refuse_quantized(pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
     recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)

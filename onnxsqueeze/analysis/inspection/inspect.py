@@ -33,6 +33,7 @@ from onnxsqueeze.plain import plain
 from onnxsqueeze.runtime import timing
 from onnxsqueeze.runtime.memory import Memory
 from onnxsqueeze.runtime.memory import memory as footprint
+from onnxsqueeze.techniques.canonical.spellings import Spelling, spellings
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -103,6 +104,8 @@ class Inspection:
     """What ONNX Runtime spent in nodes of its own, and between nodes."""
     saturating: tuple[Saturation, ...] = ()
     """Layers whose integer sums can be wrong on x86-64 processors without VNNI."""
+    spellings: tuple[Spelling, ...] = ()
+    """Nodes that are spelled in a way that is slow on ONNX Runtime's CPU provider."""
     memory: Memory | None = None
     """What it takes at run time; None where it was not measured."""
 
@@ -156,6 +159,7 @@ def inspect_model(
         milliseconds=run,
         unattributed_ms=rest,
         saturating=saturating(graph),
+        spellings=tuple(spellings(View(graph))),
         memory=footprint(_path(graph) or graph, _feeds(graph, calibration)[0]) if memory else None,
     )
 
