@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.half import Half as Half
     from onnxsqueeze.passes.int8 import Int8 as Int8
     from onnxsqueeze.passes.lowrank import LowRank as LowRank
+    from onnxsqueeze.passes.palette import Palette as Palette
     from onnxsqueeze.passes.prune import Prune as Prune
     from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
     from onnxsqueeze.report.run import Report as Report
@@ -74,6 +75,7 @@ _HOMES = {
     "LowRank": "onnxsqueeze.passes.lowrank",
     "ModelError": "onnxsqueeze.errors",
     "Packing": "onnxsqueeze.ir.packed",
+    "Palette": "onnxsqueeze.passes.palette",
     "Pass": "onnxsqueeze.contract.base",
     "PassError": "onnxsqueeze.errors",
     "Prune": "onnxsqueeze.passes.prune",

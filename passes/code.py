@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from math import inf
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.budget.spend import Option, spend, within
+from onnxsqueeze.budget.spend import spend, within
 from onnxsqueeze.linear import select
-from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
-from onnxsqueeze.linear.chains import add_to_output
-from onnxsqueeze.linear.fitting import Fitting, few_rows
-from onnxsqueeze.linear.layers import Linear, covariance, describe, laid_out, matrix
+from onnxsqueeze.linear.fitting import Fitting, few_rows, fitting
+from onnxsqueeze.linear.layers import Linear, describe, matrix
 from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.measure.switchboard import impacts
-from onnxsqueeze.plugin import Bench, Gram, Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
-from onnxsqueeze.techniques.coding.quantizer import MOST, Integers, fitted, nearest
+from onnxsqueeze.plugin import Bench, Gram, Graph, Need, Selected, Site, Skip, Statistics, View, key_of
+from onnxsqueeze.techniques.coding.layer import TRIAL, CodedLayer
 from onnxsqueeze.words import amount
 
 __all__ = ["Code"]
 
-STEPS = tuple(2 ** (i / 2 - 7) for i in range(18))
-"""Steps that are tried, in standard deviations of the weight."""
-TRIAL = 0.5
-"""The step, in standard deviations, at which a layer's effect on the answers is measured."""
 TRIES = 5
 SMALLEST = 128
-FLOAT = 3.4
-"""Bytes of a weight that stays in float, in a container."""
-SAMPLE = 1 << 18
-"""Weights of a layer, evenly spread, from which its size and error at a step are guessed."""
 
 
 @dataclass(frozen=True)
 class Coded:
     """What a site carries: its layer, and the step of its weight."""
 
-    layer: _Layer
+    layer: CodedLayer
     step: float
 
 
@@ -64,7 +53,7 @@ class Code(Selected[Coded]):
     quantizes: ClassVar[bool] = True
 
     max_error: float | None = None
-    """Largest relative error of an output, ‖Δy‖ / ‖y‖, on calibration feeds; 0.06 (24 dB) without a size."""
+    """Largest relative error of an output, ‖Δy‖ / ‖y‖, on feeds that no fit has seen; 0.06 (24 dB) without a size."""
     size: float | None = None
     """What the weights may take once they are coded, as a share of their size in float."""
     _: KW_ONLY
@@ -102,8 +91,8 @@ class Code(Selected[Coded]):
         layers = [entry for entry in found_again if not isinstance(entry, Skip)]
         skips: list[Site[Coded] | Skip] = [entry for entry in found_again if isinstance(entry, Skip)]
         trials = {layer.key: layer.step(TRIAL) for layer in layers}
-        rewrites = {layer.key: [partial(layer.put, step=trials[layer.key])] for layer in layers}
-        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
+        rewrites = {layer.key: [partial(layer.early.put, step=trials[layer.key])] for layer in layers}
+        found = impacts(bench.original, bench.unseen[:1], rewrites, bench.progress, bench.ruler)
         gains = {
             layer.key: found[layer.key][0] / max(layer.error(trials[layer.key]), 1e-12)
             for layer in layers
@@ -117,7 +106,7 @@ class Code(Selected[Coded]):
 
         def error_of(plan: list[Site[Coded] | Skip]) -> float:
             sites = [each for each in plan if isinstance(each, Site)]
-            return bench.error(bench.variant(self.apply, sites)) if sites else 0.0
+            return bench.unseen_error(bench.variant(_early, sites)) if sites else 0.0
 
         nothing: list[Site[Coded] | Skip] = [Skip(each.key, "no step of it keeps max-error") for each in layers]
         sites, _ = within(self._error, partial(self._sites, layers, gains), error_of, nothing, tries=TRIES)
@@ -141,7 +130,7 @@ class Code(Selected[Coded]):
     def _error(self) -> float:
         return inf if self.size is not None else (self.max_error or 0.06) ** 2
 
-    def _layers(self, view: View, stats: Statistics) -> Iterator[_Layer | Skip]:
+    def _layers(self, view: View, stats: Statistics) -> Iterator[CodedLayer | Skip]:
         others = {id(each.node): each.reason for each in weighted(view)}
         coded = {id(node) for node in view.of("Conv", "Gemm", "MatMul", "Gather")}
         for node in view.nodes:
@@ -163,15 +152,17 @@ class Code(Selected[Coded]):
             elif len(tensor.outputs) > 1 or not isinstance(tensor, gs.Constant):
                 yield Skip(names[0], "its weight is shared with another layer, or computed")
             elif isinstance(linear := None if slot == 0 else describe(view, node), Linear):
-                yield _Layer(Fitting(linear, matrix(view, node), *covariance(stats, linear)))
+                layer = CodedLayer(fitting(stats, linear, matrix(view, node)))
+                unsure = layer.fitting.unsure if self.size is None else ""
+                yield Skip(names[0], unsure) if unsure else layer
             elif node.op in ("Conv", "Gather"):  # groups, tables: of their inputs nothing is known
                 weight = np.asarray(value, np.float64).reshape(len(value), -1)
-                yield _Layer(Fitting(Linear(names[0], node.op, Gram(""), *weight.shape), weight))
+                yield CodedLayer(Fitting(Linear(names[0], node.op, Gram(""), *weight.shape), weight))
             else:
                 yield Skip(names[0], linear or "its weight is not the second factor")
 
     def _within_size(
-        self, layers: Sequence[_Layer], gains: Mapping[str, float], share: float
+        self, layers: Sequence[CodedLayer], gains: Mapping[str, float], share: float
     ) -> list[Site[Coded] | Skip]:
         """Return the sites whose fitted weights take at most the share: what was guessed is less than what they do."""
         wanted = share * sum(4 * layer.fitting.weight.size for layer in layers)
@@ -184,7 +175,7 @@ class Code(Selected[Coded]):
         return entries
 
     def _sites(
-        self, layers: Sequence[_Layer], gains: Mapping[str, float], error: float, share: float | None = None
+        self, layers: Sequence[CodedLayer], gains: Mapping[str, float], error: float, share: float | None = None
     ) -> list[Site[Coded] | Skip]:
         """Return a site per layer, with the steps that together keep the budget of error, or that of bytes."""
         options = [layer.options(gains.get(layer.key, 1.0)) for layer in layers]
@@ -205,6 +196,11 @@ class Code(Selected[Coded]):
         return entries
 
 
+def _early(site: Site[Coded], graph: Graph) -> None:
+    """Apply a site with a fit that has not seen the feeds that are kept apart."""
+    site.work.layer.early.put(graph, site.key, step=site.work.step)
+
+
 def _as_fitted(entry: Site[Coded] | Skip) -> Site[Coded] | Skip:
     """Return a site with what its weight takes now that it is fitted, which is more than was guessed."""
     if isinstance(entry, Skip):
@@ -212,73 +208,3 @@ def _as_fitted(entry: Site[Coded] | Skip) -> Site[Coded] | Skip:
     size = entry.work.layer.fit(entry.work.step).bytes
     words = f"{8 * size / entry.work.layer.fitting.weight.size:.1f} bits a weight once coded"
     return replace(entry, action=words, detail={**entry.detail, "bytes": round(size)})
-
-
-@dataclass
-class _Layer:
-    """A layer with its coded versions, each computed once."""
-
-    fitting: Fitting
-    _guesses: dict[float, tuple[float, float]] = field(default_factory=dict)
-    _fitted: dict[float, Integers] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        return self.fitting.layer.key
-
-    def step(self, share: float) -> float:
-        """Return the step of so many standard deviations, or the smallest with which values fit into 15 bits."""
-        return max(share * float(self.fitting.weight.std()), float(np.abs(self.fitting.weight).max()) / MOST)
-
-    def guess(self, step: float) -> tuple[float, float]:
-        """Return about the bytes and the relative error of the output at a step; the fit has less error."""
-        if step not in self._guesses:
-            every = max(self.fitting.weight.size // SAMPLE, 1)
-            part, spread = self.fitting.weight[::every], self.fitting.covariance
-            found = nearest(part, step, None if spread is None else np.diag(spread))
-            change = part - found.matrix
-            energies = [float(np.sum((each if spread is None else each @ spread) * each)) for each in (change, part)]
-            self._guesses[step] = found.bytes * every, energies[0] / energies[1] if energies[1] > 0 else 0.0
-        return self._guesses[step]
-
-    def error(self, step: float) -> float:
-        return self.guess(step)[1]
-
-    def size(self, step: float) -> float:
-        """Return the bytes at a step: those of the fit, which needs more than a guess, once there is one."""
-        return self._fitted[step].bytes if step in self._fitted else self.guess(step)[0]
-
-    def options(self, gain: float) -> list[Option]:
-        steps = sorted({self.step(share) for share in STEPS})
-        excess = self.size(self.step(TRIAL)) / max(self.guess(self.step(TRIAL))[0], 1.0)
-        coded = [Option(excess * self.guess(step)[0], gain * self.guess(step)[1], step) for step in steps]
-        return [Option(FLOAT * self.fitting.weight.size, 0.0, 0.0), *coded]
-
-    def fit(self, step: float) -> Integers:
-        if step not in self._fitted:
-            self._fitted[step] = fitted(self.fitting.weight, step, self.fitting.covariance)
-        return self._fitted[step]
-
-    def put(self, graph: Graph, key: str, step: float) -> None:
-        """Give the layer that makes ``key`` the weight of this step, and its bias the mean of what is lost."""
-        node, scope = edit.find(graph, key)
-        slot = 0 if node.op == "Gather" else 1
-        found, old = self.fit(step), node.inputs[slot]
-        name = old.name or key
-        shift = self.fitting.shift(found.matrix)
-        wide = found.values.astype(np.float64)
-        values = (wide.reshape(old.shape) if slot == 0 else laid_out(node, wide)).astype(found.values.dtype)
-        integers = edit.constant(graph, f"{name}_integers", values)
-        scale = edit.constant(graph, f"{name}_step", np.array(step, np.float32))
-        cast = edit.insert(
-            graph, scope, "Cast", [integers], f"{name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node
-        )
-        node.inputs[slot] = edit.insert(graph, scope, "Mul", [cast, scale], f"{name}_restored", before=node)
-        if shift is None:
-            return
-        if node.op == "MatMul":
-            add_to_output(graph, scope, node, shift.astype(np.float32))
-        else:
-            tensor, bias = bias_tensor(node), bias_value(View(graph), node)
-            hint = f"{tensor.name if tensor is not None else name + '_bias'}_coded"
-            set_bias(node, edit.constant(graph, hint, np.asarray(bias + shift, np.float32)))

@@ -27,6 +27,7 @@ PUBLIC = [
     "LowRank",
     "ModelError",
     "Packing",
+    "Palette",
     "Pass",
     "PassError",
     "Prune",

@@ -70,6 +70,8 @@ TOGETHER = {
         "contract/selection",
         "contract/plan",
         "engine/squeeze",
+        "engine/course",
+        "engine/opening",
     ),
     "tests/engine/test_promises.py": ("engine/order",),
     "tests/engine/test_embed.py": (
@@ -98,7 +100,6 @@ TOGETHER = {
         "container/rans",
         "container/tables",
         "container/unpacking",
-        "container/zstd",
     ),
     "tests/ir/test_packed.py": ("cli/pack", "ir/pieces"),
     "tests/ir/test_round_trip.py": (
@@ -134,6 +135,9 @@ TOGETHER = {
         "techniques/pruning/removal",
         "techniques/pruning/units",
     ),
+    "tests/techniques/quantization/test_kmeans.py": ("techniques/quantization/palette",),
+    "tests/passes/test_code.py": ("techniques/coding/layer",),
+    "tests/passes/test_palette.py": ("techniques/quantization/emit/lookup", "techniques/quantization/indexed"),
     "tests/passes/test_prune.py": (
         "techniques/pruning/choice",
         "techniques/pruning/repair",

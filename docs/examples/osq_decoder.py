@@ -109,8 +109,10 @@ def block(size, meta, body):
     body = body[sizes[0] :]
     pools[2] = np.frombuffer(zlib.decompress(body[:deflated]) if deflated else b"", np.uint8)
     if squeezed:
-        from compression import zstd  # from Python 3.14 on
-
+        try:
+            from compression import zstd  # from Python 3.14 on
+        except ImportError:
+            import zstandard as zstd
         pools[3] = np.frombuffer(zstd.decompress(body[deflated : deflated + squeezed]), np.uint8)
     if sizes[1]:
         decode = (rans, huffman)[coder]

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnxsqueeze.analysis.inspection.inspect import Inspection
+    from onnxsqueeze.ir.packed import Packing
 
 __all__ = ["command", "show", "to_csv"]
 
@@ -29,6 +32,7 @@ ROWS = 40
 @click.option("--profile", is_flag=True, help="Run the model and measure the time of every layer.")
 @click.option("--calib", metavar="PATH", help="Feeds to run it on: a folder or file.  [default: random]")
 @click.option("--memory", is_flag=True, help="Run the model and measure its memory at run time.")
+@click.option("--packed", is_flag=True, help="Also say what weights and the file take once they are coded.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Write one line of CSV for each layer.")
 @click.option("--html", metavar="FILE", help="Also write a page for the browser.")
@@ -40,6 +44,7 @@ def command(
     profile: bool,
     calib: str | None,
     memory: bool,
+    packed: bool,
     as_json: bool,
     as_csv: bool,
     html: str | None,
@@ -57,12 +62,37 @@ def command(
         from onnxsqueeze.report.pages.page import inspection_page
 
         write_report(Path(html), inspection_page(found, command_line(ctx)))
+    coded, plain = _coded(Path(model)) if packed else (None, {})
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+        whole = found.to_dict()
+        if coded is not None:
+            whole["packed"] = {**asdict(coded), "plain": plain}
+        click.echo(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False))
     elif as_csv:
         click.echo(to_csv(found), nl=False)
     else:
         show(found, console_on(sys.stdout))
+        if coded is not None:
+            _show_coded(coded, plain, console_on(sys.stdout))
+
+
+def _coded(model: Path) -> tuple[Packing, dict[str, int]]:
+    """Return what ``pack`` makes of a model file, and what general compressors do."""
+    from onnxsqueeze.cli.pack import plain_sizes
+    from onnxsqueeze.ir.packed import packing
+
+    return packing(model), dict(plain_sizes(model))
+
+
+def _show_coded(found: Packing, plain: Mapping[str, int], console: Console) -> None:
+    from onnxsqueeze.cli.pack import show_tensors
+    from onnxsqueeze.report.tables import line
+    from onnxsqueeze.words import amount
+
+    console.print()
+    show_tensors(found, console)
+    sizes = [f"{amount(found.after, 'B')} by pack", *(f"{amount(size, 'B')} by {name}" for name, size in plain.items())]
+    line(console, f"on the wire: {', '.join(sizes)}")
 
 
 def show(found: Inspection, console: Console) -> None:

@@ -46,8 +46,11 @@ class _Part:
     planes: list[_Plane]
 
 
-def decode(block: Block) -> memoryview:
-    """Return the raw bytes of a block. Raises ModelError if any of it is damaged; memory is a few times its size."""
+def decode(block: Block, target: memoryview | None = None) -> memoryview:
+    """Return the raw bytes of a block, in ``target`` if that is given, which has room for just these.
+
+    Raises ModelError if any of it is damaged; memory is a few times its size.
+    """
     numbers = Numbers(block.description())
     coder, lanes = numbers.next(len(CODERS) - 1), numbers.next(1 << 20)
     count, deflated, squeezed = numbers.next(MOST_TABLES), numbers.next(len(block.body)), numbers.next(len(block.body))
@@ -77,7 +80,7 @@ def decode(block: Block) -> memoryview:
         pools[ENTROPY] = CODERS[coder].decode(coded, contexts, codes, lanes, sizes[ENTROPY])
     elif len(coded):
         raise ModelError("a block of the container is longer than it should be")
-    out = memoryview(bytearray(block.size))
+    out = memoryview(bytearray(block.size)) if target is None else target
     at, taken = 0, [0] * 4
     for part in parts:
         found = []

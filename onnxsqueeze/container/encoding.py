@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from onnxsqueeze.container.decoding import CODERS
 from onnxsqueeze.container.format import DEFLATED, ENTROPY, RAW, ZSTD, block, numbers
 from onnxsqueeze.container.tables import Pool, Symbols, cost
 
-__all__ = ["Piece", "encode"]
+__all__ = ["NAMES", "Piece", "encode"]
+
+NAMES = ("rans", "huffman", "deflate", "zstd")
+"""The entropy coders; the last two are C libraries, whose streams are marked by the methods of their planes."""
 
 SMALL = 64
 """Planes of fewer numbers are deflated with the text around them."""
@@ -48,6 +52,10 @@ class _Plane:
     bits: float
     method: int = DEFLATED
     tables: list[int] = field(default_factory=list)
+    numbers: bool = False
+    """Whether it would be entropy-coded, so that nothing in it repeats."""
+    taken: float = 0.0
+    """Bytes that it takes, unless its tables say so."""
 
 
 @dataclass
@@ -71,22 +79,19 @@ def encode(
     pool = Pool()
     for plane in sorted((plane for plane in every if plane.found is not None), key=lambda plane: -len(plane.data)):
         _choose(plane, pool)
+    if coder >= len(CODERS):
+        for plane in every:
+            plane.numbers = plane.method == ENTROPY
+            plane.method = plane.method if not plane.numbers else DEFLATED if NAMES[coder] == "deflate" else ZSTD
+        coder, pool = 0, Pool()
     codes = (
         np.stack([CODERS[coder].table(counts) for counts in pool.counts])
         if pool.counts
         else np.empty((0, 256), np.uint8)
     )
+    deflated, squeezed = _streams(every, with_zstd)
     symbols = [plane for plane in every if plane.method == ENTROPY]
     count = sum(len(plane.data) for plane in symbols)
-    texts = b"".join(plane.data.tobytes() for plane in every if plane.method == DEFLATED)
-    repeated = b"".join(plane.data.tobytes() for plane in every if plane.method == ZSTD)
-    deflated = zlib.compress(texts, 9) if texts else b""
-    if with_zstd and texts and len(frame := zstd.compress(texts + repeated)) < len(deflated):
-        for plane in every:
-            plane.method = ZSTD if plane.method == DEFLATED else plane.method
-        squeezed, deflated = frame, b""
-    else:
-        squeezed = zstd.compress(repeated) if repeated else b""
     body = [plane.data.tobytes() for plane in every if plane.method == RAW] + [deflated, squeezed]
     lanes = 0
     if count:
@@ -98,7 +103,47 @@ def encode(
     meta = numbers(coder, lanes, len(codes), len(deflated), len(squeezed))
     meta += np.diff(codes, axis=1, prepend=np.uint8(0)).astype(np.uint8).tobytes() + b"".join(map(_description, parts))
     packed = block(len(data), zlib.crc32(data), zlib.compress(meta, 9), b"".join(body))
-    return packed, _shares(parts, codes, coder, len(deflated) + len(squeezed), len(texts) + len(repeated))
+    return packed, _shares(parts, codes, coder)
+
+
+def _streams(every: Sequence[_Plane], with_zstd: bool) -> tuple[bytes, bytes]:
+    """Return what zlib and Zstandard make of the planes that are theirs; with ``with_zstd`` the smaller may do all."""
+    mine = [plane for plane in every if plane.method == DEFLATED]
+    deflated = _deflated(mine) if mine else b""
+    others = [plane for plane in every if plane.method == ZSTD]
+    level = zstd.FAST if any(plane.numbers for plane in others) else zstd.LEVEL
+    squeezed = zstd.compress(b"".join(plane.data.tobytes() for plane in others), level) if others else b""
+    if with_zstd and mine and not others:
+        squeezed = zstd.compress(b"".join(plane.data.tobytes() for plane in mine))
+        if len(squeezed) < len(deflated):
+            for plane in mine:
+                plane.method = ZSTD
+            deflated, others = b"", mine
+        else:
+            squeezed = b""
+    total = sum(len(plane.data) for plane in others)
+    for plane in others:
+        plane.taken = len(plane.data) * len(squeezed) / total
+    return deflated, squeezed
+
+
+def _deflated(found: Sequence[_Plane]) -> bytes:
+    """Return one stream of zlib for these planes, in which those of numbers are Huffman codes and nothing else.
+
+    Looking for repetitions among numbers takes long, makes them no smaller and slows the decoder down.
+    """
+    out, check = [b"\x78\xda"], 1
+    runs = [(kind, list(run)) for kind, run in groupby(found, key=lambda plane: plane.numbers)]
+    for i, (kind, run) in enumerate(runs):
+        strategy, memory = (zlib.Z_HUFFMAN_ONLY, 9) if kind else (zlib.Z_DEFAULT_STRATEGY, 8)
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15, memory, strategy)
+        data = b"".join(plane.data.tobytes() for plane in run)
+        made = packer.compress(data) + packer.flush(zlib.Z_FINISH if i == len(runs) - 1 else zlib.Z_SYNC_FLUSH)
+        check = zlib.adler32(data, check)
+        out.append(made)
+        for plane in run:
+            plane.taken = len(plane.data) * len(made) / len(data)
+    return b"".join([*out, check.to_bytes(4, "big")])
 
 
 def _part(data: memoryview, piece: Piece) -> _Part:
@@ -179,8 +224,8 @@ def _description(part: _Part) -> bytes:
     return b"".join(out)
 
 
-def _shares(parts: Sequence[_Part], codes: Symbols, coder: int, deflated: int, texts: int) -> list[float]:
-    """Return about how many bytes each part takes: its symbols by the tables' shares, its share of what is deflated."""
+def _shares(parts: Sequence[_Part], codes: Symbols, coder: int) -> list[float]:
+    """Return about how many bytes each part takes: its symbols by the tables' shares, its share of a stream."""
     bits = [CODERS[coder].lengths(each) for each in codes]
     out = []
     for part in parts:
@@ -194,6 +239,6 @@ def _shares(parts: Sequence[_Part], codes: Symbols, coder: int, deflated: int, t
                 counts = counts if len(plane.tables) > 1 else counts.sum(axis=0, keepdims=True)
                 total += sum(float(c @ bits[t]) for c, t in zip(counts, plane.tables, strict=True)) / 8
             else:
-                total += len(plane.data) * deflated / texts
+                total += plane.taken
         out.append(total)
     return out

@@ -15,6 +15,8 @@ PLAIN, NIBBLES, SPLIT, ROTATED, VALUES = range(5)
 the last plane of a float32 or bfloat16 is its exponent; the index of every element among its values."""
 FEW = 256
 PROBE = 4096
+CHUNK = 1 << 14
+"""Elements that are joined at a time, so that they stay in the cache."""
 
 
 def count(kind: int, width: int) -> int:
@@ -51,12 +53,18 @@ def join(planes: Sequence[Symbols], kind: int, width: int, values: Symbols | Non
         table = values.view(f"<u{width}")
         np.frombuffer(out, f"<u{width}")[:] = table.take(planes[0], mode="clip")
     else:
-        grid = target.reshape(-1, width)
-        for k, plane in enumerate(planes):
-            grid[:, k] = plane
-        if kind == ROTATED:
-            elements = np.frombuffer(out, f"<u{width}")
-            elements[:] = elements >> 1 | elements << 8 * width - 1
+        elements = np.frombuffer(out, f"<u{width}")
+        for start in range(0, len(elements), CHUNK):
+            part = slice(start, start + CHUNK)
+            found = planes[-1][part].astype(f"<u{width}")
+            for plane in planes[-2::-1]:
+                found <<= np.array(8, found.dtype)
+                found |= plane[part]
+            if kind == ROTATED:
+                sign = found << np.array(8 * width - 1, found.dtype)
+                found >>= np.array(1, found.dtype)
+                found |= sign
+            elements[part] = found
 
 
 def few(data: memoryview, width: int) -> Symbols | None:

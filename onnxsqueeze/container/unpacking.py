@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+
 from onnxsqueeze.container.decoding import decode
-from onnxsqueeze.container.format import Member, scan
+from onnxsqueeze.container.format import Block, Member, scan
 
 __all__ = ["Unpacked"]
 
@@ -32,13 +34,27 @@ class Unpacked:
                 block, left = block[left:], max(left - len(block), 0)
 
     def read(self) -> dict[str, memoryview]:
-        """Return all files in memory, by their names."""
-        found = {member.name: bytearray(member.size) for member in self.members}
-        at = dict.fromkeys(found, 0)
-        for member, chunk in self.chunks():
-            found[member.name][at[member.name] : at[member.name] + len(chunk)] = chunk
-            at[member.name] += len(chunk)
-        return {name: memoryview(data) for name, data in found.items()}
+        """Return all files in memory, by their names; blocks are decoded where they are to stand."""
+        found = {member.name: np.empty(member.size, np.uint8).data for member in self.members}
+        work: list[tuple[Block, list[memoryview]]] = []
+        rest = deque(data for data in found.values() if data)
+        for block in self._blocks:
+            room, left = [], block.size
+            while left:
+                room.append(rest[0][:left])
+                rest[0] = rest[0][left:]
+                left -= len(room[-1])
+                if not rest[0]:
+                    rest.popleft()
+            work.append((block, room))
+        if self._threads <= 1:
+            for each in work:
+                _into(*each)
+        else:
+            with ThreadPoolExecutor(self._threads) as pool:
+                for _ in pool.map(lambda each: _into(*each), work):
+                    pass
+        return found
 
     def _decoded(self) -> Iterator[memoryview]:
         if self._threads <= 1:
@@ -52,3 +68,14 @@ class Unpacked:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+
+
+def _into(block: Block, room: list[memoryview]) -> None:
+    """Decode a block into the places, one after the other, that its bytes have in the files."""
+    if len(room) == 1:
+        decode(block, room[0])
+        return
+    data = decode(block)
+    for place in room:
+        place[:] = data[: len(place)]
+        data = data[len(place) :]

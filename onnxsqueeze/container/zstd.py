@@ -10,17 +10,19 @@ import numpy as np
 from onnxsqueeze.container.tables import Symbols
 from onnxsqueeze.errors import ModelError, UsageError
 
-__all__ = ["LEVEL", "compress", "decompress"]
+__all__ = ["FAST", "LEVEL", "compress", "decompress"]
 
 LEVEL = 19
+FAST = 3
+"""The level for numbers, in which nothing repeats: higher ones make them larger."""
 
 
-def compress(data: bytes | memoryview) -> bytes:
+def compress(data: bytes | memoryview, level: int = LEVEL) -> bytes:
     """Return a frame of Zstandard. Raises UsageError if it is not installed."""
     zstd = _module()
     if hasattr(zstd, "ZstdFile"):  # Python's own
-        return bytes(zstd.compress(data, level=LEVEL))
-    return bytes(zstd.ZstdCompressor(level=LEVEL).compress(bytes(data)))
+        return bytes(zstd.compress(data, level=level))
+    return bytes(zstd.ZstdCompressor(level=level).compress(bytes(data)))
 
 
 def decompress(data: memoryview, size: int) -> Symbols:
@@ -31,8 +33,10 @@ def decompress(data: memoryview, size: int) -> Symbols:
     try:
         if hasattr(zstd, "ZstdFile"):
             found = zstd.ZstdDecompressor().decompress(data, size + 1)
+        elif zstd.frame_content_size(data) not in (size, -1):  # what it says is allocated
+            raise ModelError("data of Zstandard in a block is damaged")
         else:
-            found = zstd.ZstdDecompressor().stream_reader(bytes(data)).read(size + 1)
+            found = zstd.ZstdDecompressor().decompress(data, max_output_size=size)
     except zstd.ZstdError:
         raise ModelError("data of Zstandard in a block is damaged") from None
     if len(found) != size:

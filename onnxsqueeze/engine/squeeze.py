@@ -10,37 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from onnxsqueeze.analysis.check import breaches, words
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import promises, registry
+from onnxsqueeze.engine.course import Course
 from onnxsqueeze.engine.footprint import footprints, refuse_memory
-from onnxsqueeze.engine.implied import CLOSING, finds, with_implied
+from onnxsqueeze.engine.implied import with_implied
+from onnxsqueeze.engine.opening import Opened, open_run
 from onnxsqueeze.engine.order import refuse_order
 from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
-from onnxsqueeze.engine.reference import held_words, prepare
+from onnxsqueeze.engine.reference import held_words
 from onnxsqueeze.engine.result import Result
-from onnxsqueeze.engine.run import Run
-from onnxsqueeze.engine.score import keeping, refuse_drop, scored, scoring, with_score
-from onnxsqueeze.engine.step import refuse_quantized, run_pass
-from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
-from onnxsqueeze.feeds.reading import beside
-from onnxsqueeze.feeds.reading import read as read_feeds
-from onnxsqueeze.feeds.types import Feeds, Input, inputs_of
-from onnxsqueeze.ir.encode import encode
-from onnxsqueeze.ir.files import load, save
+from onnxsqueeze.engine.score import refuse_drop, scored, with_score
+from onnxsqueeze.errors import ToleranceError, UsageError
+from onnxsqueeze.ir.files import save
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.cost import cost
-from onnxsqueeze.measure.rig import mount
-from onnxsqueeze.report.run import Report, StepReport
+from onnxsqueeze.report.run import Report
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.runtime.timing import Latency, latency
-from onnxsqueeze.statistics.store import load_statistics, save_statistics
-from onnxsqueeze.targets.profiles import find
+from onnxsqueeze.statistics.store import save_statistics
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -119,79 +111,18 @@ def squeeze(
     refuse_places(written, {"the model": model}, calibration=recipe.calibration.get("source"), stats=files)
     progress("loading", 0, 1)
     LOG.info("squeezing %s with %s", path or "a model in memory", recipe.pipeline)
-    original = load(model)
-    original.made_for = None if recipe.target is None else find(recipe.target)
-    restoring = next((i for i, pass_ in enumerate(chosen) if pass_.restores), len(chosen))
-    for pass_ in chosen[:restoring]:
-        refuse_quantized(pass_, original)
-    inputs = inputs_of(encode(original, skeleton=True))
-    recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
-    calib, held = data.split() if data is not None else ((), ())
     check = recipe.validate == "full" and not dry_run
-    for taps in (check, False):
-        rig = mount(original, recipe.outputs, taps)
-        drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]
-        run = Run(drawn[0], drawn[1], load_statistics(known), check, recipe.seed, progress, ruler=rig.ruler)
-        run.invented = data is None or data.invented
-        whole = path or original if rig.graph is original else rig.graph
-        try:
-            notes = prepare(run, whole, inputs, data, rig)
-        except ModelError:
-            if rig.graph is original:
-                raise
-            continue  # with further outputs it does not run; without them errors are measured at its own
-        break
-    if scorer is not None and run.reference and isinstance(held, Feeds):
-        names = tuple(str(t.name) for t in original.outputs)
-        run.score = scoring(scorer, held, names, len(run.reference))
-        if recipe.max_score_drop is not None and isinstance(calib, Feeds):
-            run.keeps = keeping(scorer, calib, drawn[0], names, rig.graph, recipe.max_score_drop)
-    feed = next(iter(held or calib), None)
-    before = cost(original, _size(original, model), feed)
-    if feed is not None and before.macs is None:
-        notes.append(UNCOUNTED)
-
-    graph = rig.graph
-    steps: list[StepReport] = []
-    made: list[Ingredient] = []
-    for each, implicit in with_implied(recipe.steps, original):
-        if implicit and each.pass_.name == CLOSING and not finds(each.pass_, graph):
-            continue
-        stage = ", ".join(step.spec for step in steps if step.done)
-        run.known, run.measured = list(each.latency), []
-        graph, step = run_pass(each.pass_, implicit, graph, run, stage)
-        _log(step)
-        steps.append(step)
-        made.append(Ingredient(each.pass_, tuple(run.measured), {site.key: site.action for site in step.done}))
-        notes += _unlike(each, made[-1])
-
-    graph = rig.dismounted(graph)
+    opened = open_run(model, recipe, calibration, scorer, check, known, progress)
+    course = Course.beginning(opened)
+    for each, implicit in with_implied(recipe.steps, opened.original):
+        course = course.after(each, implicit, opened)
     if unwritten is not None:
-        save_statistics(unwritten, run.stages)
-    notes += words(breaches(graph))
-    times = _latency(held if len(held) else run.held, path or original, graph, progress) if run.reference else None
-    report = Report(
-        model="<memory>" if path is None else str(path),
-        output=None,
-        pipeline=", ".join(step.spec for step in steps),
-        calibration=data.source if data is not None else "statistics from a file" if known else "none",
-        held_out=held_words(run, data),
-        before=before,
-        after=cost(graph, file_size(graph), feed),
-        latency_ms=None if times is None else (times.milliseconds[0], times.milliseconds[-1]),
-        latency_ratio=None if times is None else times.ratio,
-        deviations=run.ruler.compare(run.reference, run.previous),
-        steps=tuple(steps),
-        notes=tuple(notes),
-        seconds=time.perf_counter() - start,
-        dry_run=dry_run,
-        score=scored(run, scorer),
-        target=str(original.target),
-        memory=footprints(path or original, graph, held or run.held) if memory or max_memory is not None else None,
-    )
-    if recipe.min_sqnr is not None and run.check:
+        save_statistics(unwritten, opened.run.stages)
+    report, graph = closed(opened, course, progress, dry_run=dry_run, memory=memory or max_memory is not None)
+    report = replace(report, seconds=time.perf_counter() - start)
+    if recipe.min_sqnr is not None and opened.run.check:
         _refuse_deviation(report, recipe.min_sqnr)
-    if recipe.max_score_drop is not None and run.check:
+    if recipe.max_score_drop is not None and opened.run.check:
         refuse_drop(report, recipe.max_score_drop)
     refuse_memory(report, max_memory)
     if output is not None and not dry_run:
@@ -199,7 +130,7 @@ def squeeze(
         after = replace(report.after, bytes=save(graph, output))
         report = replace(report, output=str(output), after=after, seconds=time.perf_counter() - start)
         LOG.info("wrote %s", output)
-    return Result(graph, report, replace(recipe, steps=tuple(made)), original)
+    return Result(graph, report, replace(opened.recipe, steps=course.made), opened.original)
 
 
 def _recipe(
@@ -233,27 +164,6 @@ def _recipe(
     )
 
 
-def _unlike(recipe: Ingredient, made: Ingredient) -> list[str]:
-    """Return a note if a pass has done otherwise than its recipe says."""
-    old, new = recipe.chosen, made.chosen
-    different = [key for key in {**old, **new} if old.get(key) != new.get(key)] if old else []
-    if not different:
-        return []
-    key = different[0]
-    return [
-        f"{made.pass_.name} did otherwise than the recipe says at {len(different)} places, such as '{key}': "
-        f"{new.get(key, 'left alone')} instead of {old.get(key, 'left alone')}; the model, the calibration data or the "
-        "versions named in the recipe are others"
-    ]
-
-
-def _log(step: StepReport) -> None:
-    if step.kept:
-        LOG.info("%s: %d done, %d skipped, %.1f s", step.spec, len(step.done), len(step.skipped), step.seconds)
-    else:
-        LOG.warning("%s: rolled back, %s", step.spec, step.reason)
-
-
 def _refuse_deviation(report: Report, min_sqnr: float) -> None:
     if report.sqnr_db is None:
         problem = "min_sqnr= cannot be checked without feeds: give calibration=; nothing was written"
@@ -266,36 +176,41 @@ def _refuse_deviation(report: Report, min_sqnr: float) -> None:
         )
 
 
-def _feeds(
-    recipe: Recipe, given: Any, inputs: tuple[Input, ...], path: Path | None, labels: bool
-) -> tuple[Recipe, Feeds | None]:
-    """Return the feeds, and the recipe with the place where they were found."""
-    source: Any = recipe.calibration.get("source")
-    if source is None and path is not None:
-        source = beside(path)
-    how = {key: recipe.calibration.get(key) for key in ("mean", "std", "scale")}
-    if source is None or source == "none":
-        if any(value is not None for value in how.values()):
-            raise UsageError("mean=, std= and scale= are for images, and there are none: give calibration=")
-        return replace(recipe, calibration={**recipe.calibration, "source": "none"}), None
-    if source == FROM_PYTHON and (given is None or isinstance(given, str)):
-        raise UsageError("the recipe was made with calibration data from Python: give them with calibration=")
-    recipe = replace(recipe, calibration={**recipe.calibration, "source": str(source)})
-    data = given if source == FROM_PYTHON else source
-    return recipe, read_feeds(data, inputs, model_path=path, seed=recipe.seed, labels=labels, **how)  # type: ignore[arg-type]
+def _silent(stage: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+def closed(
+    opened: Opened, course: Course, progress: Progress, *, dry_run: bool = False, memory: bool = False
+) -> tuple[Report, Graph]:
+    """Return the report of a course that is at its end, without its time, and the graph as the user gets it."""
+    graph = opened.rig.dismounted(course.graph)
+    run, held = opened.run, opened.held
+    run.previous = course.answers
+    whole = opened.path or opened.original
+    times = _latency(held if len(held) else run.held, whole, graph, progress) if run.reference else None
+    report = Report(
+        model="<memory>" if opened.path is None else str(opened.path),
+        output=None,
+        pipeline=", ".join(step.spec for step in course.steps),
+        calibration=opened.data.source if opened.data else "statistics from a file" if opened.known else "none",
+        held_out=held_words(run, opened.data),
+        before=opened.before,
+        after=cost(graph, file_size(graph), opened.feed),
+        latency_ms=None if times is None else (times.milliseconds[0], times.milliseconds[-1]),
+        latency_ratio=None if times is None else times.ratio,
+        deviations=run.ruler.compare(run.reference, run.previous),
+        steps=course.steps,
+        notes=(*opened.notes, *course.notes, *words(breaches(graph))),
+        seconds=0.0,
+        dry_run=dry_run,
+        score=scored(run, opened.scorer),
+        target=str(opened.original.target),
+        memory=footprints(whole, graph, held or run.held) if memory else None,
+    )
+    return report, graph
 
 
 def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
     progress("timing", 0, 1)
     return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
-
-
-def _size(graph: Graph, source: AnyModel) -> int:
-    if isinstance(source, onnx.ModelProto):
-        return int(source.ByteSize())
-    in_one_file = isinstance(source, (str, os.PathLike)) and not graph.external
-    return Path(source).stat().st_size if in_one_file else file_size(graph)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Report progress to nobody."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import struct
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -17,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxsqueeze.container import contexts, encoding, format, huffman, others, planes, rans, tables, zstd
+from onnxsqueeze.container import contexts, encoding, format, huffman, others, planes, rans, tables
 from onnxsqueeze.container.decoding import decode
 from onnxsqueeze.container.encoding import Piece
 from onnxsqueeze.container.format import Block, Member, Numbers
 from onnxsqueeze.container.packing import TARGET, Source, packed
 from onnxsqueeze.container.unpacking import Unpacked
-from onnxsqueeze.errors import ModelError, SqueezeError, UsageError
+from onnxsqueeze.errors import ModelError, SqueezeError
 
 ROOT = Path(__file__).parents[2]
 Bytes = NDArray[np.uint8]
@@ -77,7 +78,7 @@ def other_decoder() -> Callable[[bytes], dict[str, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("coder", [0, 1])
+@pytest.mark.parametrize("coder", [0, 1, 2])
 def test_every_kind_of_number_comes_back_by_both_decoders(coder: int) -> None:
     data, first = container(coder)
     found = Unpacked(memoryview(data), threads=2).read()
@@ -89,7 +90,7 @@ def test_every_kind_of_number_comes_back_by_both_decoders(coder: int) -> None:
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-@pytest.mark.parametrize("coder", [0, 1])
+@pytest.mark.parametrize("coder", [0, 1, 2])
 def test_the_decoder_for_browsers_gives_the_same(coder: int, tmp_path: Path) -> None:
     data, first = container(coder)
     (tmp_path / "m.osq").write_bytes(data)
@@ -185,14 +186,33 @@ def test_repetitions_are_found() -> None:
     assert len(data) < 2000
 
 
-def test_zstd_is_asked_for_and_comes_back() -> None:
-    try:
-        data, first = container(with_zstd=True)
-    except UsageError as error:
-        assert str(error) == "this needs Zstandard: pip install 'onnxsqueeze[zstd]'"
-        return
-    assert bytes(Unpacked(memoryview(data)).read()["m.onnx"]) == first
-    assert bytes(zstd.decompress(memoryview(zstd.compress(b"abc")), 3)) == b"abc"
+def test_the_coder_of_zlib_writes_huffman_codes_for_numbers_and_repetitions_for_text() -> None:
+    numbers, text = laplace((400, 1000), 3), b"a name of a tensor, " * 100
+    pieces = [Piece(len(text)), Piece(numbers.size, 1, 1000), Piece(len(text))]
+    data = text + numbers.tobytes() + text
+    sizes = {}
+    for coder in range(3):
+        made, shares = encoding.encode(memoryview(data), pieces, coder)
+        sizes[coder] = len(made)
+        assert sum(shares) == pytest.approx(len(made), abs=500)
+        assert bytes(only_block(made)) == data
+
+    assert 1.0 < sizes[2] / sizes[0] < 1.025
+    assert sizes[2] < 1.01 * sizes[1]
+
+
+def only_block(made: bytes) -> memoryview:
+    size, crc, meta, body = struct.unpack_from("<IIII", made)
+    return decode(Block(size, crc, memoryview(made)[16 : 16 + meta], memoryview(made)[-body:]))
+
+
+@pytest.mark.parametrize(("coder", "with_zstd"), [(0, True), (1, True), (2, True), (3, False), (3, True)])
+def test_zstd_comes_back_by_both_decoders(coder: int, with_zstd: bool) -> None:
+    pytest.importorskip("zstandard")
+    data, first = container(coder, with_zstd)
+
+    assert bytes(Unpacked(memoryview(data)).read()["m.onnx"]) == first == other_decoder()(data)["m.onnx"]
+    assert data != container(coder)[0] or coder == 3
 
 
 def test_others_are_told() -> None:
@@ -201,11 +221,12 @@ def test_others_are_told() -> None:
     assert (name, size < 100) == ("gzip -9", True)
 
 
-def test_damage_is_an_error_and_nothing_else() -> None:
+@pytest.mark.parametrize("coder", [0, 2])
+def test_damage_is_an_error_and_nothing_else(coder: int) -> None:
     """Flips, cuts and overwrites anywhere; the checksum finds what the frame does not."""
-    data, _ = container()
+    data, _ = container(coder)
     rng = np.random.default_rng(3)
-    for _ in range(400):
+    for _ in range(300):
         damaged = bytearray(data)
         kind = rng.integers(0, 3)
         at = int(rng.integers(0, len(damaged)))

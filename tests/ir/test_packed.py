@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_every_small_model_comes_back(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("coder", ["rans", "huffman"])
+@pytest.mark.parametrize("coder", ["rans", "huffman", "deflate"])
 def test_a_model_that_ships_is_smaller_and_says_so(coder: str, tmp_path: Path) -> None:
     found = pack(MODELS / "cnn.onnx", tmp_path / "m.osq", coder=coder)
     unpack(tmp_path / "m.osq", tmp_path / "m.onnx")
@@ -148,6 +149,25 @@ def test_the_command_line_packs_and_unpacks(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err == f"onnxsqueeze: error: {tmp_path}/m.onnx: not a container of onnxsqueeze\n"
 
 
+def test_inspect_says_what_pack_would_write_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(MODELS / "mlp.onnx", tmp_path / "m.onnx")
+    outs = []
+    for arguments in (["--json"], []):
+        with pytest.raises(SystemExit):
+            main(["inspect", str(tmp_path / "m.onnx"), "--packed", *arguments])
+        outs.append(capsys.readouterr().out)
+    found = json.loads(outs[0])["packed"]
+
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    made = pack(tmp_path / "m.onnx", tmp_path / "m.osq")
+    assert (found["before"], found["after"]) == (made.before, made.after)
+    assert [each["coded"] for each in found["tensors"]] == [each.coded for each in made.tensors]
+    assert found["plain"]["gzip -9"] > made.after
+    assert "entropy" in outs[1] and "by gzip -9" in outs[1]
+
+
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     shutil.copy(MODELS / "mlp.onnx", tmp_path / "m.onnx")
     pack(tmp_path / "m.onnx", tmp_path / "m.osq")
@@ -156,7 +176,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         pack(tmp_path / "m.osq", tmp_path / "n.osq")
     with pytest.raises(UsageError, match="belongs to the input model"):
         pack(tmp_path / "m.onnx", tmp_path / "m.onnx")
-    with pytest.raises(UsageError, match="coder is rans or huffman, not 'lzw'"):
+    with pytest.raises(UsageError, match="coder is rans, huffman, deflate or zstd, not 'lzw'"):
         pack(tmp_path / "m.onnx", tmp_path / "n.osq", coder="lzw")
     with pytest.raises(UsageError, match="is the container itself"):
         unpack(tmp_path / "m.osq", tmp_path / "m.osq")

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.container.tables import cost
+from onnxsqueeze.linear.compensation import Feedback, feedback, rounded
 
-__all__ = ["MOST", "Integers", "fitted", "nearest"]
+__all__ = ["MOST", "Integers", "feedback_of", "fitted", "nearest"]
 
-BLOCK = 64
 DAMPING = 0.1
-"""Added to the diagonal of S, as a share of its mean."""
+"""Added to the diagonal of S, as a share of its mean: what is coarse moves others far."""
 MU = log(2) / 6
 ROUNDS = 3
 MOST = 32767
@@ -50,7 +50,7 @@ class Integers:
         return sum(float(cost(np.bincount(plane, minlength=256))) for plane in planes) / 8
 
 
-def nearest(weight: Matrix, step: float, importance: NDArray[np.floating] | None = None) -> Integers:
+def nearest(weight: NDArray[np.floating], step: float, importance: NDArray[np.floating] | None = None) -> Integers:
     """Return integers for a weight (O, K), each chosen by itself; ``importance`` are the d_k, all alike if None."""
     target = np.asarray(weight / step, np.float32)
     share = np.ones(1, np.float32) if importance is None else np.asarray(importance / importance.mean(), np.float32)
@@ -60,38 +60,34 @@ def nearest(weight: Matrix, step: float, importance: NDArray[np.floating] | None
     return Integers(_narrow(values), step)
 
 
-def fitted(weight: Matrix, step: float, second: Matrix | None) -> Integers:
+def feedback_of(second: Matrix) -> Feedback:
+    """Return how columns make up for each other's errors on inputs with ``second`` = E[xxᵀ]."""
+    return feedback(second, DAMPING)
+
+
+def fitted(weight: Matrix, step: float, second: Matrix | None, back: Feedback | None = None) -> Integers:
     """Return integers whose errors cancel on inputs with ``second`` = E[xxᵀ], or ``nearest`` ones if that is None.
 
-    With ``S = U D Uᵀ``, U being unit upper triangular, columns are taken in the order of falling S_kk, and each makes
-    up for what those before it have lost: its target is ``w_k + Σ_{j<k} U_jk·(w_j − δ·q_j)``, and its d_k is D_k, what
-    an error costs that later columns make up for (as GPTQ does: Frantar et al. 2023, Chee et al. 2023).
+    Columns are rounded in turn, as ``linear.compensation`` says; the d_k of one is D_k, what an error costs that later
+    columns make up for.
     """
     if second is None:
         return nearest(weight, step)
-    order, upper, share = _factor(second)
+    back = feedback_of(second) if back is None else back
     found = nearest(weight, step, np.diag(second))
-    rows = np.asarray(weight.T[order] / step, np.float32)
+    columns = np.asarray(weight.T / step, np.float32)
+    values = np.empty(columns.shape, np.int16)
     prices = _prices(found.values)
+
+    def choose(k: int, target: NDArray[np.floating]) -> Floats:
+        q = _cheapest(np.asarray(target, np.float32), back.share[k], prices)
+        values[back.order[k]] = q
+        return q.astype(np.float32)
+
     for _ in range(2):
-        values = _rounded(rows, upper, share, prices)
+        rounded(columns, back, choose)
         prices = _prices(values)
-    back = np.empty_like(values)
-    back[order] = values
-    return Integers(_narrow(np.ascontiguousarray(back.T)), step)
-
-
-def _rounded(rows: Floats, upper: Floats, share: Floats, prices: Floats) -> NDArray[np.int16]:
-    lost = np.zeros_like(rows)
-    values = np.empty(rows.shape, np.int16)
-    for start in range(0, len(rows), BLOCK):
-        stop = min(start + BLOCK, len(rows))
-        wanted = rows[start:stop] + upper[:start, start:stop].T @ lost[:start]
-        for k in range(start, stop):
-            target = wanted[k - start] + upper[start:k, k] @ lost[start:k]
-            values[k] = _cheapest(target, share[k], prices)
-            lost[k] = rows[k] - values[k]
-    return values
+    return Integers(_narrow(np.ascontiguousarray(values.T)), step)
 
 
 def _cheapest(target: Floats, share: Floats | np.float32, prices: Floats) -> NDArray[np.int16]:
@@ -117,14 +113,3 @@ def _prices(values: NDArray[np.signedinteger]) -> Floats:
 
 def _narrow(values: NDArray[np.int16]) -> NDArray[np.signedinteger]:
     return values.astype(np.int8) if np.abs(values.astype(np.int32)).max() <= 127 else values
-
-
-def _factor(second: Matrix) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Return the order of falling S_kk, U of ``S + λI = U D Uᵀ`` in it, and D over its mean."""
-    order = np.argsort(-np.diag(second), kind="stable")
-    turned = second[np.ix_(order, order)][::-1, ::-1].astype(np.float64)
-    turned.flat[:: len(turned) + 1] += DAMPING * float(np.trace(turned)) / len(turned) + 1e-30
-    factor = np.linalg.cholesky(turned)[::-1, ::-1]
-    scale = np.diag(factor)
-    share = scale**2 / np.mean(scale**2)
-    return order, np.asarray(factor / scale, np.float32), np.asarray(share, np.float32)

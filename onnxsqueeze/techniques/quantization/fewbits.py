@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.grids import TINY
-from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
+from onnxsqueeze.techniques.quantization.rounding import compensated
 
 __all__ = ["LEVELS", "Fit", "Grid", "block_of", "fit", "product_block", "rows_of"]
 

@@ -54,12 +54,12 @@ class Weight:
     slot: int
     shape: tuple[int, ...]
     rank: int | None = None
-    heads: tuple[str, ...] = ()
-    product: tuple[int, ...] = ()
-    fused: bool = False
     moments: Moments | None = None
     biased: bool = False
     by_channel: bool = False
+    heads: tuple[str, ...] = ()
+    product: tuple[int, ...] = ()
+    fused: bool = False
     _errors: dict[int, float] = field(default_factory=dict)
     _fits: dict[int, Fit] = field(default_factory=dict)
 
@@ -131,12 +131,16 @@ class Weight:
             self._fits[bits] = found
         return found
 
+    def restored(self, bits: int, values: NDArray[np.floating], keep: bool = False) -> NDArray[np.float32]:
+        """Return the weight (N, K) that so many bits leave."""
+        return self.fit(bits, values, keep).weight
+
     def error(self, bits: int) -> float:
         """Return the relative squared error of the layer's output, of the weight itself where nothing was measured."""
         if bits not in self._errors:
             values = values_of(self.node.inputs[self.slot])
             rows, second = np.asarray(self.rows(values), np.float32), self.second
-            change = rows - self.fit(bits, values).weight
+            change = rows - self.restored(bits, values)
             if second is None:
                 power, error = float(np.sum(rows**2, dtype=np.float64)), float(np.sum(change**2, dtype=np.float64))
             else:
@@ -149,7 +153,7 @@ class Weight:
         """Give the node that makes ``key``, a copy of its own, the weight as it is with so many bits."""
         node, _ = edit.find(graph, key)
         values = values_of(self.node.inputs[self.slot])
-        rows = self.fit(bits, values, keep=True).weight
+        rows = self.restored(bits, values, keep=True)
         restored = rows.T if self.columns_first else rows.reshape(self.shape)
         slot = self.slot
         if key in self.heads:
@@ -158,12 +162,12 @@ class Weight:
 
 
 def weights(
-    view: View, stats: Statistics, wanted: Callable[[gs.Node], bool], bits: int = 4, rows: int = 0
+    view: View, stats: Statistics, wanted: Callable[[gs.Node], bool], bits: int = 0, rows: int = 0
 ) -> Iterator[list[Weight] | Skip]:
     """Yield per node the weights that can be stored in few bits, and why others are not; a shared one only once.
 
-    Those that multiply few rows at a time stay in few bits if they may have ``bits`` then; ``rows`` says how many they
-    multiply where the graph does not, 0: as many as were measured.
+    Those that multiply few rows at a time stay in few bits if they may have ``bits`` then, 0: none does; ``rows`` says
+    how many they multiply where the graph does not, 0: as many as were measured.
     """
     tables = {key: key_of(node) for node in view.of("Gather") for key in map(key_of, heads(view, node) or ())}
     layers = Layers(view, wanted, share=0.0)

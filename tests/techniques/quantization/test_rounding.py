@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxsqueeze.techniques.quantization.rounding import compensated, feedback
+from onnxsqueeze.linear.compensation import feedback
+from onnxsqueeze.techniques.quantization.rounding import compensated
 
 Floats = NDArray[np.floating]
 

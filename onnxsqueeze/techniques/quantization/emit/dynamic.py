@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
+from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
@@ -28,7 +29,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
 )
 from onnxsqueeze.techniques.quantization.fewbits import Grid, fit
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
-from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
+from onnxsqueeze.techniques.quantization.rounding import compensated
 
 __all__ = ["dynamic"]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     ROW,
@@ -27,7 +28,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     values_of,
 )
 from onnxsqueeze.techniques.quantization.grids import TINY
-from onnxsqueeze.techniques.quantization.rounding import LARGEST, compensated, feedback
+from onnxsqueeze.techniques.quantization.rounding import compensated
 
 __all__ = ["stored"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.floating]
+Held = TypeVar("Held")
 ROW = 8
 """Weights that must share a scale at least, so that scales do not outweigh what int8 saves."""
 HELD = 1 << 23
@@ -115,14 +116,15 @@ class Kept:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, tuple[int, ...], bytes], NDArray[Any]] = {}
-        self._last: tuple[tuple[object, ...], NDArray[Any]] | None = None
+        self._last: tuple[tuple[object, ...], Any] | None = None
 
-    def last(self, make: Callable[[], NDArray[Any]], *key: object) -> NDArray[Any]:
-        """Do the same as ``get``, but forget the array when another one is asked for: it is large."""
+    def last(self, make: Callable[[], Held], *key: object) -> Held:
+        """Return what ``make`` has returned for the same key, and forget it when another is asked for: it is large."""
         if self._last is None or self._last[0] != key:
             self._last = None
             self._last = key, make()
-        return self._last[1]
+        found: Held = self._last[1]
+        return found
 
     def get(self, make: Callable[[], NDArray[Any]], values: FloatArray, what: str) -> NDArray[Any]:
         """Return what ``make`` has returned for the same values, or returns now: in bodies, names may be others'."""

@@ -1,0 +1,44 @@
+"""Indices of levels in a file, and the nodes that restore weights from them when ONNX Runtime loads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.techniques.quantization.emit.nbits import decoded
+from onnxsqueeze.techniques.quantization.fewbits import Grid
+from onnxsqueeze.techniques.quantization.palette import Palette
+
+__all__ = ["looked_up"]
+
+
+def looked_up(
+    graph: Graph, scope: Graph, tensor: gs.Constant, found: Palette, bits: int, shape: tuple[int, ...], flipped: bool
+) -> None:
+    """Put levels, looked up by indices of ``bits`` when the model is loaded, in the place of a weight for all readers.
+
+    ``flipped``: the weight lies as (K, N), else as ``shape`` = (N, …). An index is written in two's complement, and
+    Gather takes −1 for the last level: integers of few bits are decoded as they always are.
+    """
+    home = edit.home(graph, scope, tensor)
+    first, hint = home.nodes[0], str(tensor.name)
+    groups, count = found.levels.shape
+    size = 1 << bits
+    signed = np.where(found.indices < size // 2, found.indices, found.indices.astype(np.int16) - size).astype(np.int8)
+    table = np.concatenate([found.levels, np.repeat(found.levels[:, -1:], size - count, axis=1)], axis=1)
+    levels = edit.constant(graph, f"{hint}_levels", table.reshape(-1) if groups == 1 else table)
+    alone = signed.T if flipped else signed.reshape(shape)
+    laid = alone if groups == 1 else signed.reshape(groups, -1)
+    x = decoded(graph, home, hint, np.ascontiguousarray(laid), Grid(bits), onnx.TensorProto.INT32, first)
+    if groups == 1:
+        x = edit.insert(graph, home, "Gather", [levels, x], f"{hint}_restored", before=first)
+    else:
+        x = edit.insert(graph, home, "GatherElements", [levels, x], f"{hint}_found", {"axis": 1}, before=first)
+        size_of = edit.constant(graph, f"{hint}_shape", np.array(signed.shape if flipped else shape, np.int64))
+        x = edit.insert(graph, home, "Reshape", [x, size_of], f"{hint}_rows", before=first)
+        if flipped:
+            x = edit.insert(graph, home, "Transpose", [x], f"{hint}_restored", {"perm": [1, 0]}, before=first)
+    edit.redirect(tensor, x)

@@ -1,0 +1,70 @@
+"""Weights that become indices of levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsqueeze.techniques.quantization.emit.weights import HELD
+from onnxsqueeze.techniques.quantization.lowbits import BITS, Weight
+from onnxsqueeze.techniques.quantization.palette import Palette, fit
+
+__all__ = ["Indexed"]
+
+LEVEL = 4
+"""Bytes of a level."""
+SMALL = 4096
+"""Weights of fewer elements, for which 256 levels would be too dear, have 64 where others have 256."""
+
+
+@dataclass
+class Indexed(Weight):
+    """A weight of a node, seen as rows (N, K), as indices of ``levels`` levels in the fewest bits that hold them.
+
+    With more bits there are as many levels as those have. So many rows ``together`` share levels, at least; 0: all.
+    """
+
+    levels: int = 16
+    together: int = 0
+    _palettes: dict[int, Palette] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, weight: Weight, levels: int, together: int) -> Indexed:
+        """Return a weight with levels."""
+        known = (weight.node, weight.slot, weight.shape, weight.rank, weight.moments, weight.biased)
+        return cls(*known, levels=levels, together=together)
+
+    @property
+    def groups(self) -> int:
+        """How many tables of levels it has."""
+        rows = len(self.rows(np.broadcast_to(np.float32(0), self.shape)))
+        return rows // min(d for d in range(1, rows + 1) if rows % d == 0 and d >= min(self.together or rows, rows))
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The numbers of bits that an index can have."""
+        return BITS
+
+    def bytes(self, bits: int) -> int:
+        """Return about how many bytes it takes with indices of so many bits, levels included."""
+        return self.size * bits // 8 + LEVEL * self.groups * (1 << bits)
+
+    def spared(self, bits: int) -> int:
+        """Return the bits for one that should have so many: fewer than 8 where the levels would outweigh indices."""
+        return 6 if bits == 8 and self.size < SMALL and self.levels <= 64 else bits
+
+    def palette(self, bits: int, values: NDArray[np.floating]) -> Palette:
+        """Return its indices and levels, which are kept unless they are large."""
+        if bits in self._palettes:
+            return self._palettes[bits]
+        count = self.levels if 1 << bits < 2 * self.levels else 1 << bits
+        found = fit(self.rows(values), count, self.groups, self.second)
+        if self.size <= HELD:
+            self._palettes[bits] = found
+        return found
+
+    def restored(self, bits: int, values: NDArray[np.floating], keep: bool = False) -> NDArray[np.float32]:
+        """Return the weight (N, K) that levels leave."""
+        return self.palette(bits, values).weight

@@ -1,0 +1,124 @@
+"""``palette``: weights as indices of a few levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxsqueeze.linear import select
+from onnxsqueeze.linear.bias import bias_tensor, set_bias
+from onnxsqueeze.plugin import Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.techniques.quantization.emit.lookup import looked_up
+from onnxsqueeze.techniques.quantization.emit.weights import values_of
+from onnxsqueeze.techniques.quantization.indexed import Indexed
+from onnxsqueeze.techniques.quantization.lowbits import BITS, plain_bits, weights
+from onnxsqueeze.words import amount
+
+__all__ = ["Palette"]
+
+
+@dataclass(frozen=True)
+class Leveled:
+    """What a site carries: its weights, and the bits of their indices."""
+
+    weights: tuple[Indexed, ...]
+    bits: int
+
+
+@dataclass(frozen=True)
+class Palette(Selected[Leveled]):
+    """Write weights as ``w = c[i]``: indices i of 2 to 8 bits, and a table c of the levels that occur.
+
+    Levels have the least ``Σ d·(w − c)²``, d being the mean square of the input that a weight multiplies (exact k-means
+    in one dimension). Where inputs were measured, indices are chosen so that the errors of neighbours cancel on them,
+    ``tr[(W − Ŵ) S (W − Ŵ)ᵀ]`` being made small, levels are fitted to that once more, and the mean error is taken off
+    the bias. Small first and last layers and depthwise ones get 64 or 256 levels.
+
+    Nodes that the runtime folds when it loads the model look the weights up; the arithmetic stays in float.
+    """
+
+    name: ClassVar[str] = "palette"
+    summary: ClassVar[str] = "weights as indices of a few levels, 4, 8, 16 … of them"
+    min_opset: ClassVar[int] = 13
+    quantizes: ClassVar[bool] = True
+
+    bits: int | None = None
+    """The bits of most indices: 2, 3, 4, 6 or 8; 4 without ``entries``."""
+    entries: int | None = None
+    """How many levels most weights have instead, 2 to 256; indices take the fewest bits that hold them."""
+    group: int = 0
+    """So many outputs, at least, have levels of their own; 0: all of a weight's share them."""
+    _: KW_ONLY
+    only: tuple[str, ...] = ()
+    """Globs on node names or output names: nothing else gets levels."""
+    exclude: tuple[str, ...] = ()
+    """Globs on node names or output names that stay in float."""
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and self.entries is not None:
+            raise ValueError("bits and entries exclude each other")
+        if self.bits is not None and self.bits not in BITS:
+            raise ValueError(f"bits is 2, 3, 4, 6 or 8, not {self.bits}")
+        if self.entries is not None and not 2 <= self.entries <= 256:
+            raise ValueError(f"entries is 2 to 256, not {self.entries}")
+        if self.group < 0:
+            raise ValueError("group is at least 0")
+
+    def needs(self, view: View) -> Iterable[Need]:
+        """Yield a Gram matrix per input of a layer."""
+        return select.needs(view, self)
+
+    def plan(self, view: View, stats: Statistics) -> Iterator[Site[Leveled] | Skip]:
+        """Yield a site for every node whose weights become indices."""
+        count = self.entries or 1 << (self.bits or 4)
+        least = min(bits for bits in BITS if 1 << bits >= count)
+        groups: list[list[Indexed]] = []
+        for entry in weights(view, stats, self._wants):
+            if isinstance(entry, Skip):
+                yield entry
+            else:
+                groups.append([Indexed.of(weight, count, self.group) for weight in entry])
+        for group, plain in zip(groups, plain_bits(groups, least), strict=True):
+            bits = max(weight.spared(plain) for weight in group)
+            size, taken = sum(4 * w.size for w in group), sum(w.bytes(bits) for w in group)
+            if 2 * taken >= size:
+                yield Skip(group[0].key, f"levels and indices would take {taken} of {size} bytes")
+                continue
+            shown = count if bits == least else 1 << bits
+            detail: dict[str, object] = {"op": group[0].node.op, "levels": shown, "bytes": taken, "float": size}
+            words = f"{shown} levels, {8 * taken / (size / 4):.1f} bits a weight"
+            yield Site(group[0].key, words, detail, work=Leveled(tuple(group), bits))
+
+    def milder(self) -> Palette | None:
+        """Return the pass with 256 levels."""
+        mild = replace(self, bits=8, entries=None)
+        return None if mild == self else mild
+
+    def apply(self, site: Site[Leveled], graph: Graph) -> None:
+        """Put the look-up where the weights were, and take the mean error off the bias."""
+        node, scope = edit.find(graph, site.key)
+        for weight in site.work.weights:
+            tensor = node.inputs[weight.slot]
+            values = values_of(tensor)
+            found = weight.palette(site.work.bits, values)
+            if weight.biased and weight.moments is not None:
+                bias = bias_tensor(node)
+                old = 0 if bias is None else values_of(bias)
+                shift = (weight.rows(values).astype(np.float64) - found.weight) @ weight.moments.mean
+                name = f"{tensor.name}_bias" if bias is None else bias.name
+                set_bias(node, edit.constant(graph, f"{name}_corrected", (old + shift).astype(np.float32)))
+            looked_up(graph, scope, tensor, found, site.work.bits, weight.shape, weight.columns_first)
+
+    def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
+        """Say what the weights take."""
+        sites = list(done)
+        taken, size = (sum(float(str(site.detail[name])) for site in sites) for name in ("bytes", "float"))
+        if size:
+            yield f"these weights take {amount(taken, 'B')} with their levels, {32 * taken / size:.2f} bits each"
+
+    def _wants(self, node: gs.Node) -> bool:
+        return self.wanted((node.name, key_of(node)))
