@@ -60,6 +60,10 @@ if TYPE_CHECKING:
     from onnxsqueeze.report.run import Report as Report
     from onnxsqueeze.report.sensitivity import Sensitivity as Sensitivity
     from onnxsqueeze.runtime.session import session as session
+    from onnxsqueeze.search.auto import auto as auto
+    from onnxsqueeze.search.family import Family as Family
+    from onnxsqueeze.search.family import family as family
+    from onnxsqueeze.search.pick import pick as pick
 
     __version__: str
 
@@ -71,6 +75,7 @@ _HOMES = {
     "Code": "onnxsqueeze.passes.code",
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
+    "Family": "onnxsqueeze.search.family",
     "FeedError": "onnxsqueeze.errors",
     "Float32": "onnxsqueeze.passes.float32",
     "GraphDiff": "onnxsqueeze.analysis.diff.diff",
@@ -97,13 +102,16 @@ _HOMES = {
     "Tune": "onnxsqueeze.passes.tune",
     "UnknownPassError": "onnxsqueeze.errors",
     "UsageError": "onnxsqueeze.errors",
+    "auto": "onnxsqueeze.search.auto",
     "calibrate": "onnxsqueeze.engine.calibrate",
     "diff": "onnxsqueeze.analysis.diff.diff",
     "edit": "onnxsqueeze.graph.edit",
+    "family": "onnxsqueeze.search.family",
     "inspect_model": "onnxsqueeze.analysis.inspection.inspect",
     "load": "onnxsqueeze.ir.files",
     "merge": "onnxsqueeze.engine.calibrate",
     "pack": "onnxsqueeze.ir.packed",
+    "pick": "onnxsqueeze.search.pick",
     "save": "onnxsqueeze.ir.files",
     "sensitivity": "onnxsqueeze.engine.sensitivity",
     "session": "onnxsqueeze.runtime.session",

@@ -152,9 +152,8 @@ class Code(Selected[Coded]):
             elif len(tensor.outputs) > 1 or not isinstance(tensor, gs.Constant):
                 yield Skip(names[0], "its weight is shared with another layer, or computed")
             elif isinstance(linear := None if slot == 0 else describe(view, node), Linear):
-                layer = CodedLayer(fitting(stats, linear, matrix(view, node)))
-                unsure = layer.fitting.unsure if self.size is None else ""
-                yield Skip(names[0], unsure) if unsure else layer
+                found = fitting(stats, linear, matrix(view, node))  # of a few rows nothing is known
+                yield CodedLayer(Fitting(linear, found.weight) if found.unsure else found)
             elif node.op in ("Conv", "Gather"):  # groups, tables: of their inputs nothing is known
                 weight = np.asarray(value, np.float64).reshape(len(value), -1)
                 yield CodedLayer(Fitting(Linear(names[0], node.op, Gram(""), *weight.shape), weight))

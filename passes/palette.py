@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -11,11 +12,12 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.linear import select
 from onnxsqueeze.linear.bias import bias_tensor, set_bias
-from onnxsqueeze.plugin import Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.measure.switchboard import impacts
+from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.quantization.emit.lookup import looked_up
 from onnxsqueeze.techniques.quantization.emit.weights import values_of
 from onnxsqueeze.techniques.quantization.indexed import Indexed
-from onnxsqueeze.techniques.quantization.lowbits import BITS, plain_bits, weights
+from onnxsqueeze.techniques.quantization.lowbits import BITS, chosen_bits, plain_bits, weights
 from onnxsqueeze.words import amount
 
 __all__ = ["Palette"]
@@ -36,7 +38,8 @@ class Palette(Selected[Leveled]):
     Levels have the least ``Σ d·(w − c)²``, d being the mean square of the input that a weight multiplies (exact k-means
     in one dimension). Where inputs were measured, indices are chosen so that the errors of neighbours cancel on them,
     ``tr[(W − Ŵ) S (W − Ŵ)ᵀ]`` being made small, levels are fitted to that once more, and the mean error is taken off
-    the bias. Small first and last layers and depthwise ones get 64 or 256 levels.
+    the bias. Small first and last layers and depthwise ones get 64 or 256 levels; with feeds as many bytes are spent
+    where they take most error off the answers.
 
     Nodes that the runtime folds when it loads the model look the weights up; the arithmetic stays in float.
     """
@@ -74,24 +77,30 @@ class Palette(Selected[Leveled]):
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Leveled] | Skip]:
         """Yield a site for every node whose weights become indices."""
-        count = self.entries or 1 << (self.bits or 4)
-        least = min(bits for bits in BITS if 1 << bits >= count)
         groups: list[list[Indexed]] = []
-        for entry in weights(view, stats, self._wants):
+        for entry in self._weights(view, stats):
             if isinstance(entry, Skip):
                 yield entry
             else:
-                groups.append([Indexed.of(weight, count, self.group) for weight in entry])
-        for group, plain in zip(groups, plain_bits(groups, least), strict=True):
-            bits = max(weight.spared(plain) for weight in group)
-            size, taken = sum(4 * w.size for w in group), sum(w.bytes(bits) for w in group)
-            if 2 * taken >= size:
-                yield Skip(group[0].key, f"levels and indices would take {taken} of {size} bytes")
-                continue
-            shown = count if bits == least else 1 << bits
-            detail: dict[str, object] = {"op": group[0].node.op, "levels": shown, "bytes": taken, "float": size}
-            words = f"{shown} levels, {8 * taken / (size / 4):.1f} bits a weight"
-            yield Site(group[0].key, words, detail, work=Leveled(tuple(group), bits))
+                groups.append(entry)
+        yield from self._entries(groups, self._plain(groups))
+
+    def select(self, plan: list[Site[Leveled] | Skip], bench: Bench) -> list[Site[Leveled] | Skip]:
+        """Spend the same bytes where a byte takes most error off the answers, which is measured layer by layer."""
+        sites = [entry for entry in plan if isinstance(entry, Site)]
+        groups, plain = [site.work.weights for site in sites], [site.work.bits for site in sites]
+        rewrites = {
+            group[0].key: [partial(_put, group=group, bits=bits)] for group, bits in zip(groups, plain, strict=True)
+        }
+        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
+        gains = {
+            group[0].key: found[group[0].key][0] / max(*(weight.error(bits) for weight in group), 1e-12)
+            for group, bits in zip(groups, plain, strict=True)
+            if group[0].key in found
+        }
+        size = sum(weight.bytes(bits) for group, bits in zip(groups, plain, strict=True) for weight in group)
+        bits = chosen_bits(groups, self._bits, size, gains)
+        return [*(entry for entry in plan if isinstance(entry, Skip)), *self._entries(groups, bits)]
 
     def milder(self) -> Palette | None:
         """Return the pass with 256 levels."""
@@ -120,5 +129,42 @@ class Palette(Selected[Leveled]):
         if size:
             yield f"these weights take {amount(taken, 'B')} with their levels, {32 * taken / size:.2f} bits each"
 
+    @property
+    def _levels(self) -> int:
+        return self.entries or 1 << (self.bits or 4)
+
+    @property
+    def _bits(self) -> int:
+        return min(bits for bits in BITS if 1 << bits >= self._levels)
+
+    def _weights(self, view: View, stats: Statistics) -> Iterator[list[Indexed] | Skip]:
+        for entry in weights(view, stats, self._wants):
+            if isinstance(entry, Skip):
+                yield entry
+            else:
+                yield [Indexed.of(weight, self._levels, self.group) for weight in entry]
+
+    def _plain(self, groups: Sequence[Sequence[Indexed]]) -> list[int]:
+        """Return the bits that weights get without measurements."""
+        plain = plain_bits(groups, self._bits)
+        return [max(weight.spared(bits) for weight in group) for group, bits in zip(groups, plain, strict=True)]
+
+    def _entries(self, groups: Sequence[Sequence[Indexed]], every: Sequence[int]) -> Iterator[Site[Leveled] | Skip]:
+        for group, bits in zip(groups, every, strict=True):
+            size, taken = sum(4 * weight.size for weight in group), sum(weight.bytes(bits) for weight in group)
+            if 2 * taken >= size:
+                yield Skip(group[0].key, f"levels and indices would take {taken} of {size} bytes")
+                continue
+            levels = self._levels if bits == self._bits else 1 << bits
+            detail: dict[str, object] = {"op": group[0].node.op, "levels": levels, "bytes": taken, "float": size}
+            words = f"{levels} levels, {8 * taken / (size / 4):.1f} bits a weight"
+            yield Site(group[0].key, words, detail, work=Leveled(tuple(group), bits))
+
     def _wants(self, node: gs.Node) -> bool:
         return self.wanted((node.name, key_of(node)))
+
+
+def _put(graph: Graph, key: str, group: Sequence[Indexed], bits: int) -> None:
+    """Give a copy of a node the weights that levels leave."""
+    for weight in group:
+        weight.put(graph, key, bits)

@@ -154,8 +154,8 @@ def test_commands_that_are_not_run_here_are_run_on_a_fresh_machine() -> None:
     named = [each for block in blocks(README) if block.language == "console" for each in commands(block)]
 
     assert [prefix for prefix in IN_CI_RUN if f"step {prefix}" not in script] == []
-    assert "onnxsqueeze models/cnn.onnx -p lowrank,int8" in named
-    assert "step onnxsqueeze models/cnn.onnx -p lowrank,int8" in script
+    assert next(each for each in named if each.startswith("onnxsqueeze")) == "onnxsqueeze models/cnn.onnx"
+    assert "step onnxsqueeze models/cnn.onnx\n" in script
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

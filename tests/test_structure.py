@@ -46,6 +46,18 @@ TOGETHER = {
     "tests/measure/test_equivalent_outputs.py": ("measure/taps",),
     "tests/engine/test_judge.py": ("engine/opset", "engine/run"),
     "tests/engine/test_guard.py": ("engine/reference", "report/verdict"),
+    "tests/search/test_hunt.py": ("search/next", "search/predict", "search/space"),
+    "tests/search/test_auto.py": (
+        "cli/family",
+        "report/frontier",
+        "report/pages/tried",
+        "report/search",
+        "search/advice",
+        "search/family",
+        "search/pick",
+        "search/store",
+        "search/trials",
+    ),
     "tests/analysis/diff/test_diff.py": (
         "analysis/diff/changes",
         "analysis/diff/comparison",
@@ -87,6 +99,7 @@ TOGETHER = {
     ),
     "tests/engine/test_sensitivity.py": (
         "cli/sensitivity",
+        "report/ranks",
         "report/sensitivity",
     ),
     "tests/feeds/test_reading.py": (

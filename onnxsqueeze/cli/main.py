@@ -1,4 +1,4 @@
-"""The command line: ``onnxsqueeze MODEL -p PIPELINE`` squeezes a model, ``onnxsqueeze COMMAND`` does the rest."""
+"""The command line: ``onnxsqueeze MODEL [-p PIPELINE]`` squeezes a model, ``onnxsqueeze COMMAND`` does the rest."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from onnxsqueeze.cli.options import (
 from onnxsqueeze.errors import ToleranceError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onnxsqueeze.engine.result import Result
 
 __all__ = ["main"]
@@ -29,6 +31,7 @@ __all__ = ["main"]
 COMMANDS = {
     "diff": ("onnxsqueeze.cli.diff:command", "Say how two models differ, and where an error is born."),
     "inspect": ("onnxsqueeze.cli.inspect:command", "Say what every layer costs and what the model needs."),
+    "family": ("onnxsqueeze.cli.family:command", "Write a model in several sizes, to choose from."),
     "sensitivity": ("onnxsqueeze.cli.sensitivity:command", "Say what each layer does to the answers."),
     "calibrate": ("onnxsqueeze.cli.calibrate:calibrate", "Measure much data, by many workers or in shards."),
     "merge": ("onnxsqueeze.cli.calibrate:merge", "Put the shards that calibrate has measured together."),
@@ -40,8 +43,6 @@ COMMANDS = {
     "passes": ("onnxsqueeze.cli.passes:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""
-
-EXAMPLE = "onnxsqueeze model.onnx -p lowrank,int8"
 
 
 class CommandLine(click.Command):
@@ -77,7 +78,7 @@ class CommandLine(click.Command):
             return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "[OPTIONS] MODEL -p PIPELINE")
+        formatter.write_usage(ctx.command_path, "[OPTIONS] MODEL [-p PIPELINE]")
         formatter.write_usage(ctx.command_path, "COMMAND [OPTIONS] ...", prefix=" " * len("Usage: "))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -107,7 +108,7 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 
 @click.command(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
-@click.option("-p", "--pipeline", metavar="PIPELINE", help="Passes in order, like 'lowrank{energy=0.98},int8'.")
+@click.option("-p", "--pipeline", metavar="PIPELINE", help="Passes in order, like 'lowrank,int8'.  [default: auto]")
 @click.option("--recipe", metavar="FILE", help="Do what a recipe says, in the place of -p; -p takes a .toml file too.")
 @click.option("--calib", metavar="PATH", help="Calibration data: a folder or file of .npz, .npy or images; or random.")
 @click.option("-o", "--output", metavar="FILE", help="The squeezed model.  [default: MODEL.squeezed.onnx]")
@@ -119,6 +120,8 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--score", metavar="MODULE:FUNCTION", help="Your own score of answers, shown beside the SQNR.")
 @click.option("--max-score-drop", type=share, metavar="SHARE", help="Write nothing if the score loses more, like 0.5%.")
 @click.option("--target", metavar="NAME|FILE", help="What it is to run on, see onnxsqueeze targets.")
+@click.option("--effort", type=click.Choice(["quick", "default", "max"]), help="auto: 1, 5 or 20 minutes at most.")
+@click.option("--cache", metavar="FOLDER", help="auto: keep what was measured there, for the next search.")
 @click.option("--memory", is_flag=True, help="Measure memory at run time and the time to load, too.")
 @click.option("--max-memory", type=size, metavar="SIZE", help="Write nothing if it takes more at run time, like 64MB.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
@@ -142,12 +145,12 @@ def main(
     report: str | None,
     html: str | None,
     dry_run: bool,
+    effort: str | None,
+    cache: str | None,
     **settings: Any,
 ) -> None:
     """Make an ONNX model smaller and faster, and say how far its answers moved."""
     recipe, pipeline = (pipeline, None) if recipe is None and str(pipeline).endswith(".toml") else (recipe, pipeline)
-    if pipeline is None and recipe is None:
-        raise UsageError(f"no pipeline: say what to do with -p, for example {EXAMPLE}")
     if pipeline is not None and recipe is not None:
         raise UsageError("-p and --recipe both say what to do: drop one of them")
     source = Path(model)
@@ -158,10 +161,13 @@ def main(
     from onnxsqueeze.cli.flags import flagged
     from onnxsqueeze.engine.places import refuse_places
     from onnxsqueeze.engine.recipe import Recipe
-    from onnxsqueeze.engine.squeeze import squeeze
     from onnxsqueeze.report import terminal
+    from onnxsqueeze.search.wishes import NAME, is_auto
 
-    what = Recipe.load(recipe) if recipe is not None else str(pipeline)
+    what = Recipe.load(recipe) if recipe is not None else pipeline or NAME
+    searches = is_auto(what)
+    if not searches and (effort is not None or cache is not None):
+        raise UsageError("--effort and --cache are for searches: use -p auto, or leave them out")
     told: dict[str, Any] = dict(what.calibration) if isinstance(what, Recipe) else {}
     data = target.with_name(f"{target.name}.data")
     models = {} if dry_run else {"--output": target, "the data file of --output": data}
@@ -173,11 +179,18 @@ def main(
         stats=settings["stats"] or told.get("stats", ()),
     )
     settings |= {"output": None if dry_run else target, "dry_run": dry_run}
+    do: Callable[..., Result]
+    if searches:
+        from onnxsqueeze.search.auto import auto as do
+
+        settings |= {"effort": effort or "default", "cache": cache}
+    else:
+        from onnxsqueeze.engine.squeeze import squeeze as do
     failure: ToleranceError | None = None
     result: Result | None = None
     with terminal.progress(console_on(sys.stderr)) as progress:
         try:
-            result = squeeze(source, what, calib, progress=progress, **settings)
+            result = do(source, what, calib, progress=progress, **settings)
             run = result.report
         except ToleranceError as error:
             if error.report is None:

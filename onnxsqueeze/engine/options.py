@@ -10,6 +10,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
+from typing import Any
 
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine.syntax import Step, format_value
@@ -17,6 +18,7 @@ from onnxsqueeze.errors import PassError, SpecError, UsageError
 
 __all__ = ["Option", "make", "options", "ordered", "spec"]
 
+P = typing.TypeVar("P")
 EXPECTS = {int: "an integer", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
 
 
@@ -33,7 +35,7 @@ class Option:
     meaning: str
 
 
-def make(pass_: type[Pass], step: Step) -> Pass:
+def make(pass_: type[P], step: Step) -> P:
     """Return ``pass_`` with the options of ``step``, each converted to the type of its field."""
     types_ = _types(pass_)
     known = {each.name.replace("_", "-"): each for each in ordered(pass_)}
@@ -87,7 +89,7 @@ def options(pass_: type[Pass]) -> tuple[Option, ...]:
     )
 
 
-def ordered(pass_: type[Pass]) -> list[Field[typing.Any]]:
+def ordered(pass_: type[Any]) -> list[Field[Any]]:
     """Return the fields that are options in the order in which they were last declared.
 
     A dataclass keeps a field that is declared again where its base class had it.
@@ -184,7 +186,7 @@ def _hint(value: object, expected: object) -> str:
     return ""
 
 
-def _types(pass_: type[Pass]) -> dict[str, object]:
+def _types(pass_: type[Any]) -> dict[str, object]:
     """Return the type of each option; PassError for a type that pipeline text cannot hold."""
     try:
         hints = typing.get_type_hints(pass_)
@@ -208,7 +210,7 @@ def _has_text(expected: object) -> bool:
     return expected in EXPECTS
 
 
-def _default(each: typing.Any) -> object:
+def _default(each: Any) -> object:
     if each.default_factory is not MISSING:
         return each.default_factory()
     return each.default

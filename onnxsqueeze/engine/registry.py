@@ -155,6 +155,8 @@ def _classes(found: Sequence[type[Pass]]) -> str:
 
 
 def _unknown(name: str, known: Iterable[str]) -> UnknownPassError:
+    if name == "auto":
+        return UnknownPassError("auto is a search over pipelines, and no pass in one: call onnxsqueeze.auto()")
     near = get_close_matches(name, known, 1)
     return UnknownPassError(
         f"no pass {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}")

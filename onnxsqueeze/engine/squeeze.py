@@ -37,7 +37,7 @@ from onnxsqueeze.statistics.store import save_statistics
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
 
-__all__ = ["squeeze"]
+__all__ = ["asked", "closed", "squeeze"]
 
 Progress = Callable[[str, int, int], None]
 UNCOUNTED = "the multiply-accumulates of a feed are unknown: neither inference nor a run gives all shapes of its layers"
@@ -93,7 +93,7 @@ def squeeze(
     """
     start = time.perf_counter()
     progress = progress or _silent
-    recipe = _recipe(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
+    recipe = asked(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
     recipe = recipe if target is None else replace(recipe, target=os.fspath(target))
     recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
     if recipe.validate not in ("full", "none"):
@@ -133,7 +133,7 @@ def squeeze(
     return Result(graph, report, replace(opened.recipe, steps=course.made), opened.original)
 
 
-def _recipe(
+def asked(
     pipeline: str | Pass | Sequence[str | Pass] | Recipe,
     calibration: Any,
     min_sqnr: float | None,

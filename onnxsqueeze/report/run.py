@@ -10,6 +10,7 @@ from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.measure.answers import Deviation
 from onnxsqueeze.measure.cost import Cost
 from onnxsqueeze.plain import fields_of, plain
+from onnxsqueeze.report.search import Search
 from onnxsqueeze.runtime.memory import Memory
 
 __all__ = ["Report", "Scored", "StepReport"]
@@ -76,6 +77,8 @@ class Report:
     """What the original and the result take at run time, if it was asked for."""
     target: str = ""
     """Name and version of the profile that the plan was made for."""
+    search: Search | None = None
+    """The search that has found the pipeline, if it was one."""
 
     @property
     def sqnr_db(self) -> float | None:
@@ -84,7 +87,8 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON values; infinities become "inf" and "-inf", NaN becomes null."""
-        return {"sqnr_db": plain(self.sqnr_db), **fields_of(self)}
+        search = None if self.search is None else self.search.to_dict()
+        return {"sqnr_db": plain(self.sqnr_db), **fields_of(self), "search": search}
 
     def to_json(self) -> str:
         """Return the report as indented JSON text that ends with a newline."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from onnxsqueeze.plain import plain
+from onnxsqueeze.report.ranks import spearman
 from onnxsqueeze.words import decibels
 
 __all__ = ["LayerStudy", "Point", "Sensitivity"]
@@ -76,7 +74,7 @@ class Sensitivity:
         for label in self.levels:
             points = [p for layer in self.layers if (p := layer.at(label)) is not None]
             pairs = [(p.predicted, p.measured) for p in points if p.predicted is not None and p.measured is not None]
-            found[label] = _spearman(pairs) if len(pairs) >= ENOUGH else None
+            found[label] = spearman(pairs) if len(pairs) >= ENOUGH else None
         return found
 
     @property
@@ -110,14 +108,3 @@ class Sensitivity:
         found = plain(self)
         assert isinstance(found, dict)
         return {**found, "correlation": plain(self.correlation)}
-
-
-def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Return the correlation of the ranks; equal values share the mean of their ranks."""
-    ranks = []
-    for side in zip(*pairs, strict=True):
-        _, index, counts = np.unique(np.asarray(side, np.float64), return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[index])
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from onnxsqueeze.report.frontier import show_search
 from onnxsqueeze.report.tables import grid, line
 from onnxsqueeze.words import amount, change, db, milliseconds, printable
 
@@ -41,6 +42,8 @@ def show(report: Report, console: Console) -> None:
     console.print()
     console.print(_costs(report))
     console.print()
+    if report.search is not None:
+        show_search(report.search, console)
     _deviations(report.deviations, console)
     if report.score is not None:
         score = report.score

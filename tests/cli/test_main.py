@@ -192,12 +192,18 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(engine: Engine, monk
     assert sorted(each.name for each in Path().iterdir()) == ["model.onnx", "report.json"]
 
 
-def test_a_model_without_a_pipeline_gets_an_example(engine: Engine) -> None:
-    code, text = failure("model.onnx")
+def test_a_model_without_a_pipeline_is_searched(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("onnxsqueeze.search.auto")
+    module.auto = engine.squeeze  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxsqueeze.search.auto", module)
 
-    assert code == 2
-    assert text == "no pipeline: say what to do with -p, for example onnxsqueeze model.onnx -p lowrank,int8"
-    assert engine.calls == []
+    assert run("model.onnx").exit_code == 0
+    assert run("model.onnx", "-p", "auto{size=0.2}", "--effort", "quick", "--cache", "kept").exit_code == 0
+    (first, one), (second, other) = engine.calls
+    assert first == (Path("model.onnx"), "auto", None)
+    assert second == (Path("model.onnx"), "auto{size=0.2}", None)
+    assert (one["effort"], one["cache"]) == ("default", None)
+    assert (other["effort"], other["cache"]) == ("quick", "kept")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +356,7 @@ def test_no_arguments_and_help_show_the_same(engine: Engine) -> None:
 
     assert result.exit_code == 0
     assert result.stdout.startswith(
-        "Usage: onnxsqueeze [OPTIONS] MODEL -p PIPELINE\n       onnxsqueeze COMMAND [OPTIONS] ...\n"
+        "Usage: onnxsqueeze [OPTIONS] MODEL [-p PIPELINE]\n       onnxsqueeze COMMAND [OPTIONS] ...\n"
     )
     assert re.search(r"\nCommands:\n(.*\n)*  passes +List the passes and their options\.\n", result.stdout)
     assert [run(*args).stdout for args in ([], ["-h"], ["model.onnx", "--help"])] == [result.stdout] * 3

@@ -24,6 +24,7 @@ from onnxsqueeze.measure.saturation import warning
 from onnxsqueeze.plain import plain
 from onnxsqueeze.report.pages.figures import FIGURES, bars, curves, figures, heat, profile, scatter, span
 from onnxsqueeze.report.pages.picture import attributes_of, pictures
+from onnxsqueeze.report.pages.tried import tried
 from onnxsqueeze.report.run import Report
 from onnxsqueeze.report.verdict import sentence, verdict, where
 from onnxsqueeze.words import amount, change, db, decibels, milliseconds
@@ -65,6 +66,7 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
         report=report,
         costs=_costs(report.before, report.after, report.latency_ms, report.latency_ratio),
         outputs=report.deviations,
+        tried=None if report.search is None else tried(report.search),
         told=[(each.output, text) for each in report.deviations if (text := _told(each))],
         steps=report.steps,
         by_error=bars(errors, _in_db),

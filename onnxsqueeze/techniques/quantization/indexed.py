@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsqueeze.techniques.quantization.emit.weights import HELD
+from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.techniques.quantization.emit.weights import HELD, values_of
 from onnxsqueeze.techniques.quantization.lowbits import BITS, Weight
 from onnxsqueeze.techniques.quantization.palette import Palette, fit
 
@@ -33,8 +35,15 @@ class Indexed(Weight):
     @classmethod
     def of(cls, weight: Weight, levels: int, together: int) -> Indexed:
         """Return a weight with levels."""
-        known = (weight.node, weight.slot, weight.shape, weight.rank, weight.moments, weight.biased)
-        return cls(*known, levels=levels, together=together)
+        return cls(
+            weight.node,
+            weight.slot,
+            weight.shape,
+            moments=weight.moments,
+            biased=weight.biased,
+            levels=levels,
+            together=together,
+        )
 
     @property
     def groups(self) -> int:
@@ -65,6 +74,13 @@ class Indexed(Weight):
             self._palettes[bits] = found
         return found
 
-    def restored(self, bits: int, values: NDArray[np.floating], keep: bool = False) -> NDArray[np.float32]:
-        """Return the weight (N, K) that levels leave."""
-        return self.palette(bits, values).weight
+    def error(self, bits: int) -> float:
+        """Return the relative squared error of the layer's output, of the weight itself where nothing was measured."""
+        return self.palette(bits, values_of(self.node.inputs[self.slot])).error
+
+    def put(self, graph: Graph, key: str, bits: int) -> None:
+        """Give the node that makes ``key``, a copy of its own, the weight that levels leave."""
+        node, _ = edit.find(graph, key)
+        rows = self.palette(bits, values_of(self.node.inputs[self.slot])).weight
+        found = np.ascontiguousarray(rows.T) if self.columns_first else rows.reshape(self.shape)
+        node.inputs[self.slot] = edit.constant(graph, f"{key}_weight", found)

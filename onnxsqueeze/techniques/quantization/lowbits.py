@@ -132,16 +132,12 @@ class Weight:
             self._fits[bits] = found
         return found
 
-    def restored(self, bits: int, values: NDArray[np.floating], keep: bool = False) -> NDArray[np.float32]:
-        """Return the weight (N, K) that so many bits leave."""
-        return self.fit(bits, values, keep).weight
-
     def error(self, bits: int) -> float:
         """Return the relative squared error of the layer's output, of the weight itself where nothing was measured."""
         if bits not in self._errors:
             values = values_of(self.node.inputs[self.slot])
             rows, second = np.asarray(self.rows(values), np.float32), self.second
-            change = rows - self.restored(bits, values)
+            change = rows - self.fit(bits, values).weight
             if second is None:
                 power, error = float(np.sum(rows**2, dtype=np.float64)), float(np.sum(change**2, dtype=np.float64))
             else:
@@ -154,7 +150,7 @@ class Weight:
         """Give the node that makes ``key``, a copy of its own, the weight as it is with so many bits."""
         node, _ = edit.find(graph, key)
         values = values_of(self.node.inputs[self.slot])
-        rows = self.restored(bits, values, keep=True)
+        rows = self.fit(bits, values, keep=True).weight
         restored = rows.T if self.columns_first else rows.reshape(self.shape)
         slot = self.slot
         if key in self.heads:

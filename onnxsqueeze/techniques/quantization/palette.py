@@ -23,10 +23,14 @@ STEPS = 8
 
 @dataclass(frozen=True)
 class Palette:
-    """A weight (N, K) as ``levels[row·G // N, index]``: indices (N, K), levels (G, count) that ascend in each row."""
+    """A weight (N, K) as ``levels[row·G // N, index]``: indices (N, K), levels (G, count) that ascend in each row.
+
+    ``error`` is ``tr[(W − Ŵ) S (W − Ŵ)ᵀ] / tr[W S Wᵀ]``, the relative squared error of the outputs; S = I if unknown.
+    """
 
     indices: NDArray[np.uint8]
     levels: NDArray[np.float32]
+    error: float
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -49,7 +53,7 @@ def fit(rows: Floats, count: int, groups: int = 1, second: Floats | None = None)
     parts = rows.reshape(groups, -1, rows.shape[1])
     levels = np.stack([_levels(part, importance, count) for part in parts]).astype(np.float32)
     if second is None or rows.shape[1] > LARGEST:
-        return Palette(_nearest(rows, levels), levels)
+        return _palette(rows, _nearest(rows, levels), levels, second)
     indices = np.empty(rows.shape, np.uint8)
     back = feedback(second)
 
@@ -59,7 +63,14 @@ def fit(rows: Floats, count: int, groups: int = 1, second: Floats | None = None)
         return _looked_up(column, levels)[:, 0]
 
     rounded(rows.T, back, choose)
-    return Palette(indices, _refitted(rows, indices, levels, np.asarray(second, np.float32)))
+    return _palette(rows, indices, _refitted(rows, indices, levels, np.asarray(second, np.float32)), second)
+
+
+def _palette(rows: Floats, indices: NDArray[np.uint8], levels: NDArray[np.float32], second: Floats | None) -> Palette:
+    narrow = None if second is None else np.asarray(second, np.float32)
+    change = rows - _looked_up(indices, levels)
+    left, power = (float(np.sum((x if narrow is None else x @ narrow) * x, dtype=np.float64)) for x in (change, rows))
+    return Palette(indices, levels, left / max(power, 1e-30))
 
 
 def _levels(part: Floats, importance: Matrix | None, count: int) -> Matrix:

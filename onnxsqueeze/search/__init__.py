@@ -1,0 +1,1 @@
+"""Searches over pipelines: one budget, every technique, measured."""

@@ -1,0 +1,156 @@
+"""Pipelines that are really run, each as far as another has not run it before, and measured on feeds of their own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from onnxsqueeze.engine import registry
+from onnxsqueeze.engine.course import Course
+from onnxsqueeze.engine.implied import with_implied
+from onnxsqueeze.engine.opening import Opened
+from onnxsqueeze.engine.options import spec
+from onnxsqueeze.engine.order import IMPLIED
+from onnxsqueeze.engine.recipe import Ingredient, Recipe
+from onnxsqueeze.engine.score import scoring
+from onnxsqueeze.errors import SqueezeError
+from onnxsqueeze.feeds.types import Feeds
+from onnxsqueeze.ir.files import save
+from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.packed import pack
+from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.measure.answers import Answers
+from onnxsqueeze.report.search import Figures
+from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.timing import latency
+from onnxsqueeze.search.store import Kept, Store
+
+__all__ = ["Trials"]
+
+COURSES = 1 << 29
+"""Bytes of graphs on their way that are held in memory, so that pipelines that begin alike share what they share."""
+SECONDS = 0.4
+"""Processor time that a ratio of run times may take."""
+
+
+class Trials:
+    """Runs pipelines over one opening and measures what comes out.
+
+    The feeds that were held out are split once more: on every other one plans are chosen, on the rest the choice is
+    confirmed. Where only one was held out, it serves for both.
+    """
+
+    def __init__(self, opened: Opened, store: Store, packed: bool) -> None:
+        self.opened, self.store, self.packed = opened, store, packed
+        count = len(opened.run.reference)
+        both = range(count)
+        self.choosing, self.confirming = (both[::2], both[1::2]) if count > 1 else (both, both)
+        self._references = [[opened.run.reference[i] for i in part] for part in (self.choosing, self.confirming)]
+        self._scores = [self._score(part) for part in (self.choosing, self.confirming)]
+        self._session: Session | None = None
+        self._courses: OrderedDict[tuple[str, ...], Course] = OrderedDict()
+
+    def run(self, pipeline: str) -> Kept:
+        """Run a pipeline and measure it; what was found is kept."""
+        start = time.perf_counter()
+        course: Course | None = None
+        try:
+            course = self.walk(pipeline)
+            problem = _nothing(course)
+            found, confirmed = (None, None) if problem else self.measured(course)
+        except SqueezeError as error:
+            found, confirmed, problem = None, None, str(error)
+        kept = Kept(found, problem, time.perf_counter() - start, confirmed)
+        self.store.keep(pipeline, kept, course if found is not None else None)
+        return kept
+
+    def known(self) -> dict[str, Kept]:
+        """Return what earlier searches have measured, by pipeline."""
+        return self.store.every(self.packed)
+
+    def course(self, pipeline: str) -> Course:
+        """Return the course of a pipeline: the one that was kept, or it is run again."""
+        return self.store.course(pipeline) or self.walk(pipeline)
+
+    def recipe(self, pipeline: str) -> Recipe:
+        """Return the recipe that repeats a pipeline to the byte."""
+        return self.store.kept_recipe(pipeline) or self.store.recipe(self.walk(pipeline))
+
+    def walk(self, pipeline: str) -> Course:
+        """Run the passes of a pipeline, from where another one has been that begins alike."""
+        opened = self.opened
+        ingredients = [Ingredient(each) for each in registry.build(pipeline)]
+        course, key = Course.beginning(opened), tuple[str, ...]()
+        for each, implicit in with_implied(ingredients, opened.original):
+            key = (*key, f"{'' if implicit else '!'}{spec(each.pass_)}")
+            if key in self._courses:
+                self._courses.move_to_end(key)
+                course = self._courses[key]
+                continue
+            course = course.after(each, implicit, opened)
+            self._courses[key] = course
+            while len(self._courses) > 1 and sum(kept.steps[-1].bytes[1] for kept in self._courses.values()) > COURSES:
+                self._courses.popitem(last=False)
+            self._forget()
+        return course
+
+    def measured(self, course: Course) -> tuple[Figures, float]:
+        """Return the figures of what came out, and what it loses on the feeds that confirm."""
+        graph = self.opened.rig.dismounted(course.graph)
+        size = file_size(graph) / self.opened.before.bytes
+        errors, drops = zip(*(self._lost(course.answers, number) for number in (0, 1)), strict=True)
+        found = Figures(size, self._latency(graph), errors[0], drops[0], self._packed(graph) if self.packed else None)
+        return found, drops[1]
+
+    def _lost(self, answers: Answers, number: int) -> tuple[float, float]:
+        part = (self.choosing, self.confirming)[number]
+        reference, score = self._references[number], self._scores[number]
+        found = [answers[i] for i in part if i < len(answers)]
+        error = self.opened.run.ruler.error(reference, found)
+        return error, error if score is None else score(reference) - score(found)
+
+    def _score(self, part: range) -> Callable[[Answers], float] | None:
+        opened = self.opened
+        if opened.run.score is None or opened.scorer is None or not isinstance(opened.held, Feeds):
+            return None
+        names = tuple(str(t.name) for t in opened.original.outputs)
+        return scoring(opened.scorer, opened.held[part.start :: part.step], names, len(part))
+
+    def _latency(self, graph: Graph) -> float:
+        opened = self.opened
+        if self._session is None:
+            self._session = Session(opened.path or opened.original, threads=1)
+        feeds: Sequence[dict[str, object]] = opened.held or opened.run.held  # type: ignore[assignment]
+        few = list(feeds[:4])
+        return latency([self._session, Session(graph, threads=1)], few, SECONDS).ratio  # type: ignore[arg-type]
+
+    def _packed(self, graph: Graph) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            save(graph, path)
+            return pack(path, path.with_suffix(".osq")).after / self.opened.before.bytes
+
+    def _forget(self) -> None:
+        """Drop the statistics of graphs that lossy passes have left: no other pipeline begins with them."""
+        stages = self.opened.run.stages
+        for stage in [each for each in stages if set(_names(each)) - {*IMPLIED, "float32"}]:
+            del stages[stage]
+
+
+def _names(stage: str) -> list[str]:
+    return [step.partition("{")[0] for step in stage.split(", ") if step]
+
+
+def _nothing(course: Course) -> str:
+    """Return why a pipeline is no other than a shorter one, "" if each of its passes has done something."""
+    for step in course.steps:
+        if step.implicit or step.spec == "canonical":
+            continue
+        if not step.kept:
+            return f"{step.spec} was rolled back: {step.reason}"
+        if not step.done:
+            return f"{step.spec} finds nothing to do"
+    return ""
