@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from onnxsqueeze.contract.base import Pass as Pass
     from onnxsqueeze.contract.plan import Site as Site
     from onnxsqueeze.contract.plan import Skip as Skip
+    from onnxsqueeze.engine.calibrate import Calibration as Calibration
+    from onnxsqueeze.engine.calibrate import calibrate as calibrate
+    from onnxsqueeze.engine.calibrate import merge as merge
     from onnxsqueeze.engine.recipe import Recipe as Recipe
     from onnxsqueeze.engine.result import Result as Result
     from onnxsqueeze.engine.sensitivity import sensitivity as sensitivity
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.passes.palette import Palette as Palette
     from onnxsqueeze.passes.prune import Prune as Prune
     from onnxsqueeze.passes.sparsify import Sparsify as Sparsify
+    from onnxsqueeze.passes.tune import Tune as Tune
     from onnxsqueeze.report.run import Report as Report
     from onnxsqueeze.report.sensitivity import Sensitivity as Sensitivity
     from onnxsqueeze.runtime.session import session as session
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bits": "onnxsqueeze.passes.bits",
+    "Calibration": "onnxsqueeze.engine.calibrate",
     "Canonical": "onnxsqueeze.passes.canonical",
     "Clean": "onnxsqueeze.passes.clean",
     "Code": "onnxsqueeze.passes.code",
@@ -89,12 +94,15 @@ _HOMES = {
     "SpecError": "onnxsqueeze.errors",
     "SqueezeError": "onnxsqueeze.errors",
     "ToleranceError": "onnxsqueeze.errors",
+    "Tune": "onnxsqueeze.passes.tune",
     "UnknownPassError": "onnxsqueeze.errors",
     "UsageError": "onnxsqueeze.errors",
+    "calibrate": "onnxsqueeze.engine.calibrate",
     "diff": "onnxsqueeze.analysis.diff.diff",
     "edit": "onnxsqueeze.graph.edit",
     "inspect_model": "onnxsqueeze.analysis.inspection.inspect",
     "load": "onnxsqueeze.ir.files",
+    "merge": "onnxsqueeze.engine.calibrate",
     "pack": "onnxsqueeze.ir.packed",
     "save": "onnxsqueeze.ir.files",
     "sensitivity": "onnxsqueeze.engine.sensitivity",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.linear.weighted import weighted
+from onnxsqueeze.linear.weighted import is_stored, weighted
 from onnxsqueeze.plugin import Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.floats.halved import HALVES, exact_half, halve
 from onnxsqueeze.techniques.floats.narrowed import Narrow, narrow, ranges, refusal
@@ -89,6 +89,8 @@ class Half(Selected[Halved]):
             key = key_of(node)
             if not self.wanted((node.name, key)):
                 told.add(key)
+                continue
+            if any(map(is_stored, node.outputs)):  # what it reads besides are scales, which are fine as they are
                 continue
             slots, reason = [], ""
             for slot, tensor in enumerate(node.inputs):

@@ -31,6 +31,13 @@ LONG = {
 }
 """Files that are longer. The list may only get shorter."""
 TOGETHER = {
+    "tests/engine/test_calibrate.py": (
+        "cli/calibrate",
+        "engine/chunks",
+        "engine/workers",
+        "engine/convergence",
+        "statistics/partial",
+    ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
@@ -188,6 +195,29 @@ TOGETHER = {
         "statistics/store",
     ),
     "tests/linear/test_refit.py": ("statistics/paired",),
+    "tests/training/rules/test_rules.py": (
+        "training/gradient",
+        "training/known",
+        "training/rules/activations",
+        "training/rules/arithmetic",
+        "training/rules/layers",
+        "training/rules/normalization",
+        "training/rules/quantized",
+        "training/rules/reductions",
+        "training/rules/shapes",
+        "training/rules/table",
+        "training/rules/windows",
+        "training/tape",
+    ),
+    "tests/training/test_steps.py": (
+        "training/blocks",
+        "training/data",
+        "training/fit",
+        "training/losses",
+        "training/mixing",
+        "training/slices",
+    ),
+    "tests/passes/test_tune.py": ("training/tuning",),
     "tests/report/test_terminal.py": (
         "report/tables",
         "words",

@@ -135,7 +135,7 @@ def _renames(found: GraphDiff, console: Console) -> None:
 def _totals(found: GraphDiff, console: Console) -> None:
     from rich.text import Text
 
-    from onnxsqueeze.report.tables import grid
+    from onnxsqueeze.report.tables import grid, line
     from onnxsqueeze.words import amount, change, printable
 
     before, after = found.totals.before, found.totals.after
@@ -153,6 +153,8 @@ def _totals(found: GraphDiff, console: Console) -> None:
             table.add_row(name, amount(old), amount(new), change(old, new, "fewer"))
     console.print()
     console.print(table)
+    if found.totals.taken is not None and found.totals.taken.source:
+        line(console, f"MACs are {found.totals.taken}", style="dim")
     rows = [row for row in found.totals.by_op if len({*row.nodes}) > 1 or len({*row.parameters}) > 1]
     if not rows:
         return

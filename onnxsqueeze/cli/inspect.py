@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxsqueeze.cli.options import command_line, console_on, write_report
+from onnxsqueeze.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +32,14 @@ ROWS = 40
 @click.argument("model", metavar="MODEL.onnx")
 @click.option("--profile", is_flag=True, help="Run the model and measure the time of every layer.")
 @click.option("--calib", metavar="PATH", help="Feeds to run it on: a folder or file.  [default: random]")
+@click.option(
+    "--size",
+    "sizes",
+    metavar="NAME=SIZE",
+    multiple=True,
+    help="Size of an open axis, as height=320, or the "
+    "shape of an input, as image=1x3x320x320; may be repeated.  [default: made up]",
+)
 @click.option("--memory", is_flag=True, help="Run the model and measure its memory at run time.")
 @click.option("--packed", is_flag=True, help="Also say what weights and the file take once they are coded.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
@@ -43,6 +52,7 @@ def command(
     model: str,
     profile: bool,
     calib: str | None,
+    sizes: tuple[str, ...],
     memory: bool,
     packed: bool,
     as_json: bool,
@@ -57,7 +67,7 @@ def command(
     from onnxsqueeze.engine.places import refuse_places
 
     refuse_places({"--html": html}, {"the model": model}, calibration=calib)
-    found = inspect_model(model, profile=profile, calibration=calib, memory=memory)
+    found = inspect_model(model, profile=profile, calibration=calib, memory=memory, sizes=_sizes(sizes))
     if html is not None:
         from onnxsqueeze.report.pages.page import inspection_page
 
@@ -95,6 +105,18 @@ def _show_coded(found: Packing, plain: Mapping[str, int], console: Console) -> N
     line(console, f"on the wire: {', '.join(sizes)}")
 
 
+def _sizes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Return sizes by name; the last of equal names wins."""
+    found = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        parts = size.split("x")
+        if not name or not all(part.isdecimal() and len(part) < 10 for part in parts):
+            raise UsageError(f"--size {text}: write NAME=SIZE, such as height=320 or image=1x3x320x320")
+        found[name] = tuple(map(int, parts))
+    return found
+
+
 def show(found: Inspection, console: Console) -> None:
     """Print the model's facts and its layers, the costliest first."""
     from onnxsqueeze.measure.saturation import warning
@@ -107,6 +129,10 @@ def show(found: Inspection, console: Console) -> None:
     facts += [f"{amount(cost.macs)} MACs"] if cost.macs is not None else []
     facts += [f"{milliseconds(found.milliseconds)} a run on one thread"] if found.milliseconds is not None else []
     line(console, ", ".join(facts))
+    if found.taken is not None and found.taken.source:
+        made_up = found.taken.source == "made up"
+        way_out = "; --size NAME=SIZE or --calib takes others" if made_up else ""
+        line(console, f"{found.taken}{way_out}", style="yellow" if made_up else "dim")
     if found.memory is not None:
         each = found.memory
         peak = f"{amount(each.peak, 'B')} at the peak, {milliseconds(each.milliseconds)} to load"
@@ -161,9 +187,14 @@ def to_csv(found: Inspection) -> str:
 
 
 def _cell(value: object) -> object:
+    """Return a value as a cell: what a terminal would take for an order is only text."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return "" if value is None else value
+        value = " ".join(map(str, value))
+    if not isinstance(value, str):
+        return "" if value is None else value
+    from onnxsqueeze.words import printable
+
+    return printable(value).replace("\n", "\\n")
 
 
 def _costs(found: Inspection, console: Console) -> None:
@@ -177,7 +208,7 @@ def _costs(found: Inspection, console: Console) -> None:
     wide = console.width >= 90
     table = grid("left", "left", *(["left"] if wide else []), *(["right"] if timed else []), *["right"] * 4)
     heads = ["layer", "operator", *(["output"] if wide else []), *(["time"] if timed else [])]
-    table.add_row(*heads, "share", "MACs", "params", "bytes", style="dim")
+    table.add_row(*heads, f"of {found.share_of}", "MACs", "params", "bytes", style="dim")
     for layer in layers[:ROWS]:
         name = Text(printable(layer.key), overflow="ellipsis", no_wrap=True)
         cells: list[str | Text] = [name, Text(printable(layer.op), overflow="ellipsis", no_wrap=True)]
@@ -193,7 +224,9 @@ def _costs(found: Inspection, console: Console) -> None:
         rest = sum(layer.share for layer in layers[ROWS:])
         line(console, f"and {len(layers) - ROWS} more with {100 * rest:.1f} % together; --csv lists all", style="dim")
     if found.unattributed_ms:
-        line(console, f"{milliseconds(found.unattributed_ms)} went to what is between layers", style="dim")
+        rest = 100 * (1 - sum(layer.share for layer in found.layers))
+        between = f"{milliseconds(found.unattributed_ms)} ({rest:.1f} %) went to what is between layers"
+        line(console, between, style="dim")
 
 
 def _weights(found: Inspection, console: Console) -> None:

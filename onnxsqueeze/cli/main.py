@@ -30,6 +30,8 @@ COMMANDS = {
     "diff": ("onnxsqueeze.cli.diff:command", "Say how two models differ, and where an error is born."),
     "inspect": ("onnxsqueeze.cli.inspect:command", "Say what every layer costs and what the model needs."),
     "sensitivity": ("onnxsqueeze.cli.sensitivity:command", "Say what each layer does to the answers."),
+    "calibrate": ("onnxsqueeze.cli.calibrate:calibrate", "Measure much data, by many workers or in shards."),
+    "merge": ("onnxsqueeze.cli.calibrate:merge", "Put the shards that calibrate has measured together."),
     "pack": ("onnxsqueeze.cli.pack:pack", "Write a model as an entropy-coded container for the wire."),
     "unpack": ("onnxsqueeze.cli.pack:unpack", "Write the model in a container, byte for byte as it was."),
     "check": ("onnxsqueeze.cli.check:command", "Say what of a model breaks on a target."),

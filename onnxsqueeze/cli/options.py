@@ -64,4 +64,4 @@ def write_report(path: Path, text: str) -> None:
     from onnxsqueeze.files import whole
 
     with whole(path, f"the report {path}") as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
@@ -28,6 +29,14 @@ TRIAL_FEEDS = 4
 UNSEEN_FEEDS = 16
 TRIAL_WORK = 2e11
 """Multiply-accumulates that measuring variants of layers one by one may take."""
+SLOW = 0.25
+"""Processor seconds of a run from which on it is the clock that says what measuring may take, and no more the work."""
+TRIAL_RUNS = 12
+"""How many variants of layers may be measured then."""
+LONG = 0.5
+"""Processor seconds of a run from which on too few runs are timed to be sure of anything, and so none."""
+SLOW_FEEDS = 2
+"""On how many feeds a plan is tried then."""
 
 
 class Bench:
@@ -53,12 +62,15 @@ class Bench:
         self.stats = Statistics()
         """What was measured for the plan that ``select`` is given."""
         self.calib = calib
+        self.teacher: Graph | None = None
+        """The model before the first pass that has lost anything, from which a pass may learn; never edited."""
         self.seed = seed
         self.progress = progress
         self.known = [] if known is None else known
-        """Run-time ratios of an earlier run, in order, which ``latency`` returns before it measures anything."""
+        """Times of an earlier run, in order, which are taken before anything is measured."""
         self.measured = [] if measured is None else measured
-        """Run-time ratios that ``latency`` has returned."""
+        """Run-time ratios that ``latency`` has returned; before them, minus the seconds of a run if it is slow."""
+        self._seconds = 0.0
         self.keeps: Callable[[Graph], bool] | None = None
         """Whether a graph keeps the limit that the user has set for a score of his own; None if there is none."""
         self.notes: list[str] = []
@@ -70,26 +82,53 @@ class Bench:
         count = min(TRIAL_FEEDS, len(self.calib))
         return [self.calib[i * len(self.calib) // count] for i in range(count)]
 
+    @cached_property
+    def slow(self) -> bool:
+        """Whether a run takes so long that measuring is bounded by the number of runs.
+
+        A recipe keeps what the clock has said.
+        """
+        _ = self.expected
+        return self._seconds > 0
+
+    @property
+    def most(self) -> int | None:
+        """How many variants of single layers may be measured, None for all; ``measure`` spreads them evenly."""
+        return TRIAL_RUNS if self.slow else None
+
     def affordable(self, macs: int, variants: int) -> list[dict[str, Array]]:
         """Return the feeds, at least one, on which to measure so many variants of a graph of ``macs`` a feed."""
+        if self.slow:
+            return self.feeds[:1]
         per_feed = max(macs, 1) * (1.3 * variants + 1)
         return self.feeds[: max(int(TRIAL_WORK // per_feed), 1)]
 
     def affordable_variants(self, macs: int) -> int:
         """Return how many variants, at least 8, of a graph of ``macs`` a feed may be measured on one feed."""
+        if self.slow:
+            return TRIAL_RUNS
         return max(int(TRIAL_WORK // (1.3 * max(macs, 1))), 8)
 
     @cached_property
     def unseen(self) -> list[dict[str, Array]]:
         """Up to 16 calibration feeds that are kept apart, so that a fit has not seen them; ``feeds`` if none is."""
         there = [i for i in range(len(self.calib)) if apart(i)]
-        count = min(UNSEEN_FEEDS, len(there))
+        count = min(SLOW_FEEDS if self.slow else UNSEEN_FEEDS, len(there))
         return [self.calib[there[i * len(there) // count]] for i in range(count)] or self.feeds
 
     @cached_property
     def expected(self) -> Answers:
-        """The original's answers on ``feeds``."""
-        return answer(self.original, None, self.feeds)
+        """The original's answers on ``feeds``, on the first two of them if the model is slow."""
+        session = Session(self.original)
+        start = time.process_time()
+        first = answer(session, None, self.feeds[:1])
+        seconds = time.process_time() - start
+        if self.known:
+            seconds = -self.known.pop(0) if self.known[0] < 0 else 0.0
+        if seconds >= SLOW:
+            self.measured.append(-seconds)
+            self._seconds = seconds
+        return first + answer(session, None, self.feeds[1 : SLOW_FEEDS if self._seconds else None])
 
     @cached_property
     def _expected_unseen(self) -> Answers:
@@ -157,6 +196,8 @@ class Bench:
         """
         if self.known:
             ratio = self.known.pop(0)
+        elif self.slow and self._seconds >= LONG:
+            ratio = limit
         else:
             pair = [Session(g, threads=1) for g in (self.original, graph)]
             found = latency(pair, [first_samples(pair[0], feed, 1) for feed in self.feeds], seconds)

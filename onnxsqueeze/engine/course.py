@@ -28,6 +28,8 @@ class Course:
     steps: tuple[StepReport, ...] = ()
     made: tuple[Ingredient, ...] = ()
     notes: tuple[str, ...] = ()
+    teacher: Graph | None = None
+    """The graph before the first pass that has lost anything; None while none has."""
 
     @classmethod
     def beginning(cls, opened: Opened) -> Course:
@@ -41,12 +43,14 @@ class Course:
         run = opened.run
         stage = ", ".join(step.spec for step in self.steps if step.done)
         run.known, run.measured, run.previous = list(each.latency), [], self.answers
+        run.teacher = self.teacher or self.graph
         graph, step = run_pass(each.pass_, implicit, self.graph, run, stage)
         _log(step)
         made = Ingredient(each.pass_, tuple(run.measured), {site.key: site.action for site in step.done})
         return replace(
             self,
             graph=graph,
+            teacher=self.teacher or (self.graph if step.done and not each.pass_.lossless else None),
             answers=run.previous,
             steps=(*self.steps, step),
             made=(*self.made, made),

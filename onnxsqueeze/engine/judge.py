@@ -35,6 +35,8 @@ NOISE = 3.0
 """The dB under the model's own noise of rounding that are rounding still."""
 SEEN = 8
 """Calibration feeds on which a lossless pass is judged besides the held-out ones."""
+SEEN_SLOW = 2
+"""The same of a model whose runs take long."""
 
 
 class CollapseError(ModelError):
@@ -83,7 +85,7 @@ def culprits(places: Sequence[P], works: Callable[[set[P]], bool], most: int) ->
 
 def _refuse_loss(graph: Graph, given: Graph, own: float, run: Run) -> None:
     """Raise ModelError if the answers on held-out and on some calibration feeds have moved by more than rounding."""
-    count = min(SEEN, len(run.calib))
+    count = min(SEEN_SLOW if run.slow else SEEN, len(run.calib))
     feeds = [run.calib[i * len(run.calib) // count] for i in range(count)]
     before = run.seen[1] if run.seen is not None and run.seen[0] is given else answer(given, None, feeds)
     after = answer(graph, None, feeds)

@@ -37,7 +37,8 @@ class Ingredient:
     """One pass of a recipe, and what it found when the recipe was saved.
 
     ``latency`` are the run-time ratios that it measured and decided by; a repeated run takes them instead of the
-    clock. ``chosen`` maps each rewritten place to what was done there; a run that does otherwise says so.
+    clock. A negative first one is minus the seconds of a run that is so slow that measuring was bounded. ``chosen``
+    maps each rewritten place to what was done there; a run that does otherwise says so.
     """
 
     pass_: Pass
@@ -123,8 +124,14 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe as TOML; paths are written from the folder of the file."""
         path = Path(path)
+        try:
+            text = self.to_toml(path.parent).encode()
+        except UnicodeEncodeError as error:
+            name = error.object[: error.end].rpartition('"')[2]
+            problem = f"a recipe cannot hold a name that is not UTF-8, such as that of '{name}': rename the file"
+            raise UsageError(problem) from None
         with whole(path, f"the recipe {path}") as file:
-            file.write(self.to_toml(path.parent).encode())
+            file.write(text)
 
     def to_toml(self, folder: Path | None = None) -> str:
         """Return the text of the file; every option is written out, so that other defaults do not change it."""

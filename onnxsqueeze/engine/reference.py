@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+from onnxsqueeze.contract.bench import SLOW
 from onnxsqueeze.engine.run import Run
 from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -38,21 +40,28 @@ def prepare(run: Run, original: Graph | Path, inputs: tuple[Input, ...], data: F
         try:
             made_up = list(read_feeds("random", inputs, seed=run.seed)[:RANDOM])
             run.held = rig.feeds(made_up, run.seed)
-            run.reference = answer(original, None, run.held, run.progress)
+            _answer(run, original)
             notes.append(f"compared on {RANDOM} random feeds, which shows that the model runs, not how good it is")
         except (FeedError, ModelError):
             run.held, run.reference = (), []
             notes.append("the model does not run on random feeds: nothing was compared")
     elif rig.graph is rig.model:
-        run.reference = answer(original, None, run.held, run.progress)
+        _answer(run, original)
     else:
         try:
-            run.reference = answer(original, None, run.held, run.progress)
+            _answer(run, original)
         except FeedError as error:
             raise UnmeasuredError(str(error)) from error
     run.held = run.held[: len(run.reference)]
     run.previous = run.reference
     return notes
+
+
+def _answer(run: Run, original: Graph | Path) -> None:
+    session = Session(original)
+    start = time.process_time()
+    run.reference = answer(session, None, run.held, run.progress)
+    run.slow = time.process_time() - start >= SLOW * len(run.reference)
 
 
 def held_words(run: Run, data: Feeds | None) -> str:

@@ -42,9 +42,13 @@ class Run:
     """What an error of the answers is."""
     invented: bool = False
     """Whether the feeds are made up."""
+    slow: bool = False
+    """Whether a run of the original takes so long that the runs that judge a result are few."""
     score: Callable[[Answers], float] | None = None
     """The user's own score of answers on the held-out feeds."""
     keeps: Callable[[Graph], bool] | None = None
     """Whether the score of a graph on the calibration feeds stays within the user's limit, if there is one."""
+    teacher: Graph | None = None
+    """The model before the first pass that loses anything, from which passes may learn."""
     seen: tuple[Graph, Answers] | None = None
     """The last graph that was run on calibration feeds to be compared, and its answers."""

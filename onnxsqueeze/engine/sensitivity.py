@@ -91,7 +91,8 @@ def sensitivity(
     return Sensitivity(
         model="<memory>" if path is None else str(path),
         spec=str(spec(studied)),
-        feeds=f"{len(used)} of {len(data)} feeds, held out" if len(data) > 1 else "the only feed",
+        feeds=(f"{len(used)} of {len(data)} feeds, held out" if len(data) > 1 else "the only feed")
+        + (f", of {data.source}" if data.invented else ""),
         levels=tuple(label for label, _ in Counter(level.label for level in levels).items()),
         layers=_layers(view, levels, errors),
         seconds=time.perf_counter() - start,

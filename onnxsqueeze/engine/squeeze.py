@@ -188,7 +188,9 @@ def closed(
     run, held = opened.run, opened.held
     run.previous = course.answers
     whole = opened.path or opened.original
-    times = _latency(held if len(held) else run.held, whole, graph, progress) if run.reference else None
+    same = not any(step.kept and step.done for step in course.steps)
+    timed = [whole] if same else [whole, graph]
+    times = _latency(held if len(held) else run.held, timed, progress) if run.reference else None
     report = Report(
         model="<memory>" if opened.path is None else str(opened.path),
         output=None,
@@ -211,6 +213,6 @@ def closed(
     return report, graph
 
 
-def _latency(held: Any, original: Graph | Path, graph: Graph, progress: Progress) -> Latency:
+def _latency(held: Any, models: Sequence[Graph | Path], progress: Progress) -> Latency:
     progress("timing", 0, 1)
-    return latency([Session(each, threads=1) for each in (original, graph)], list(held[:8]))
+    return latency([Session(each, threads=1) for each in models], list(held[:8]))

@@ -26,7 +26,12 @@ def random_feeds(inputs: tuple[Input, ...], seed: int) -> Feeds:
             feed[wanted.name] = np.asarray(drawn).astype(wanted.dtype)
         return f"random feed {index}", feed
 
-    return Feeds(f"8 random feeds (seed {seed})", inputs, load, range(8), invented=True)
+    left = [  # nobody has said how large these are
+        f"{wanted.name} {'x'.join(map(str, shape))}" for wanted, shape in zip(inputs, shapes, strict=True)
+        if not all(isinstance(size, int) for size in wanted.shape or ())
+    ]  # fmt: skip
+    sizes = f", sizes made up: {', '.join(left)}" if left else ""
+    return Feeds(f"8 random feeds (seed {seed}{sizes})", inputs, load, range(8), invented=True)
 
 
 def made_up_shapes(inputs: tuple[Input, ...]) -> list[tuple[int, ...]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxsqueeze.errors import FeedError
 from onnxsqueeze.feeds.files import (
@@ -27,9 +26,8 @@ from onnxsqueeze.feeds.files import (
 from onnxsqueeze.feeds.made_up import random_feeds
 from onnxsqueeze.feeds.types import IMAGES, KINDS, NOT_A_TENSOR, Feed, Feeds, Input, check_names, counted
 from onnxsqueeze.files import open_regular
-from onnxsqueeze.ir.objects import Graph
 
-__all__ = ["beside", "files_of", "find_beside", "read", "sample"]
+__all__ = ["beside", "files_of", "find_beside", "read"]
 
 GROUP = 8
 """Samples of one file that share a feed when the batch dimension is dynamic, so that calibration is quick."""
@@ -232,19 +230,3 @@ def _only(inputs: tuple[Input, ...], where: str) -> Input:
         names = ", ".join(f"'{wanted.name}'" for wanted in inputs) or "none"
         raise FeedError(f"{where} feeds one input, but the model has {len(inputs)} ({names}); {ONE_EACH}")
     return inputs[0]
-
-
-def sample(graph: Graph) -> dict[str, Any] | None:
-    """Return a random feed for the model, None if there can be none."""
-    try:
-        return read("random", [Input(t.name, np.dtype(t.dtype), _dims(t)) for t in graph.inputs])[0]
-    except (FeedError, TypeError):  # TypeError: an element type that NumPy has not
-        return None
-
-
-def _dims(tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
-    if tensor.dtype is None or tensor.shape is None:
-        return None
-    return tuple(
-        (d or None) if isinstance(d, str) else None if d is None else max(int(d), 0) or None for d in tensor.shape
-    )

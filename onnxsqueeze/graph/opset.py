@@ -14,8 +14,9 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.errors import ModelError
 from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.decode import decode
-from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.encode import encode_with
 from onnxsqueeze.ir.objects import Graph, subgraphs
+from onnxsqueeze.ir.payloads import Skeleton
 from onnxsqueeze.ir.weights import Derived, Weight
 
 __all__ = ["changed", "lower_opset", "raise_opset"]
@@ -39,7 +40,7 @@ def raise_opset(graph: Graph, target: int) -> Graph:
                 f"{function.opset}; export the model for opset {target}"
             )
     source = graph.copy()
-    model = encode(source, skeleton=True)
+    model = encode_with(source, Skeleton(whole_lists=True))  # it is decoded again
     try:
         converted = onnx.version_converter.convert_version(model, target)
     except Exception as error:

@@ -19,7 +19,7 @@ from onnxsqueeze.graph.walk import is_standard, key_of, walk
 from onnxsqueeze.ir.dtypes import numpy_type
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph, subgraphs
-from onnxsqueeze.ir.protos import with_inferable_scalers, with_known_ranks
+from onnxsqueeze.ir.protos import prepare_inference
 from onnxsqueeze.targets.target import Target
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ class View:
     @cached_property
     def _types(self) -> dict[str, onnx.TypeProto]:
         skeleton = encode(self.graph, skeleton=True)
-        with_inferable_scalers(skeleton)
-        with_known_ranks(skeleton)
+        prepare_inference(skeleton)
         with suppress(Exception):  # shapes are a help, not a need: models with odd custom ops still squeeze
             skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         found: dict[str, onnx.TypeProto] = {}

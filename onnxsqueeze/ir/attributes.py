@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx_graphsurgeon.util.misc import convert_from_onnx_attr_type
 from onnxsqueeze.errors import ModelError
 from onnxsqueeze.ir.weights import text
 
-__all__ = ["FIELDS", "field_of", "kind_of", "plain", "says"]
+__all__ = ["FIELDS", "LongList", "field_of", "kind_of", "plain", "says"]
 
 FIELDS: dict[int, str] = {
     AttributeProto.FLOAT: "f",
@@ -41,6 +42,40 @@ _LIST_OF: dict[int, int] = {
     AttributeProto.TYPE_PROTO: AttributeProto.TYPE_PROTOS,
 }
 
+_LONG = 4096
+"""Numbers or texts from which on the list of an attribute is not copied."""
+
+
+class LongList(Sequence[Any]):
+    """A long list of numbers or texts, read where it stands in the model: it cannot be changed and is never copied.
+
+    Tree ensembles hold millions of them. To change one, give the node ``list(...)`` of it.
+    """
+
+    __slots__ = ("proto", "values")
+
+    def __init__(self, proto: AttributeProto, field: str) -> None:
+        self.proto = proto
+        """The attribute that holds it; for reading only."""
+        self.values = getattr(proto, field)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.values[index]
+        return [_item(item) for item in found] if isinstance(index, slice) else _item(found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LongList) and (self.proto is other.proto or self.values == other.values)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values of the attribute {self.proto.name!r}>"
+
+
+def _item(value: Any) -> Any:
+    return text(value) if isinstance(value, bytes) else value
+
 
 def field_of(attribute: AttributeProto) -> str | None:
     """Return the field with the value: that of the type or, in the oldest files, which have no type, the one set.
@@ -59,7 +94,8 @@ def field_of(attribute: AttributeProto) -> str | None:
 def plain(attribute: AttributeProto) -> Any:
     """Return the Python value of an attribute that holds neither graphs nor tensors.
 
-    Text that is not UTF-8 stays bytes; a type or a sparse tensor stays a proto; so does an attribute of unknown kind.
+    A long list stays where it is. Text that is not UTF-8 stays bytes; a type or a sparse tensor stays a proto; so does
+    an attribute of unknown kind.
     """
     if attribute.ref_attr_name:
         return gs.Node.AttributeRef(attribute.ref_attr_name, convert_from_onnx_attr_type(attribute.type))
@@ -67,6 +103,8 @@ def plain(attribute: AttributeProto) -> Any:
     if field is None:
         return attribute
     value = getattr(attribute, field)
+    if field in ("floats", "ints", "strings") and len(value) > _LONG:
+        return LongList(attribute, field)
     if field == "s":
         return text(value)
     if field == "strings":
@@ -76,6 +114,8 @@ def plain(attribute: AttributeProto) -> Any:
 
 def says(attribute: AttributeProto, value: Any) -> bool:
     """Whether ``plain(attribute)`` is just ``value``; NaN equals itself, 0.0 and -0.0 differ, 1 and 1.0 too."""
+    if isinstance(value, LongList):
+        return value.proto is attribute
     decoded = plain(attribute)
     if type(decoded) is not type(value):
         return False

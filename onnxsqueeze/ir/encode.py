@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 from onnx_graphsurgeon.util.misc import convert_to_onnx_attr_type
 
-from onnxsqueeze.ir.attributes import FIELDS, field_of, kind_of, says
+from onnxsqueeze.ir.attributes import FIELDS, LongList, field_of, kind_of, says
 from onnxsqueeze.ir.objects import Graph, Source, subgraphs
 from onnxsqueeze.ir.payloads import Inline, Skeleton, put_tensor, unchanged
 from onnxsqueeze.ir.protos import describe, put, put_entries, put_names, put_type, same_type, shell, standard
@@ -28,8 +28,8 @@ def encode(graph: gs.Graph, *, skeleton: bool = False) -> onnx.ModelProto:
     """Return the model of ``graph``, in memory; an unchanged graph gives the model that it was decoded from.
 
     External data that was not replaced stays a reference into ``graph.folder``. With ``skeleton`` weights of more than
-    1 KiB that are no shapes become references to a file that does not exist, and none of them is read: enough for shape
-    inference, and small whatever the weights weigh.
+    1 KiB that are no shapes become references to a file that does not exist, none of them is read, and of long lists
+    of ``ai.onnx.ml`` one value stays: enough for shape inference, and small whatever the weights weigh.
     """
     return encode_with(graph, Skeleton() if skeleton else Inline())
 
@@ -229,7 +229,10 @@ class _Encoder:
         proto = getattr(node, "proto", None)
         if proto is None:
             proto = onnx.NodeProto()
-        if self.same_attributes(node, proto):
+        if self.placement.cuts(node):
+            out.CopyFrom(shell(proto, "attribute"))
+            self.attributes(out, node, proto)
+        elif self.same_attributes(node, proto):
             out.CopyFrom(proto)
         else:
             out.CopyFrom(shell(proto, "attribute"))
@@ -279,6 +282,10 @@ class _Encoder:
         return isinstance(stored, Stored) and stored.proto is proto and self.placement.keeps(stored)
 
     def attribute(self, out: AttributeProto, name: str, value: Any, proto: AttributeProto | None) -> None:
+        if isinstance(value, LongList):
+            put(out, "name", name)
+            self.placement.put_list(out, value)
+            return
         if isinstance(value, AttributeProto) or (proto is not None and self.same(value, proto)):
             out.CopyFrom(value if isinstance(value, AttributeProto) else proto)
             put(out, "name", name)

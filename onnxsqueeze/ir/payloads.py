@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
+from onnx import AttributeProto, TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from onnxsqueeze.ir.attributes import LongList, field_of
 from onnxsqueeze.ir.dtypes import element_type, numpy_type, pack
-from onnxsqueeze.ir.protos import put, shell
+from onnxsqueeze.ir.protos import put, shell, varint
 from onnxsqueeze.ir.weights import Derived, Stored, Weight, encoded
 from onnxsqueeze.ir.wire import CUT
 
@@ -45,9 +46,40 @@ class Inline:
         """
         tensor.raw_data = bytes(weight.data())
 
+    def cuts(self, node: gs.Node) -> bool:
+        """Whether long lists among the attributes of a node are left out."""
+        return False
+
+    def put_list(self, out: AttributeProto, value: LongList) -> None:
+        """Give an attribute, which has its name, a long list."""
+        name = out.name
+        out.CopyFrom(value.proto)
+        put(out, "name", name)
+
 
 class Skeleton(Inline):
-    """Leaves out the weights of more than 1 KiB but those that shape inference may read: shapes and indices."""
+    """Leaves out the weights of more than 1 KiB but those that shape inference may read: shapes and indices.
+
+    Of the long lists of ``ai.onnx.ml``, whose lengths no shape hangs on, the first value stays unless ``whole_lists``.
+    """
+
+    def __init__(self, whole_lists: bool = False) -> None:
+        self.whole_lists = whole_lists
+        self.left_out = 0
+        """Bytes of the lists that were left out."""
+
+    def cuts(self, node: gs.Node) -> bool:
+        found = node.domain == "ai.onnx.ml" and any(isinstance(value, LongList) for value in node.attrs.values())
+        return found and not self.whole_lists
+
+    def put_list(self, out: AttributeProto, value: LongList) -> None:
+        if self.whole_lists:
+            super().put_list(out, value)
+            return
+        out.type = value.proto.type
+        getattr(out, str(field_of(value.proto))).append(value.values[0])
+        whole, left = value.proto.ByteSize(), out.ByteSize()
+        self.left_out += whole + len(varint(whole)) - left - len(varint(left))
 
     def keeps(self, weight: Stored) -> bool:
         return weight.raw is None and not weight.external and not self._drops(weight)

@@ -8,13 +8,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import Message  # type: ignore[import-untyped,unused-ignore]
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped,unused-ignore]
-from onnx import TypeProto, ValueInfoProto
+from onnx import TensorProto, TypeProto, ValueInfoProto
 
 from onnxsqueeze.ir.dtypes import element_type, numpy_type
 
 __all__ = [
     "describe",
     "entries",
+    "prepare_inference",
     "put",
     "put_entries",
     "put_names",
@@ -23,11 +24,11 @@ __all__ = [
     "shell",
     "standard",
     "varint",
-    "with_inferable_scalers",
-    "with_known_ranks",
 ]
 
 M = TypeVar("M", bound=Message)
+_WHOLE = (TensorProto.INT32, TensorProto.INT64)
+_AXES = 1 << 24
 Described = tuple[Any, "tuple[int | str | None, ...] | None", "str | None"]
 """Element type, shape and kind of type."""
 
@@ -181,7 +182,32 @@ def _put_size(dim: onnx.TensorShapeProto.Dimension, size: Any) -> None:
         dim.dim_value = int(size)
 
 
-def with_inferable_scalers(skeleton: onnx.ModelProto) -> None:
+def prepare_inference(skeleton: onnx.ModelProto) -> None:
+    """Let ONNX's shape inference see more of a model that is made for it alone, and not what it chokes on."""
+    _bound_shapes(skeleton)
+    _cast_scalers(skeleton)
+    _declare_ranks(skeleton)
+
+
+def _bound_shapes(skeleton: onnx.ModelProto) -> None:
+    """Leave out lists of sizes and axes that are declared longer than any tensor has axes.
+
+    ONNX 1.23 fills a list of as many axes for a Slice whose starts are declared to be 2**31 numbers.
+    """
+    graph = skeleton.graph
+    read = {name for node in graph.node for name in node.input[node.op_type != "ConstantOfShape" :] if name}
+    for info in (*graph.input, *graph.value_info):
+        kind = info.type.tensor_type
+        if info.name in read and kind.elem_type in _WHOLE and any(d.dim_value > _AXES for d in kind.shape.dim):
+            kind.ClearField("shape")
+    for i in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[i]
+        if tensor.name in read and tensor.data_type in _WHOLE and any(size > _AXES for size in tensor.dims):
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, None))
+            del graph.initializer[i]
+
+
+def _cast_scalers(skeleton: onnx.ModelProto) -> None:
     """Let ONNX infer shapes behind operators of ``ai.onnx.ml`` that keep them: in a copy for inference, they are Casts.
 
     ONNX has no inference for Scaler, Imputer and Normalizer, whose outputs are float tensors of their input's shape.
@@ -193,7 +219,7 @@ def with_inferable_scalers(skeleton: onnx.ModelProto) -> None:
             node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
 
 
-def with_known_ranks(skeleton: onnx.ModelProto) -> None:
+def _declare_ranks(skeleton: onnx.ModelProto) -> None:
     """Tell ONNX's inference what a stored weight says of the output of a Gemm or Conv, whatever its input is.
 
     A Gemm makes two axes, the second as long as the weight has outputs; a Conv as many as its weight, the second

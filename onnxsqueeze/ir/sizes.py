@@ -6,16 +6,21 @@ from collections.abc import Iterator
 
 import onnx
 
-from onnxsqueeze.ir.encode import encode
+from onnxsqueeze.ir.encode import encode_with
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.payloads import Skeleton
 
 __all__ = ["file_size", "tensors"]
 
 
 def file_size(graph: Graph) -> int:
-    """Return how many bytes the model takes on disk, data file included, without computing any weight."""
-    model = encode(graph, skeleton=True)
-    total = 0
+    """Return how many bytes the model takes on disk, data file included, without computing any weight.
+
+    It may be four bytes too few for a model with long lists among its attributes.
+    """
+    skeleton = Skeleton()
+    model = encode_with(graph, skeleton)
+    total = skeleton.left_out
     for tensor in tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             total += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")

@@ -14,6 +14,7 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.graph.words import type_name
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.linear.chains import Stage
@@ -107,7 +108,7 @@ def describe(view: View, node: gs.Node, *, shared: bool = False) -> Linear | str
     if value is None:
         return None
     if value.dtype.kind != "f":
-        return f"its weight is {value.dtype}"
+        return f"its weight is {type_name(value.dtype)}"
     if not shared and not view.alone(weight):
         return "its weight is shared"
     if node.op == "MatMul" and value.ndim != 2:

@@ -191,7 +191,7 @@ def _groups(found: Sequence[Place], graph: Graph, bench: Bench) -> list[list[Pla
     levels = sorted({place.level for place in found})
     feed = bench.feeds[0]
     one = 0.5 * sum(cost.macs(graph, feed).values()) * min(len(bench.calib), FEEDS)
-    sweeps = min(max(int(SWEEP_WORK / max(one, 1)), 4), len(levels))
+    sweeps = min(2 if bench.slow else max(int(SWEEP_WORK / max(one, 1)), 4), len(levels))
     index = {level: i * sweeps // len(levels) for i, level in enumerate(levels)}
     groups: list[list[Place]] = [[] for _ in range(sweeps)]
     for place in found:

@@ -14,12 +14,14 @@ from onnxsqueeze.graph.functions import callee
 from onnxsqueeze.graph.operators import operator
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
+from onnxsqueeze.ir.attributes import LongList
 from onnxsqueeze.ir.objects import subgraphs
 
-__all__ = ["Weighted", "is_stored", "weighted"]
+__all__ = ["STORED", "Weighted", "is_stored", "weighted"]
 
 MANY = 1024
 """From so many elements on a constant of floats with two axes is a weight, whoever reads it."""
+STORED = "its weight is stored in integers already"
 _SLOTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Einsum": (0, 1), "Gather": (0,),
           "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}  # fmt: skip
 """Inputs that hold weights of any size."""
@@ -61,7 +63,7 @@ def weighted(view: View) -> Iterator[Weighted]:
         found = [tensor for slot, tensor in enumerate(node.inputs) if _is_weight(view, node, slot, made)]
         if found:
             yield Weighted(node, _apart(view, node, found[0], made), frozenset(_behind(found[0], made)))
-        elif any(len(value) > 1 for name in _LISTS if isinstance(value := node.attrs.get(name), list)):
+        elif any(len(value) > 1 for name in _LISTS if isinstance(value := node.attrs.get(name), (list, LongList))):
             yield Weighted(node, f"its weights are attributes of {operator(node)}")
 
 
@@ -109,7 +111,7 @@ def _is_weight(view: View, node: gs.Node, slot: int, made: dict[int, gs.Node]) -
 
 def _apart(view: View, node: gs.Node, tensor: gs.Tensor, made: dict[int, gs.Node]) -> str:
     if is_stored(tensor):
-        return "its weight is stored in integers already"
+        return STORED
     if callee(view.graph, node) is not None:
         return "it is a call of a local function, whose insides stay"
     if id(tensor) in made:

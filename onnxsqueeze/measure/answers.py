@@ -65,13 +65,13 @@ KNOWN = 4
 
 
 def answer(
-    model: Graph | onnx.ModelProto | bytes | Path,
+    model: Session | Graph | onnx.ModelProto | bytes | Path,
     folder: Path | None,
     feeds: Sequence[dict[str, Array]],
     progress: Progress | None = None,
 ) -> Answers:
     """Return the model's outputs on the feeds, one dict per feed; it stops early when they exceed 256 MB."""
-    session = Session(model, folder)
+    session = model if isinstance(model, Session) else Session(model, folder)
     answers: Answers = []
     size = 0
     for index, feed in enumerate(feeds):

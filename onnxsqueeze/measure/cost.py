@@ -16,7 +16,7 @@ from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.shapes import inferred_and_measured
 
-__all__ = ["Cost", "cost", "macs"]
+__all__ = ["Cost", "cost", "counted", "macs"]
 
 
 _LINEAR = frozenset(["Conv", "ConvInteger", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "MatMulInteger", "RNN"])
@@ -66,20 +66,31 @@ def macs(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int
     return {key: count for key, count in _counts(graph, feed).items() if count}
 
 
-def _counts(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int | None]:
-    """Return the multiply-accumulates of every linear node by its key, None where they are not known."""
+def counted(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> tuple[dict[str, int | None], dict[str, Shape]]:
+    """Return the multiply-accumulates on ``feed`` of every linear node by its key, and the shapes of tensors by name.
+
+    A count is None where it is not known; of nodes with the same key it is that of all together.
+    """
     found: dict[str, int | None] = {}
-    _count(*inferred_and_measured(graph, feed), found)
-    return found
+    seen: dict[str, Shape] = {}
+    _count(*inferred_and_measured(graph, feed), found, seen)
+    return found, seen
 
 
-def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, int | None]) -> None:
+def _counts(graph: Graph, feed: Mapping[str, NDArray[np.generic]]) -> dict[str, int | None]:
+    return counted(graph, feed)[0]
+
+
+def _count(
+    graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, int | None], seen: dict[str, Shape]
+) -> None:
     shapes: dict[str, Shape] = dict(outer)
     for info in (*graph.input, *graph.value_info, *graph.output):
         if (shape := shape_of(info)) is not None:
             shapes[info.name] = shape
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
+    seen.update(shapes)
     for node in graph.node:
         if node.op_type == "Constant":
             for attribute in node.attribute:
@@ -87,7 +98,7 @@ def _count(graph: onnx.GraphProto, outer: Mapping[str, Shape], found: dict[str, 
                     shapes[node.output[0]] = tuple(attribute.t.dims)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _count(attribute.g, shapes, found)
+                _count(attribute.g, shapes, found, seen)
         if node.domain in ("", "ai.onnx") and node.op_type in _LINEAR:
             key, count = next(filter(None, node.output)), _of(node, shapes)
             found[key] = count if count is None else (found.get(key) or 0) + count

@@ -27,18 +27,19 @@ def gains(
     progress: Progress | None = None,
     ruler: Ruler | None = None,
     also: Mapping[str, Sequence[str]] | None = None,
+    most: int | None = None,
 ) -> dict[str, float]:
     """Return per layer the relative error of the worst output over the relative error of its own output.
 
     Each layer named in ``probes`` is perturbed alone, but for those that ``also`` names with it; ``channel_axis`` is 1
-    for Conv and -1 else.
+    for Conv and -1 else. ``most`` is that of ``measure``.
     """
     alike = also or {}
     variants = [
         dict.fromkeys((key, *alike.get(key, ())), partial(_perturb, matrix, offset, channel_axis[key]))
         for key, (matrix, offset, _) in probes.items()
     ]
-    errors = measure(graph, variants, feeds, (ruler or Ruler.of(graph)).error, None, progress)
+    errors = measure(graph, variants, feeds, (ruler or Ruler.of(graph)).error, None, progress, most)
     return {
         key: error / max(local, 1e-12)
         for (key, (_, _, local)), error in zip(probes.items(), errors, strict=True)

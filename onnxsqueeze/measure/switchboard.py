@@ -77,11 +77,13 @@ def impacts(
     progress: Progress | None = None,
     ruler: Ruler | None = None,
     also: Mapping[str, Sequence[str]] | None = None,
+    most: int | None = None,
 ) -> dict[str, list[float]]:
     """Return, per layer, the relative squared error of the worst output for each of its rewrites alone.
 
     ``rewrites`` maps the name of a layer's output to functions that rewrite the node making a given tensor. Feeds are
-    cut to two samples. Layers inside bodies are left out. ``also`` names other layers that are rewritten with one.
+    cut to two samples. Layers inside bodies are left out. ``also`` names other layers that are rewritten with one;
+    ``most`` is that of ``measure``.
     """
     alike = also or {}
     variants = [
@@ -90,7 +92,7 @@ def impacts(
     ]  # fmt: skip
     found: dict[str, list[float]] = {}
     score = (ruler or Ruler.of(original)).error
-    errors = measure(original, [variant for _, variant in variants], feeds, score, SAMPLES, progress)
+    errors = measure(original, [variant for _, variant in variants], feeds, score, SAMPLES, progress, most)
     for (key, _), error in zip(variants, errors, strict=True):
         if error is not None:
             found.setdefault(key, []).append(error)
@@ -104,17 +106,21 @@ def measure(
     score: Callable[[Answers, Answers], float],
     samples: int | None = None,
     progress: Progress | None = None,
+    most: int | None = None,
 ) -> list[float | None]:
     """Return the score of every variant's answers against the original's.
 
     A variant maps names of tensors to functions, each of which rewrites the node that makes a given tensor, or to
     detours behind it; all nodes of a variant are switched together. Feeds are cut to ``samples``. A variant with a
-    node in a body, or with bodies of its own, gets None, and so does one that does not run.
+    node in a body, or with bodies of its own, gets None, and so does one that does not run. Of more than ``most``
+    variants so many are measured, evenly spread, and the others get the score of the nearest one.
     """
     found: list[float | None] = [None] * len(variants)
     plain = [node for node in original.nodes if not any(subgraphs(node))]
     keys = {t.name for node in plain for t in node.outputs} | {t.name for t in original.inputs}
-    numbers = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
+    able = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
+    count = len(able) if most is None else min(most, len(able))
+    numbers = [able[(2 * i + 1) * len(able) // (2 * count)] for i in range(count)]
     for start in range(0, len(numbers), TOGETHER):
         group = numbers[start : start + TOGETHER]
         for board, switched in sound(original, {i: variants[i] for i in group}, feeds, samples):
@@ -122,6 +128,10 @@ def measure(
                 if progress:
                     progress("measuring layers", start + step, len(numbers))
                 found[number] = score(board.expected, board.answers((step,)))
+    measured = [number for number in numbers if found[number] is not None]
+    if count < len(able) and measured:
+        for number in set(able).difference(numbers):
+            found[number] = found[min(measured, key=lambda other: abs(other - number))]
     return found
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.errors import ModelError
 from onnxsqueeze.ir.files import save
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.session import nameable
 
 __all__ = ["Memory", "memory"]
 
@@ -79,6 +80,7 @@ def memory(model: Graph | Path, feed: Mapping[str, NDArray[np.generic]]) -> Memo
         return None
     with TemporaryDirectory(prefix="onnxsqueeze-", ignore_cleanup_errors=True) as folder:
         path, bare, feeds = (Path(folder, name) for name in ("model.onnx", "bare.onnx", "feeds.npz"))
+        model = nameable(model) if isinstance(model, Path) else model
         if isinstance(model, Path):
             path = model
         else:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
 from onnxsqueeze.ir.encode import encode
-from onnxsqueeze.ir.files import save
+from onnxsqueeze.ir.files import load, save
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.packed import is_packed, unpacked
 from onnxsqueeze.ir.reading import mapped, parsed
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.runtime.messages import explain
 
-__all__ = ["Instrument", "Session", "first_samples", "session"]
+__all__ = ["Instrument", "Session", "first_samples", "nameable", "session"]
 
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -70,6 +70,8 @@ class Session:
             options.profile_file_prefix = str(profile)
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
+        if isinstance(model, Path):
+            model = nameable(model)
         if isinstance(model, Graph):
             folder = model.folder
         if folder is not None:
@@ -108,8 +110,8 @@ class Instrument:
     not to blame.
     """
 
-    def __init__(self, model: Graph | onnx.ModelProto) -> None:
-        self._model = model
+    def __init__(self, model: Graph | onnx.ModelProto, threads: int = 0) -> None:
+        self._model, self._threads = model, threads
         self._left = ["none", "basic", "all"]
         self._session: Session | None = None
 
@@ -133,8 +135,17 @@ class Instrument:
 
     def _opened(self) -> Session:
         if self._session is None:
-            self._session = Session(self._model, optimize=self._left[-1])
+            self._session = Session(self._model, optimize=self._left[-1], threads=self._threads)
         return self._session
+
+
+def nameable(path: Path) -> Graph | Path:
+    """Return the path, or the model in it where ONNX Runtime cannot be told the path: it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return load(path)
+    return path
 
 
 def session(

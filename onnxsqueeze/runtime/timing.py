@@ -53,14 +53,14 @@ def latency(
     """Time sessions of one thread in turn on the same feeds, by the processor time of this thread.
 
     That time does not run while the machine does something else. Each round times every session on one feed, best of
-    three (once, if a run takes over 20 ms). Each feed has at least three rounds, two feeds if a run takes over 20 ms;
-    one round is all if a run takes over 2 s. ``seconds`` are processor time.
+    three (once, if a run takes over 20 ms). Each feed has at least three rounds, two feeds if a run takes over 20 ms,
+    one feed from 500 ms on; one round is all if a run takes over 1 s. ``seconds`` are processor time.
     """
     rounds: list[list[float]] = []
     first = max(_milliseconds(session, feeds[0]) for session in sessions)
     repeat = 3 if first < 20 else 1
-    used = feeds if first < 20 else feeds[:2]
-    least = max(3 * len(used), LEAST) if first < 500 else 3 * len(used) if first < 2000 else 1
+    used = feeds if first < 20 else feeds[:2] if first < 500 else feeds[:1]
+    least = max(3 * len(used), LEAST) if first < 500 else 3 if first < 1000 else 1
     spent = 0.0
     while (spent < 1000 * seconds and len(rounds) < 500) or len(rounds) < least:
         feed = used[len(rounds) % len(used)]

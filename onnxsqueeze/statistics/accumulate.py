@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -41,6 +41,7 @@ class Accumulator:
     statistics: Statistics = field(default_factory=Statistics)
     _samples: dict[Range, list[Array]] = field(default_factory=dict)
     _rows: dict[Channels, list[NDArray[np.float32]]] = field(default_factory=dict)
+    _inputs: dict[Gram, list[Array]] = field(default_factory=dict)
 
     def add(self, need: Need, value: Array, rng: np.random.Generator) -> None:
         """Add what a need wants to know of the whole tensor of one feed."""
@@ -56,12 +57,9 @@ class Accumulator:
                 if sum(map(len, self._rows[need])) >= POOLED_ROWS:
                     self._multiply(need)
         else:
-            found = _gram(value, need, max(64, self.rows // self.feeds), rng)
-            old = self.statistics.moments.get(need)
-            if apart(0 if old is None else old.runs) and found.n * self.feeds < FEW * len(found.total):
-                assert found.gram is not None
-                found.held = replace(found, total=found.total.copy(), gram=found.gram.astype(np.float64))
-            self._add_moments(need, found)
+            self._inputs.setdefault(need, []).append(_inputs(value, need, max(64, self.rows // self.feeds), rng))
+            if sum(map(len, self._inputs[need])) >= POOLED_ROWS:
+                self._correlate(need)
 
     def add_reduced(self, need: Range | Mean, low: float, high: float, size: int, part: Mapping[str, Array]) -> None:
         """Add a tensor of one feed that was reduced to its extremes, its ``sample`` and its ``mean`` by channels."""
@@ -80,8 +78,10 @@ class Accumulator:
         """Add what still waits, and return the statistics."""
         for need in list(self._samples):
             self._count(need)
-        for gram in list(self._rows):
-            self._multiply(gram)
+        for channels in list(self._rows):
+            self._multiply(channels)
+        for gram in list(self._inputs):
+            self._correlate(gram)
         return self.statistics
 
     def _add_moments(self, need: Mean | Channels | Gram, found: Moments) -> None:
@@ -105,6 +105,19 @@ class Accumulator:
             moments.gram = rows.T @ rows
         else:
             moments.gram += rows.T @ rows
+
+    def _correlate(self, need: Gram) -> None:
+        """Add the products of the rows that wait; of those of feeds that are apart by themselves as well."""
+        waiting = self._inputs.pop(need)
+        old = self.statistics.moments.get(need)
+        start = 0 if old is None else old.runs
+        found = _products(waiting)
+        held = [rows for i, rows in enumerate(waiting, start) if apart(i)]
+        if held and found.n * self.feeds < FEW * len(found.total) * len(waiting):
+            found.held = _products(held)
+            assert found.held.gram is not None
+            found.held.gram = found.held.gram.astype(np.float64)
+        self._add_moments(need, found)
 
 
 def _means(value: Array, axis: int) -> Moments:
@@ -153,13 +166,18 @@ def _channels(
     return found, (rows * np.sqrt(weights * (count / max(len(rows), 1)))[:, None]).astype(np.float32)
 
 
-def _gram(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Moments:
-    """Return the moments of up to ``rows`` rows; a mask or an infinity counts as zero."""
+def _inputs(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Array:
+    """Return up to ``rows`` rows that are to be multiplied; a mask or an infinity counts as zero."""
     x = input_rows(value, need, rows, rng)
     usual = ordinary(x)
     x = x if usual is None else np.where(usual, x, 0)
-    x = x.astype(np.float32 if np.abs(x).max(initial=0) < 1e15 else np.float64)  # squares of float32 end at 1e38
-    return Moments(len(x), x.sum(0, dtype=np.float64), x.T @ x)
+    return x.astype(np.float32 if np.abs(x).max(initial=0) < 1e15 else np.float64)  # squares of float32 end at 1e38
+
+
+def _products(feeds: Sequence[Array]) -> Moments:
+    """Return the moments of the rows of some feeds."""
+    x = np.concatenate(feeds) if len(feeds) > 1 else feeds[0]
+    return Moments(len(x), x.sum(0, dtype=np.float64), x.T @ x, runs=len(feeds))
 
 
 def input_rows(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Array:

@@ -18,8 +18,9 @@ from onnxsqueeze.statistics.histogram import BINS, Histogram
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import PARTS, Moments
 from onnxsqueeze.statistics.needs import Channels, Gram, Mean, Range
+from onnxsqueeze.statistics.partial import Partial
 
-__all__ = ["load_statistics", "save_statistics"]
+__all__ = ["load_partial", "load_statistics", "save_partial", "save_statistics"]
 
 
 def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistics]) -> None:
@@ -27,6 +28,31 @@ def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistic
 
     Raises UsageError if the file cannot be written.
     """
+    _save(path, stages, {})
+
+
+def save_partial(path: str | os.PathLike[str], part: Partial) -> None:
+    """Write what is known of some chunks to an ``.npz`` file, all or nothing; UsageError if that cannot be."""
+    named = {f"{level} {place}": statistics for (level, place), statistics in part.nodes.items()}
+    _save(path, named, {"key": part.key, "stage": part.stage, "chunks": part.chunks})
+
+
+def load_partial(path: str | os.PathLike[str]) -> Partial:
+    """Read a file that ``save_partial`` wrote. Raises UsageError if it is something else."""
+    stages, head = _load(path)
+    if not head:
+        raise UsageError(f"'{path}' holds whole statistics and no part of them: give it with stats=")
+    try:
+        key, stage, chunks = str(head["key"]), str(head["stage"]), int(head["chunks"])
+        places = [(int(level), int(place)) for level, place in map(str.split, stages)]
+        if not all(0 <= level <= 64 and 0 <= place << level < chunks for level, place in places):
+            raise ValueError("a node outside the tree")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"'{path}' is damaged: measure that part again") from error
+    return Partial(key, stage, chunks, dict(zip(places, stages.values(), strict=True)))
+
+
+def _save(path: str | os.PathLike[str], stages: Mapping[str, Statistics], head: Mapping[str, object]) -> None:
     arrays: dict[str, Array] = {}
     index: list[dict[str, object]] = []
     for stage, statistics in stages.items():
@@ -47,6 +73,8 @@ def save_statistics(path: str | os.PathLike[str], stages: Mapping[str, Statistic
                     arrays[f"{key}.held.n"] = np.array([m.held.n, m.held.runs])
                     arrays[f"{key}.held.total"], arrays[f"{key}.held.gram"] = m.held.total, m.held.gram
     arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    if head:
+        arrays["part"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     with whole(Path(path), f"the statistics file '{path}'") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -55,16 +83,28 @@ def load_statistics(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Statis
     """Read files that ``save_statistics`` wrote and merge them. Raises UsageError if one is something else."""
     stages: dict[str, Statistics] = {}
     for path in paths:
-        try:
-            with open_regular(Path(path)) as file, np.load(file, allow_pickle=False) as arrays:
-                for entry in json.loads(arrays["index"].tobytes()):
-                    one, stage = _read(entry, arrays), str(entry["stage"])
-                    stages[stage] = stages[stage].merge(one) if stage in stages else one
-        except OSError as error:
-            raise UsageError(f"the statistics '{path}' cannot be read: {error.strerror or error}") from error
-        except Exception as error:  # a damaged archive raises a dozen types, in words for developers
-            raise UsageError(f"'{path}' is not a file of statistics that this project wrote") from error
+        found, head = _load(path)
+        if head:
+            raise UsageError(f"'{path}' holds a part of the statistics: put all parts together with merge first")
+        for stage, one in found.items():
+            stages[stage] = stages[stage].merge(one) if stage in stages else one
     return stages
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[dict[str, Statistics], dict[str, Any]]:
+    """Return the statistics of a file by stage, or by node if they are a part, and then what the part is of."""
+    stages: dict[str, Statistics] = {}
+    try:
+        with open_regular(Path(path)) as file, np.load(file, allow_pickle=False) as arrays:
+            head = json.loads(arrays["part"].tobytes()) if "part" in arrays else {}
+            for entry in json.loads(arrays["index"].tobytes()):
+                one, stage = _read(entry, arrays), str(entry["stage"])
+                stages[stage] = stages[stage].merge(one) if stage in stages else one
+    except OSError as error:
+        raise UsageError(f"the statistics '{path}' cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged archive raises a dozen types, in words for developers
+        raise UsageError(f"'{path}' is not a file of statistics that this project wrote") from error
+    return stages, head
 
 
 def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnxsqueeze.statistics.histogram import SAMPLE, stride
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Mean, Need, Range
 
-__all__ = ["collect"]
+__all__ = ["Part", "collect"]
 
 Array = NDArray[np.generic]
 Progress = Callable[[str, int, int], None]
@@ -38,6 +39,18 @@ SLICE = 10
 TO_THE_END = 2**62
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which feeds of how many a sweep runs over: those from number ``first`` of ``total``, a multiple of 4.
+
+    ``threads`` is the number of threads of ONNX Runtime, 0 for all cores.
+    """
+
+    first: int
+    total: int
+    threads: int = 0
+
+
 def collect(
     graph: Graph,
     needs: Iterable[Need],
@@ -46,6 +59,7 @@ def collect(
     rows: int = 16384,
     seed: int = 0,
     progress: Progress | None = None,
+    part: Part | None = None,
 ) -> Statistics:
     """Run the graph once over the feeds and gather every need.
 
@@ -53,12 +67,14 @@ def collect(
     (those inside bodies) are left out. Memory does not grow with the number of feeds: of large tensors whose range or
     mean is wanted, ONNX Runtime itself takes the extremes, the mean and every so manieth value, and hands over only
     these; the others that one run hands over take 128 MB at most, and the feeds are run again for what is left.
-    Tensors that cannot be handed over, because the model does not run then, are left out. Raises FeedError for a feed
-    that the graph itself refuses.
+    Tensors that cannot be handed over, because the model does not run then, are left out. With ``part`` the feeds are
+    a part of more: of each the same is taken as in a sweep over all. Raises FeedError for a feed that the graph itself
+    refuses.
     """
     needs = list(needs)
+    part = Part(0, len(feeds)) if part is None else part
     try:
-        return _collected(graph, needs, feeds, rows, seed, progress)
+        return _collected(graph, needs, feeds, rows, seed, progress, part)
     except UnmeasuredError:
         Session(graph).run(feeds[0])
         tensors = list(dict.fromkeys(need.tensor for need in needs))
@@ -66,8 +82,8 @@ def collect(
         return Statistics()
     found = Statistics()
     for half in (set(tensors[: len(tensors) // 2]), set(tensors[len(tensors) // 2 :])):
-        part = [need for need in needs if need.tensor in half]
-        found = found.merge(collect(graph, part, feeds, rows=rows, seed=seed, progress=progress))
+        some = [need for need in needs if need.tensor in half]
+        found = found.merge(collect(graph, some, feeds, rows=rows, seed=seed, progress=progress, part=part))
     return found
 
 
@@ -78,6 +94,7 @@ def _collected(
     rows: int,
     seed: int,
     progress: Progress | None,
+    part: Part,
 ) -> Statistics:
     inputs = {t.name for t in graph.inputs}
     made = {t.name for node in graph.nodes for t in node.outputs if t.name}
@@ -87,7 +104,7 @@ def _collected(
             wanted.setdefault(need.tensor, []).append(need)
     if not wanted or not len(feeds):
         return Statistics()
-    found = Accumulator(len(feeds), rows)
+    found = Accumulator(part.total, rows)
     known = activations(graph, feeds[0])
     reduced = {
         name: shape for name, (shape, dtype) in known.items()
@@ -97,10 +114,10 @@ def _collected(
     sizes = {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in known.items()}
     groups = _grouped([name for name in wanted if name in made and name not in reduced], sizes)
     steps = len(groups) * len(feeds)
-    count = min(max(SAMPLES // len(feeds), 1024), SAMPLE)
+    count = min(max(SAMPLES // part.total, 1024), SAMPLE)
     for first, group in zip(range(0, steps, len(feeds)), groups, strict=True):
         shapes = {} if first else reduced
-        session, reductions, given = _session(graph, group, shapes, wanted, count)
+        session, reductions, given = _session(graph, group, shapes, wanted, count, part.threads)
         for i, feed in enumerate(feeds):
             if progress is not None:
                 progress("calibrating", first + i, steps)
@@ -109,21 +126,21 @@ def _collected(
                 # with masks or infinities among the values, extremes and means say nothing
                 shapes = {name: shape for name, shape in shapes.items() if name not in unusual}
                 group += unusual
-                session, reductions, given = _session(graph, group, shapes, wanted, count)
+                session, reductions, given = _session(graph, group, shapes, wanted, count, part.threads)
                 values = session.run(feed, given)
             for name, outputs in reductions.items():
-                part = {key: np.asarray(values[output]) for key, output in outputs.items()}
-                low, high, size = float(part["low"]), float(part["high"]), int(part["size"])
+                own = {key: np.asarray(values[output]) for key, output in outputs.items()}
+                low, high, size = float(own["low"]), float(own["high"]), int(own["size"])
                 for need in wanted[name]:
                     assert isinstance(need, (Range, Mean))
                     if isinstance(need, Mean):
-                        part["mean"] = part[f"mean {need.axis % len(shapes[name])}"]
-                    found.add_reduced(need, low, high, size, part)
+                        own["mean"] = own[f"mean {need.axis % len(shapes[name])}"]
+                    found.add_reduced(need, low, high, size, own)
             fed = {name: feed[name] for name in wanted if name in inputs} if first == 0 else {}
             for name, value in (fed | {name: values[name] for name in group}).items():
                 if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
                     for need in wanted[name]:
-                        found.add(need, value, np.random.default_rng([seed, i]))
+                        found.add(need, value, np.random.default_rng([seed, part.first + i]))
     return found.finish()
 
 
@@ -132,7 +149,12 @@ def _is_channel_mean(need: Need, rank: int) -> bool:
 
 
 def _session(
-    graph: Graph, fetched: Sequence[str], reduced: Mapping[str, Shape], wanted: Mapping[str, Sequence[Need]], count: int
+    graph: Graph,
+    fetched: Sequence[str],
+    reduced: Mapping[str, Shape],
+    wanted: Mapping[str, Sequence[Need]],
+    count: int,
+    threads: int,
 ) -> tuple[Instrument, dict[str, dict[str, str]], list[str]]:
     """Return a session, by tensor the names of the outputs that reduce it, and all its outputs that are asked for."""
     copy = edit.duplicate(graph)
@@ -147,7 +169,7 @@ def _session(
         axes = sorted({need.axis % len(shape) for need in wanted[name] if isinstance(need, Mean)})
         reductions[name] = _reduce(copy, found[name], shape, axes, count)
     given = [*fetched, *(output for outputs in reductions.values() for output in outputs.values())]
-    return Instrument(copy), {name: reductions[name] for name in reduced}, given
+    return Instrument(copy, threads), {name: reductions[name] for name in reduced}, given
 
 
 def _reduce(graph: Graph, tensor: gs.Tensor, shape: Shape, axes: Sequence[int], count: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxsqueeze.graph.constants import constant_of, constant_value, source
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of, walk
+from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.ir.files import load
 
 
@@ -104,3 +105,16 @@ def test_operators_of_other_domains_are_not_standard() -> None:
     assert is_standard(node)
     node.domain = "com.example"
     assert not is_standard(node)
+
+
+def test_lists_of_axes_that_are_declared_endless_take_no_time_and_no_memory() -> None:
+    """ONNX's inference would fill a list of 2³¹ axes."""
+    nodes = [helper.make_node("Slice", ["x", "q", "q"], ["c"]), helper.make_node("Relu", ["x"], ["y"])]
+    endless = helper.make_tensor_value_info("q", TensorProto.INT64, [2**31])
+    x, y, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in
+               (("x", [4]), ("y", None), ("c", None)))  # fmt: skip
+    model = helper.make_model(helper.make_graph(nodes, "g", [endless, x], [c, y]))
+    view = View(decode(model))
+
+    assert view.shape(view.nodes[1].outputs[0]) == (4,)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2**31

@@ -97,13 +97,14 @@ def test_every_pass_has_an_entry_for_it(name: str, pass_: str) -> None:
         assert words in entries["y"]
 
 
-def test_scales_of_a_weight_that_is_stored_in_integers_are_not_rounded_again() -> None:
+@pytest.mark.parametrize("pass_", ["int8", "int8{arithmetic=false}", "bits{4}", "half", "code", "sparsify{ratio=0.5}"])
+def test_scales_of_a_weight_that_is_stored_in_integers_are_not_rounded_again(pass_: str) -> None:
     model = parse("""g (float[8, 64] x) => (float[8, 512] y) <float[1024, 1] s> {
         c = Cast<to = 1>(w) b = Mul(c, s) t = Constant<value_ints = [64, 512]>()
         r = Reshape(b, t) y = MatMul(x, r) }""")
     with_integers(model, w=(1024, 32))
 
-    result = squeeze(model, "int8", feeds(model))
+    result = squeeze(model, pass_, feeds(model))
 
     step = result.report.steps[-1]
     assert not step.done

@@ -144,9 +144,9 @@ def test_each_tensor_is_reduced_before_the_next_is_made(monkeypatch: pytest.Monk
     opened: list[onnx.ModelProto] = []
     real = Instrument
 
-    def session(graph: Graph) -> Any:
+    def session(graph: Graph, threads: int) -> Any:
         opened.append(encode(graph))
-        return real(graph)
+        return real(graph, threads)
 
     monkeypatch.setattr("onnxsqueeze.statistics.sweep.Instrument", session)
     collect(chain(3), NEEDS, feeds_of([(1, 9, 1000)]))
@@ -193,10 +193,10 @@ def test_a_tensor_with_which_the_model_does_not_run_is_left_out(monkeypatch: pyt
     real = sweep._session
     bad = "z"
 
-    def session(graph: Graph, group: Any, reduced: Any, wanted: Any, count: int) -> Any:
+    def session(graph: Graph, group: Any, reduced: Any, wanted: Any, count: int, threads: int) -> Any:
         if bad in wanted:
             raise UnmeasuredError("it does not run")
-        return real(graph, group, reduced, wanted, count)
+        return real(graph, group, reduced, wanted, count, threads)
 
     monkeypatch.setattr(sweep, "_session", session)
     found = collect(chain(3), NEEDS, feeds_of([(1, 9, 1000)]))

@@ -94,7 +94,8 @@ def diff(
         one, two = (model if isinstance(model, gs.Graph) else load(model) for model in (a, b))
         comparison = Comparison(one, two)
         main = comparison.run()
-        weights = totals(one, two, [_size(model, graph) for model, graph in ((a, one), (b, two))])
+        sizes = [_size(model, graph) for model, graph in ((a, one), (b, two))]
+        weights = totals(one, two, sizes, calibration, mean=mean, std=std, scale=scale, seed=seed)
     finally:
         if collecting:
             gc.enable()

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.feeds.reading import sample
+from onnxsqueeze.feeds.sizes import Taken, taken
 from onnxsqueeze.graph.walk import key_of, walk
 from onnxsqueeze.graph.words import described
 from onnxsqueeze.ir.objects import Graph
@@ -51,6 +52,8 @@ class Totals:
     before: Cost
     after: Cost
     by_op: tuple[OpTotal, ...]
+    taken: Taken | None = None
+    """The sizes that the MACs are those of."""
 
 
 def interface(a: Graph, b: Graph) -> tuple[FieldChange, ...]:
@@ -76,12 +79,15 @@ def interface(a: Graph, b: Graph) -> tuple[FieldChange, ...]:
     return tuple(found)
 
 
-def totals(a: Graph, b: Graph, sizes: Sequence[int | None] = (None, None)) -> Totals:
-    """Return what both models weigh; MACs are those of one sample of made-up size where the model leaves it open.
+def totals(
+    a: Graph, b: Graph, sizes: Sequence[int | None] = (None, None), calibration: Any = None, **how: Any
+) -> Totals:
+    """Return what both models weigh; MACs are those of a feed of ``calibration``, or of a random one.
 
     ``sizes`` are those of the files, where they are known.
     """
-    feed = sample(a)
+    feeds, sized = taken(a, calibration, **how)
+    feed = feeds[0] if feeds else None
     sums: list[dict[str, list[int | None]]] = []
     costs = []
     for graph, size in zip((a, b), sizes, strict=True):
@@ -98,7 +104,7 @@ def totals(a: Graph, b: Graph, sizes: Sequence[int | None] = (None, None)) -> To
         one, two = sums[0].get(op, none), sums[1].get(op, none)
         rows.append(OpTotal(op, *((one[k], two[k]) for k in range(4))))  # type: ignore[arg-type]
     rows.sort(key=lambda row: (-max(m or 0 for m in row.macs), -max(row.bytes), -max(row.nodes), row.op))
-    return Totals(costs[0], costs[1], tuple(rows))
+    return Totals(costs[0], costs[1], tuple(rows), sized)
 
 
 def _by_op(graph: Graph, counted: dict[str, int] | None) -> dict[str, list[int | None]]:

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.errors import ModelError
 from onnxsqueeze.graph.constants import constant_of
+from onnxsqueeze.ir.attributes import LongList
 from onnxsqueeze.ir.dtypes import pack
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.ir.weights import Stored, Weight, peek
@@ -141,6 +142,8 @@ class Signatures:
             return value
         if isinstance(value, (int, float, np.number)):
             return repr(float(np.float32(value))) if isinstance(value, (float, np.floating)) else int(value)
+        if isinstance(value, LongList):
+            return f"{len(value)} values, {hashlib.sha256(value.proto.SerializeToString()).hexdigest()[:16]}"
         if isinstance(value, (list, tuple, np.ndarray)):
             return tuple(self._plain(item) for item in value)
         if hasattr(value, "SerializeToString"):

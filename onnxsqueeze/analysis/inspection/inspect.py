@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnxsqueeze.analysis.inspection.weights import WeightStatistics, bits_a_weight, statistics
-from onnxsqueeze.feeds.reading import read as read_feeds
-from onnxsqueeze.feeds.reading import sample
-from onnxsqueeze.feeds.types import inputs_of
+from onnxsqueeze.feeds.sizes import Taken, Wanted, taken
 from onnxsqueeze.graph.constants import constant_of, stored
+from onnxsqueeze.graph.shapes.inferred import Shape
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.graph.words import described
@@ -27,7 +25,7 @@ from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
-from onnxsqueeze.measure.cost import Cost, cost, macs
+from onnxsqueeze.measure.cost import Cost, cost, counted
 from onnxsqueeze.measure.saturation import Saturation, saturating
 from onnxsqueeze.plain import plain
 from onnxsqueeze.runtime import timing
@@ -58,8 +56,10 @@ RUNTIMES = {25: "1.24", 24: "1.24", 23: "1.23", 22: "1.21", 21: "1.18", 20: "1.1
 class Layer:
     """One node: its key, operator, shapes, cost and share of the model's cost, and its weight if it has one.
 
-    ``quantization`` is empty, or the type of the weight and whether the input is quantized, in words. Shapes are of
-    one sample where the model leaves them open. ``milliseconds`` was measured by ONNX Runtime's profiler.
+    Shapes are those on the feed of ``Inspection.taken``; what the model says instead, where it leaves sizes open, is
+    in ``formulas``, one for each output. ``macs`` are 0 for what has none and None where they are not known.
+    ``quantization`` is empty, or the type of the weight and whether the input is quantized, in words.
+    ``milliseconds`` was measured by ONNX Runtime's profiler.
     """
 
     key: str
@@ -74,6 +74,7 @@ class Layer:
     quantization: str
     weight: WeightStatistics | None
     milliseconds: float | None = None
+    formulas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A whole model; ``layers`` are sorted by what costs most: measured time, else MACs, then bytes."""
+    """A whole model; ``layers`` are sorted by what costs most: measured time, else MACs, then bytes.
+
+    Their shares are those of ``share_of``: of the time of a run, of all MACs, or of all bytes of weights.
+    """
 
     model: str
     cost: Cost
@@ -108,6 +112,10 @@ class Inspection:
     """Nodes that are spelled in a way that is slow on ONNX Runtime's CPU provider."""
     memory: Memory | None = None
     """What it takes at run time; None where it was not measured."""
+    taken: Taken | None = None
+    """The sizes that MACs, times and shapes are those of; None where no feed can be made up."""
+    share_of: str = "MACs"
+    """What the shares of the layers are shares of: "time", "MACs" or "bytes"."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the inspection as JSON values."""
@@ -117,30 +125,38 @@ class Inspection:
 
 
 def inspect_model(
-    model: AnyModel, *, profile: bool = False, calibration: Any = None, memory: bool = False
+    model: AnyModel,
+    *,
+    profile: bool = False,
+    calibration: Any = None,
+    memory: bool = False,
+    sizes: Wanted | None = None,
 ) -> Inspection:
     """Return what every node of ``model`` costs, needs and weighs.
 
     With ``profile`` the model runs on ``calibration`` (whatever ``squeeze`` takes, random values without it) and every
     node gets the median of its measured time; with ``memory`` what it takes is measured in a process of its own.
-    Raises ModelError or FeedError.
+    ``sizes`` are those of open axes by name, ``{"height": 320}``, and shapes of inputs, ``{"x": (1, 3, 320, 320)}``;
+    without them and without ``calibration`` they are made up. Raises ModelError, FeedError or UsageError.
     """
     graph = model if isinstance(model, gs.Graph) else load(model)
-    feed = _feed(graph, calibration)
-    counted = (macs(graph, feed) or None) if feed is not None else None
-    size = file_size(graph)
-    total = cost(graph, size, None)
-    layers = _layers(graph, counted)
+    feeds, sized = taken(graph, calibration, sizes, runs=profile or memory)
+    counts, shapes = counted(graph, feeds[0]) if feeds else ({}, {})
+    total = cost(graph, file_size(graph), None)
+    layers = _layers(graph, counts if feeds else None, shapes)
     run = rest = None
     if profile:
-        measured, run = timing.profile(*_labelled(graph), _feeds(graph, calibration))
+        measured, run = timing.profile(*_labelled(graph), feeds)
         times = _attributed(graph, measured)
         layers = [replace(layer, milliseconds=times.get(i, 0.0)) for i, layer in enumerate(layers)]
         rest = max(0.0, run - sum(layer.milliseconds or 0.0 for layer in layers))
-    whole = _whole(layers, run)
-    layers = [replace(layer, share=_weight_of(layer, run) / whole if whole else 0.0) for layer in layers]
+    known = [count for count in counts.values() if count is not None]
+    everything = sum(known) if feeds and len(known) == len(counts) else None
+    share_of = "time" if run is not None else "MACs" if sum(known) else "bytes"
+    parts = [_part(layer, share_of) for layer in layers]
+    whole = sum(parts) + (rest or 0.0)
+    layers = [replace(layer, share=part / whole if whole else 0.0) for layer, part in zip(layers, parts, strict=True)]
     layers.sort(key=lambda layer: (-(layer.milliseconds or 0), -(layer.macs or 0), -layer.bytes))
-    everything = None if counted is None else sum(counted.values())
     return Inspection(
         model=_title(model, graph),
         cost=Cost(total.bytes, total.parameters, everything, total.nodes, total.opset),
@@ -160,7 +176,9 @@ def inspect_model(
         unattributed_ms=rest,
         saturating=saturating(graph),
         spellings=tuple(spellings(View(graph))),
-        memory=footprint(_path(graph) or graph, _feeds(graph, calibration)[0]) if memory else None,
+        memory=footprint(_path(graph) or graph, feeds[0]) if memory else None,
+        taken=sized,
+        share_of=share_of,
     )
 
 
@@ -172,19 +190,10 @@ def _title(model: object, graph: Graph) -> str:
     return str(model) if isinstance(model, (str, os.PathLike)) else str(graph.file.path) if graph.file else "<memory>"
 
 
-def _feed(graph: Graph, calibration: Any) -> Mapping[str, NDArray[np.generic]] | None:
-    return sample(graph) if calibration is None else _feeds(graph, calibration)[0]
-
-
-def _feeds(graph: Graph, calibration: Any) -> Any:
-    path = None if graph.file is None else graph.file.path
-    inputs = inputs_of(encode(graph, skeleton=True))
-    return read_feeds("random" if calibration is None else calibration, inputs, model_path=path)
-
-
-def _layers(graph: Graph, counted: Mapping[str, int] | None) -> list[Layer]:
+def _layers(graph: Graph, counts: Mapping[str, int | None] | None, shapes: Mapping[str, Shape]) -> list[Layer]:
     view = View(graph)
     told: set[int] = set()
+    alike = Counter(key_of(node) for node in view.nodes)
     found = []
     for node in view.nodes:
         parameters = size = 0
@@ -193,19 +202,22 @@ def _layers(graph: Graph, counted: Mapping[str, int] | None) -> list[Layer]:
                 told.add(id(constant))
                 parameters += prod(map(int, constant.shape))
                 size += int(getattr(constant._values, "nbytes", 0))
+        macs = None if counts is None else counts.get(key_of(node), 0)
+        outputs = [tensor for tensor in node.outputs if tensor.name]
         found.append(
             Layer(
                 key=key_of(node),
                 name=str(node.name or ""),
                 op=node.op if not node.domain else f"{node.domain}::{node.op}",
-                inputs=tuple(_shape(view, t) for t in node.inputs if t.name and constant_of(t) is None),
-                outputs=tuple(_shape(view, t) for t in node.outputs if t.name),
+                inputs=tuple(_shape(view, t, shapes) for t in node.inputs if t.name and constant_of(t) is None),
+                outputs=tuple(_shape(view, t, shapes) for t in outputs),
                 parameters=parameters,
                 bytes=size,
-                macs=None if counted is None else counted.get(key_of(node), 0),
+                macs=None if macs is None else macs // alike[key_of(node)],
                 share=0.0,
                 quantization=_how_quantized(view, node),
                 weight=statistics(node),
+                formulas=_formulas(view, outputs, shapes),
             )
         )
     return found
@@ -221,20 +233,25 @@ def _constants(node: gs.Node) -> Iterable[gs.Constant]:
                 yield constant
 
 
-def _shape(view: View, tensor: gs.Tensor) -> str:
-    shape = view.shape(tensor)
-    return "?" if shape is None else "x".join("?" if size is None else str(size) for size in shape) or "scalar"
+def _shape(view: View, tensor: gs.Tensor, shapes: Mapping[str, Shape]) -> str:
+    shape: Sequence[object] | None = shapes.get(str(tensor.name), view.shape(tensor))
+    return "?" if shape is None else "x".join(map(_size, shape)) or "scalar"
 
 
-def _whole(layers: Iterable[Layer], run: float | None) -> float:
-    return sum(_weight_of(layer, run) for layer in layers)
+def _size(size: object) -> str:
+    """Return the size of an axis; what ONNX's inference has made up a name for is not known."""
+    return "?" if size is None or str(size).startswith("unk__") else str(size)
 
 
-def _weight_of(layer: Layer, run: float | None) -> float:
-    """Return what the share of a layer is computed from: its time, its MACs, or its bytes."""
-    if run is not None:
-        return layer.milliseconds or 0.0
-    return float(layer.bytes if layer.macs is None else layer.macs)
+def _formulas(view: View, tensors: Sequence[gs.Tensor], shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+    """Return what the model says of shapes of which a feed has shown the numbers; nothing if it says these."""
+    found = tuple(_shape(view, tensor, {}) for tensor in tensors)
+    return found if found != tuple(_shape(view, tensor, shapes) for tensor in tensors) else ()
+
+
+def _part(layer: Layer, share_of: str) -> float:
+    """Return what the share of a layer is computed from."""
+    return float((layer.milliseconds if share_of == "time" else layer.macs if share_of == "MACs" else layer.bytes) or 0)
 
 
 # Quantization and requirements

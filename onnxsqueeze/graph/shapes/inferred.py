@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.ir.protos import with_inferable_scalers, with_known_ranks
+from onnxsqueeze.ir.protos import prepare_inference
 
 __all__ = ["Shape", "infer_shapes", "shape_of"]
 
@@ -34,8 +34,7 @@ def infer_shapes(
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
     model.graph.value_info.extend(known)
-    with_inferable_scalers(model)
-    with_known_ranks(model)
+    prepare_inference(model)
     with suppress(Exception):  # what cannot be inferred is not counted
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return model.graph

@@ -82,7 +82,7 @@ def refusal(view: View, stats: Statistics, node: gs.Node, work: Narrow) -> str:
     """
     if view.in_body(node) or next(subgraphs(node), None) is not None:
         return "what bodies compute stays in float32"
-    info = ml_dtypes.finfo(work.dtype)
+    info = ml_dtypes.finfo(work.dtype)  # type: ignore[no-untyped-call]
     largest, least, name = float(info.max), float(info.smallest_normal), work.dtype.name
     for tensor in work.tensors(node):
         value = view.value(tensor)
@@ -122,7 +122,7 @@ def _narrowed(graph: Graph, tensor: gs.Tensor, node: gs.Node, dtype: np.dtype[An
     maker = tensor.inputs[0] if tensor.inputs else None
     if maker is not None and maker.op == "Cast" and maker.inputs[0].dtype == dtype:
         return maker.inputs[0]
-    known: dict[int, gs.Tensor] = graph.index.made.setdefault(("narrowed", id(tensor)), {})  # type: ignore[arg-type]
+    known: dict[int, gs.Tensor] = graph.index.made.setdefault(("narrowed", id(tensor)), {})
     if id(tensor) in known:
         return known[id(tensor)]
     hint = f"{tensor.name}_{dtype.name}"

@@ -150,7 +150,7 @@ def measure(problem: Factoring, bench: Bench) -> None:
     if any(fitting.unseen is not None for fitting in fittings):
         feeds = bench.unseen[: len(feeds)]
     also = {f.layer.key: f.layer.also for f in fittings}
-    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also)
+    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also, bench.most)
 
 
 def probe(fitting: Fitting, offset: Matrix | float) -> Probe:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
+from onnxsqueeze.graph.words import type_name
 from onnxsqueeze.linear.bias import bias_tensor, shares_inside
 from onnxsqueeze.linear.weighted import is_stored
 from onnxsqueeze.techniques.quantization.emit.weights import read_by
@@ -169,7 +170,7 @@ class Layers:
         if getattr(tensor, "overridable", False):
             return "its weight is also an input, so the caller may override it"
         if np.dtype(tensor.dtype) != np.float32:
-            return f"its weight is {np.dtype(tensor.dtype)}"
+            return f"its weight is {type_name(tensor.dtype)}"
         if prod(tensor.shape) < SMALL:
             return f"its weight has only {prod(tensor.shape)} elements"
         if id(tensor) in self._spared:

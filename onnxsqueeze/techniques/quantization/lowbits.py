@@ -18,6 +18,7 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.layers import Linear, describe
+from onnxsqueeze.linear.weighted import STORED, weighted
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.shrinkage import shrunk
@@ -172,7 +173,11 @@ def weights(
     tables = {key: key_of(node) for node in view.of("Gather") for key in map(key_of, heads(view, node) or ())}
     layers = Layers(view, wanted, share=0.0)
     owners: dict[int, str] = {}
+    stored = {id(each.node): each.apart for each in weighted(view) if each.apart == STORED}
     for node in view.nodes:
+        if id(node) in stored and wanted(node):
+            yield Skip(key_of(node), STORED)
+            continue
         slots = weight_slots(node) if wanted(node) else ()
         reasons = {slot: layers.refusal(node, slot) for slot in slots}
         free = [slot for slot, reason in reasons.items() if not reason]

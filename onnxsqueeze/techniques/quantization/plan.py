@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.graph.words import type_name
 from onnxsqueeze.linear.weighted import Weighted, weighted
 from onnxsqueeze.statistics.needs import Mean
 from onnxsqueeze.techniques.quantization.apply import Quantized
@@ -69,5 +69,5 @@ def _left(each: Weighted, stored: set[int]) -> str:
     """Return why the weight of a node is not one to store; ``stored`` are the nodes whose weights are."""
     if each.apart:
         return f"{each.apart}, which are stored" if each.behind & stored else each.apart
-    kinds = {np.dtype(t.dtype).name for t in each.node.inputs if isinstance(t, gs.Constant) and len(t.shape) > 1}
+    kinds = {type_name(t.dtype) for t in each.node.inputs if isinstance(t, gs.Constant) and len(t.shape) > 1}
     return f"its weight is {' and '.join(sorted(kinds))}" if kinds else f"{each.node.op} may need its weight as it is"

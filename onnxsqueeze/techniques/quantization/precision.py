@@ -49,7 +49,11 @@ class Precision:
         It ends when the rest does less than a quarter of what ``arithmetic`` does, or next to nothing.
         """
         count = len(self._stored(plan))
-        if not count or count > WIDENED or (not arithmetic and self.bench.sqnr(self._variant(plan)) >= STORED):
+        if (
+            not count
+            or count > (self.bench.most or WIDENED)
+            or (not arithmetic and self.bench.sqnr(self._variant(plan)) >= STORED)
+        ):
             return
         effects = self._effects(plan)
         left, budget = sum(effect for effect, _, _ in effects), MORE * sum(size for _, size, _ in effects)
@@ -93,7 +97,8 @@ class Precision:
             keys[0]: [partial(quantize_alone, site=sites[keys[0]])]
             for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
         }  # fmt: skip
-        found = impacts(self.bench.original, self.bench.feeds[:1], alone, self.bench.progress, self.bench.ruler)
+        bench = self.bench
+        found = impacts(bench.original, bench.feeds[:1], alone, bench.progress, bench.ruler, most=bench.most)
         effects: list[tuple[float, int, list[str]]] = []
         for step, (keys, size) in enumerate(shared):
             if keys[0] in found:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.linear.compensation import Feedback
 from onnxsqueeze.linear.compensation import rounded as by_turns
 from onnxsqueeze.targets.pairs import LIMIT
+from onnxsqueeze.techniques.quantization.grids import TINY
 
 __all__ = ["compensated"]
 
@@ -29,7 +30,9 @@ def compensated(
     ``weight`` and ``scales`` broadcast to (K, N); ``back`` is what ``linear.compensation.feedback`` makes of
     ``S = E[xxᵀ]`` of the inputs, and rows are rounded in turn as ``linear.compensation`` says. With ``pairs`` no two
     neighbours of one sign, rows 2j and 2j + 1, are over ``LIMIT`` together (see ``onnxsqueeze.targets.pairs``);
-    what is cut off one of them is made up for like all that is lost.
+    what is cut off one of them is made up for like all that is lost. Scales may be negative. Weights whose scale is
+    next to nothing are zero and stay so: they could make up for nothing, and their products would be subnormal, which
+    is slow.
     """
     order = back.order
     scale = np.broadcast_to(scales, weight.shape)[order].astype(np.float32)
@@ -43,7 +46,7 @@ def compensated(
         room: tuple[Any, Any] = np.float32(limits[0]), np.float32(limits[1])
         if pairs and partners[k] >= 0:
             room = _room(target, rows, scale, found, order, k, int(partners[k]))
-        q = np.clip(np.rint(target), *room)
+        q = np.where(np.abs(scale[k]) > 128 * TINY, np.clip(np.rint(target), *room), 0)
         found[order[k]] = q
         return np.asarray(q * scale[k])
 

@@ -27,7 +27,8 @@ from onnxsqueeze.techniques.quantization.grids import Affine, Grids
 from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.plan import planned
 from onnxsqueeze.techniques.quantization.precision import Plan, Precision, sites_of
-from onnxsqueeze.techniques.quantization.words import explained, ranking
+from onnxsqueeze.techniques.quantization.speed import unslowed
+from onnxsqueeze.techniques.quantization.words import explained, in_float, ranking
 
 __all__ = ["Search", "Settings"]
 
@@ -46,6 +47,7 @@ TRIES = 3
 SLOWER = 0.97
 """A measured run time over that of the float graph from which int8 arithmetic is given up, if it is surely more."""
 INACCURATE = "int8 arithmetic would cost more accuracy than max-drop allows"
+UNCOMPARED = "int8 arithmetic could not be compared: no plan with it runs on the calibration feeds"
 NOT_FASTER = "int8 arithmetic was measured and is not faster"
 CLOSE = "whether int8 arithmetic is faster here is within the noise of measuring; predicted times decide: it is"
 NOT_WORTH = "int8 arithmetic would cost more accuracy than its speed is worth"
@@ -97,7 +99,11 @@ class Search:
 
     def best(self) -> Plan:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
-        plan = explained(self._best(), self.layers, self.effects)
+        found = self._best()
+        if all(site.work.form == "stored" for site in sites_of(found)) and self.view.target.verify.clock == "measured":
+            found = unslowed(found, self.bench)
+        plan = explained(found, self.layers, self.effects)
+        self.bench.notes.extend(in_float(plan))
         self.bench.notes.extend(ranking(plan, self.effects))
         return plan
 
@@ -151,7 +157,7 @@ class Search:
         if rewrites:
             places = {str(t.name): i for i, node in enumerate(self.view.nodes) for t in node.outputs}
             names = sorted(rewrites, key=lambda name: (places.get(name, -1), name))
-            feeds = self.bench.feeds[:FEEDS]
+            feeds = self.bench.feeds[: 1 if self.bench.slow else FEEDS]
             boards = sound(self.bench.original, {name: {name: rewrites[name]} for name in names}, feeds, SAMPLES)
             runs = self._runs() // max(len(boards), 1)
             self.effects.update(dict.fromkeys(names, 1.0) if boards else {})
@@ -213,6 +219,8 @@ class Search:
             error = self._error(graph)
             tried[pick] = error, plan, graph
             factor = max(error - self.base, 0.1 * error) / max(pick.error, 1e-12) if error < inf else 4 * factor
+        if tried and self.bench.keeps is None and all(error == inf for error, _, _ in tried.values()):
+            self.refusal = UNCOMPARED
         good = [each for each in tried if tried[each][0] <= allowed]
         if good:
             return tried[min(good, key=lambda each: self._loss(each.time, tried[each][0]))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import log10
@@ -13,7 +14,7 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 
-__all__ = ["explained", "ranking"]
+__all__ = ["explained", "in_float", "ranking"]
 
 WORST = 4
 """How many layers the notes name."""
@@ -56,6 +57,13 @@ def _remedies(work: Quantized) -> Iterator[str]:
         yield "16 bits"
     if work.mean is not None:
         yield "mean error taken off the bias"
+
+
+def in_float(plan: Sequence[Site[Quantized] | Skip]) -> Iterator[str]:
+    """Yield why layers whose weights are stored do not compute in integers, as a search has found."""
+    reasons = Counter(str(each.detail["float"]) for each in plan if isinstance(each, Site) and "float" in each.detail)
+    for reason, count in reasons.items():
+        yield f"{count} layer{'s' if count > 1 else ''} compute{'' if count > 1 else 's'} in float: {reason}"
 
 
 def ranking(plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float]) -> Iterator[str]:

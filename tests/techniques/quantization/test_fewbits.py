@@ -43,6 +43,15 @@ def test_with_data_the_error_is_8_db_under_that_of_rounding_to_nearest(bits: int
     assert found.q.max() <= Grid(bits).high
 
 
+def test_scales_of_both_signs_serve_integers_that_cancel_errors() -> None:
+    rows, second = layer()
+    found = fit(rows, Grid(4), 32, second)
+
+    assert (found.scales < 0).any()
+    assert (found.q != 0).reshape(len(rows), -1, 32).any(axis=2).all()
+    assert db(rows, found, second) > db(rows, fit(rows, Grid(4), 32, second, signs=False), second)
+
+
 @pytest.mark.parametrize(("bits", "gain"), [(2, 5), (3, 2), (4, 1), (6, 0.2)])
 def test_without_data_searched_scales_beat_the_largest_weights(bits: int, gain: float) -> None:
     rows, _ = layer()

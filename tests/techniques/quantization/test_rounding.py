@@ -62,3 +62,14 @@ def test_an_input_that_is_never_seen_changes_no_other_weight() -> None:
 
     assert not whole[5].any()
     np.testing.assert_array_equal(whole[rest], without)
+
+
+def test_weights_that_are_zero_make_up_for_nothing() -> None:
+    """With the smallest scale they could only be ±127·2⁻¹⁰⁰, whose products are subnormal, which is slow."""
+    weight, _, x = correlated(60, 8)
+    weight[10:30] = 0
+    scales = np.maximum(np.abs(weight).max(1, keepdims=True) / 127, 2.0**-100).astype(np.float32)
+    q = compensated(weight, np.broadcast_to(scales, weight.shape), feedback(x.T @ x / len(x)))
+
+    assert not q[10:30].any()
+    assert error(weight, scales, q, x) < 1e-3

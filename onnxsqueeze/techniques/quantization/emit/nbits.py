@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -11,11 +12,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.constants import followed
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.techniques.quantization.emit.weights import FloatArray
 from onnxsqueeze.techniques.quantization.fewbits import HALF, Fit, Grid
 
-__all__ = ["blocks", "decoded", "pack", "restored", "scale_of", "unpack"]
+__all__ = ["Packed", "blocks", "decoded", "pack", "packed", "repacked", "restored", "scale_of", "unpack"]
 
 Codes = NDArray[np.uint8]
 TYPED = 21
@@ -53,6 +56,37 @@ def unpack(codes: Codes, bits: int, n: int) -> NDArray[np.int8]:
     planes = joined[..., None, :] >> shifts & ((1 << bits) - 1)
     flat = planes.reshape(*planes.shape[:-2], -1)[..., :n].astype(np.int16)
     return np.asarray(flat - (1 << (bits - 1)), np.int8)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An initializer of packed integers, and how many bits each has."""
+
+    constant: gs.Constant
+    bits: int
+
+    def codes(self) -> NDArray[np.float32]:
+        """Return all integers plus ``2^(b−1)``, in the shape in which the nodes behind the initializer unpack them."""
+        stored = np.asarray(peek(self.constant))
+        width = stored.shape[-1] * (8 // self.bits if self.bits in (2, 4) else 24 // self.bits)
+        found = unpack(stored, self.bits, width).astype(np.float32) + (1 << (self.bits - 1))
+        return found.reshape(-1, stored.shape[-1])
+
+
+def packed(tensor: gs.Tensor) -> Packed | None:
+    """Return the initializer behind the floats that ``decoded`` makes of packed integers, None if they are others."""
+    readers = [node for node in tensor.outputs if node.op == "Sub" and isinstance(node.inputs[1], gs.Constant)]
+    found = followed(tensor, ("Cast", "BitShift", "Mul", "ReduceSum"))
+    if len(readers) != 1 or found is None or found.constant is None or np.dtype(found.constant.dtype) != np.uint8:
+        return None
+    middle = np.asarray(peek(readers[0].inputs[1]))
+    bits = int(middle).bit_length() if middle.shape == () else 0
+    return Packed(found.constant, bits) if bits in (2, 3, 4, 6) and middle == 1 << (bits - 1) else None
+
+
+def repacked(codes: NDArray[np.floating], bits: int) -> Codes:
+    """Return the bytes of integers in the shape of ``Packed.codes``."""
+    return pack(codes.reshape(-1).astype(np.int16) - (1 << (bits - 1)), bits)
 
 
 def decoded(

@@ -1,0 +1,102 @@
+"""What is made small: squared error over the variance of the targets, or the divergence of softened probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+__all__ = ["LOSS", "Loss", "emit", "target_of"]
+
+LOSS = "loss/total"
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one output, its mean over samples.
+
+    * ``squares``: ``mean (y − t)² / scale``, scale being the variance of the targets t.
+    * ``scores``: ``T²·KL(softmax(t/T) ‖ softmax(y/T))`` over the last axis, for logits or log probabilities (Hinton et
+      al. 2015); ``T²`` keeps gradients as large as they are at T = 1. ``probabilities`` says that the output holds
+      probabilities, whose logarithms are taken first.
+    * ``labels``: cross-entropy, ``−log softmax(y)`` at the class t, in integers.
+    """
+
+    output: str
+    kind: Literal["squares", "scores", "labels"] = "squares"
+    scale: float = 1.0
+    temperature: float = 1.0
+    probabilities: bool = False
+    weight: float = 1.0
+
+    def target(self, given: Array) -> Array:
+        """Return what the step graph is fed for an output of the teacher: for scores, the softened probabilities."""
+        if self.kind == "labels":
+            return np.asarray(given, np.int64)
+        if self.kind == "squares":
+            return np.asarray(given, np.float32)
+        z = np.log(np.maximum(given, 1e-30)) if self.probabilities else given
+        z = np.asarray(z, np.float64) / self.temperature
+        e = np.exp(z - z.max(-1, keepdims=True))
+        return np.asarray(e / e.sum(-1, keepdims=True), np.float32)
+
+
+def target_of(loss: Loss) -> str:
+    """Return the name of the input that takes the target of a loss."""
+    return f"target/{loss.kind}/{loss.output}"
+
+
+def emit(losses: Sequence[Loss]) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Return nodes and constants that make the scalar ``LOSS`` of outputs and targets, a weighted sum."""
+    nodes: list[NodeProto] = []
+    constants: list[TensorProto] = []
+
+    def number(name: str, value: float) -> str:
+        constants.append(numpy_helper.from_array(np.array(value, np.float32), name))
+        return name
+
+    parts = []
+    for i, loss in enumerate(losses):
+        part = f"loss/{i}"
+        for node in _nodes(loss, part, number):
+            nodes.append(node)
+        parts.append(part)
+    nodes.append(helper.make_node("Sum", parts, [LOSS]))
+    return nodes, constants
+
+
+def _nodes(loss: Loss, part: str, number: Any) -> Iterator[NodeProto]:
+    y, t = loss.output, target_of(loss)
+    if loss.kind == "squares":
+        yield helper.make_node("Sub", [y, t], [f"{part}/off"])
+        yield helper.make_node("Mul", [f"{part}/off", f"{part}/off"], [f"{part}/square"])
+        yield helper.make_node("ReduceMean", [f"{part}/square"], [f"{part}/mean"], keepdims=0)
+        factor = loss.weight / loss.scale
+        yield helper.make_node("Mul", [f"{part}/mean", number(f"{part}/factor", factor)], [part])
+        return
+    soft = 1.0 if loss.kind == "labels" else loss.temperature
+    z = y
+    if loss.probabilities:
+        yield helper.make_node("Max", [y, number(f"{part}/least", 1e-30)], [f"{part}/positive"])
+        yield helper.make_node("Log", [f"{part}/positive"], [f"{part}/log"])
+        z = f"{part}/log"
+    yield helper.make_node("Mul", [z, number(f"{part}/cold", 1 / soft)], [f"{part}/soft"])
+    yield helper.make_node("LogSoftmax", [f"{part}/soft"], [f"{part}/logs"], axis=-1)
+    if loss.kind == "labels":
+        yield helper.make_node("Shape", [z], [f"{part}/classes"], start=-1)
+        constants = numpy_helper.from_array(np.array([0.0, 1.0], np.float32))
+        yield helper.make_node("Constant", [], [f"{part}/off_on"], value=constants)
+        yield helper.make_node("OneHot", [t, f"{part}/classes", f"{part}/off_on"], [f"{part}/p"], axis=-1)
+        p = f"{part}/p"
+    else:
+        p = t
+    yield helper.make_node("Mul", [p, f"{part}/logs"], [f"{part}/each"])
+    yield helper.make_node("Constant", [], [f"{part}/last"], value_ints=[-1])
+    yield helper.make_node("ReduceSum", [f"{part}/each", f"{part}/last"], [f"{part}/cross"], keepdims=0)
+    yield helper.make_node("ReduceMean", [f"{part}/cross"], [f"{part}/mean"], keepdims=0)
+    yield helper.make_node("Mul", [f"{part}/mean", number(f"{part}/factor", -loss.weight * soft**2)], [part])

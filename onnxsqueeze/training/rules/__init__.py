@@ -1,0 +1,1 @@
+"""The rules of reverse mode: what each operator does to the gradient of its output, as nodes."""
