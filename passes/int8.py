@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -33,6 +33,7 @@ from onnxsqueeze.techniques.quantization.apply import Quantized, as_stored, quan
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.dynamic import Dynamic
 from onnxsqueeze.techniques.quantization.emit.weights import Kept, product_scales, scales_of, values_of
+from onnxsqueeze.techniques.quantization.footprint import kept_lean, leanable
 from onnxsqueeze.techniques.quantization.grids import Grids, activation
 from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
 from onnxsqueeze.techniques.quantization.plan import planned
@@ -56,7 +57,8 @@ class Int8(Selected[Quantized]):
       by a scale per channel ``s_j = max|x_j|^α / max|w_j|^(1−α)``, by up to 32 channels that stay in float, by
       dividing each row by its peak. Weights are rounded so that their errors cancel on the inputs that occur.
     * *stored*: all other weights are kept as int8 in blocks, each with its scale, and restored when the model is
-      loaded: the file is smaller, the arithmetic stays in float.
+      loaded: the file is smaller, the arithmetic stays in float. Those of a plan that would take more memory than
+      float, and with ``goal=memory`` all that the target lets, are kept in int8 per channel and restored at every run.
 
     ``max_drop`` bounds the relative error ‖Δy‖/‖y‖ of the model's outputs on calibration feeds. Among the plans that
     keep it, the one with the best of time and error is taken.
@@ -82,6 +84,8 @@ class Int8(Selected[Quantized]):
     """Keep the zero point of activations in the middle, as some accelerators need it."""
     per_tensor: bool = False
     """One scale for each weight instead of one per output channel, where arithmetic is in int8."""
+    goal: Literal["time", "memory"] = "time"
+    """memory: all weights stay integers in memory, restored at every run where the arithmetic is in float."""
     arithmetic: bool = True
     """Compute in 8 bits where it pays; false: weights are only stored."""
 
@@ -110,15 +114,19 @@ class Int8(Selected[Quantized]):
         layers, kept = Layers(view, self.wants), Kept()
         arithmetic, run_time = Arithmetic(layers, stats, self.form.on(view.target), kept), Dynamic(layers, stats, kept)
         if not self.arithmetic:
-            yield from planned(run_time, ())
+            yield from self._in_form(arithmetic, planned(run_time, ()))
             return
         work = list(arithmetic.work(arithmetic.choose(0.0)))
         work += [(each.node, each.work) for each in run_time.found if each.int8_time < each.float_time]
-        yield from planned(run_time, work)
+        yield from self._in_form(arithmetic, planned(run_time, work))
 
     def select(self, plan: list[Site[Quantized] | Skip], bench: Bench) -> list[Site[Quantized] | Skip]:
         """Return the plan with the best of speed and accuracy that keeps ``max_drop``."""
-        return Search(Settings(self.form.on(bench.original.target), self.max_drop, self.wants), plan, bench).best()
+        form = self.form.on(bench.original.target)
+        return Search(Settings(form, self.max_drop, self.wants, self.goal == "memory"), plan, bench).best()
+
+    def _in_form(self, arithmetic: Arithmetic, plan: Iterable[Site[Quantized] | Skip]) -> list[Site[Quantized] | Skip]:
+        return kept_lean(plan, leanable(arithmetic) if self.goal == "memory" else set())
 
     def milder(self) -> Int8 | None:
         """Return the pass in which weights are only stored."""

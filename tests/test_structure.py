@@ -41,6 +41,7 @@ TOGETHER = {
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
+    "tests/engine/test_use.py": ("engine/latencies", "engine/elsewhere"),
     "tests/engine/test_recipe.py": ("toml", "engine/versions"),
     "tests/measure/test_answers.py": ("measure/agreement", "measure/output_kinds", "measure/rig", "measure/variation"),
     "tests/measure/test_equivalent_outputs.py": ("measure/taps",),

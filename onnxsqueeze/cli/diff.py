@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnxsqueeze.analysis.diff.changes import Change
     from onnxsqueeze.analysis.diff.diff import GraphDiff
     from onnxsqueeze.analysis.diff.trace import Trace
+    from onnxsqueeze.runtime.memory import Memory
 
 __all__ = ["command", "show"]
 
@@ -32,6 +33,7 @@ __all__ = ["command", "show"]
 @click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
+@click.option("--memory", is_flag=True, help="Also run both and compare what they take of memory.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.option("--html", metavar="FILE", help="Also write the difference as a page for the browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Write nothing; the exit code tells.")
@@ -88,6 +90,8 @@ def show(found: GraphDiff, console: Console) -> None:
     _renames(found, console)
     if found.changes:
         _totals(found, console)
+    if found.memory is not None:
+        _memory(found.memory, console)
     if found.numbers is not None:
         _numbers(found.numbers, console)
 
@@ -166,6 +170,17 @@ def _totals(found: GraphDiff, console: Console) -> None:
             for old, new in (row.nodes, row.parameters, row.macs)
         ]
         table.add_row(Text(printable(row.op), overflow="ellipsis", no_wrap=True), *cells)
+    console.print()
+    console.print(table)
+
+
+def _memory(taken: tuple[Memory, Memory], console: Console) -> None:
+    from onnxsqueeze.report.tables import grid, memory_rows
+
+    table = grid("left", "right", "right", "left")
+    table.add_row("", "before", "after", "", style="dim")
+    for row in memory_rows(*taken):
+        table.add_row(*row)
     console.print()
     console.print(table)
 

@@ -98,6 +98,18 @@ def size(text: str) -> float:
     return unit * number(digits if unit == 1.0 else digits[:-1])
 
 
+def threads(text: str) -> int:
+    """Return a number of threads, 0 for all."""
+    return 0 if text == "all" else batch(text)
+
+
+def batch(text: str) -> int:
+    """Return a number of 1 or more."""
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
 def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if wanted:
         from onnxsqueeze import __version__
@@ -120,6 +132,8 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--score", metavar="MODULE:FUNCTION", help="Your own score of answers, shown beside the SQNR.")
 @click.option("--max-score-drop", type=share, metavar="SHARE", help="Write nothing if the score loses more, like 0.5%.")
 @click.option("--target", metavar="NAME|FILE", help="What it is to run on, see onnxsqueeze targets.")
+@click.option("--threads", type=threads, metavar="N|all", help="How many threads the plan is for.  [default: 1]")
+@click.option("--batch", type=batch, metavar="N", help="How many samples at once the plan is for.")
 @click.option("--effort", type=click.Choice(["quick", "default", "max"]), help="auto: 1, 5 or 20 minutes at most.")
 @click.option("--cache", metavar="FOLDER", help="auto: keep what was measured there, for the next search.")
 @click.option("--memory", is_flag=True, help="Measure memory at run time and the time to load, too.")

@@ -15,7 +15,8 @@ from onnxsqueeze.errors import FeedError, ModelError, PassError, PlaceError
 from onnxsqueeze.graph.edit import duplicate, tidy
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, Deviation, Ruler, answer, decibels
-from onnxsqueeze.runtime.session import Session, first_samples
+from onnxsqueeze.runtime.batches import of_batch
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import apart
@@ -190,7 +191,8 @@ class Bench:
     def latency(self, graph: Graph, limit: float = 1.0, seconds: float = 0.5) -> float:
         """Return the run time of ``graph`` over that of the original, as close to ``limit`` as it can be.
 
-        The two run in turn on one thread, a sample at a time, and their processor time counts. The ratio is known to
+        The two run in turn on the threads and batches of the target: by default on one thread, a sample at a time, and
+        their processor time counts. The ratio is known to
         an interval (99.9 % sure); its end next to ``limit`` is returned, and ``limit`` itself where that lies within:
         then noise hides on which side the ratio is, and nothing should be decided by it.
         """
@@ -199,8 +201,9 @@ class Bench:
         elif self.slow and self._seconds >= LONG:
             ratio = limit
         else:
-            pair = [Session(g, threads=1) for g in (self.original, graph)]
-            found = latency(pair, [first_samples(pair[0], feed, 1) for feed in self.feeds], seconds)
+            threads, batch = self.original.target.threads, self.original.target.batch or 1
+            pair = [Session(g, threads=threads) for g in (self.original, graph)]
+            found = latency(pair, [of_batch(pair[0], feed, batch) for feed in self.feeds], seconds, threads)
             ratio = min(max(limit, found.low), found.high)
         self.measured.append(ratio)
         return ratio

@@ -16,6 +16,7 @@ from onnxsqueeze.engine.reference import prepare
 from onnxsqueeze.engine.run import Progress, Run
 from onnxsqueeze.engine.score import Score, keeping, scoring
 from onnxsqueeze.engine.step import refuse_quantized
+from onnxsqueeze.engine.use import made_for
 from onnxsqueeze.errors import ModelError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -27,7 +28,6 @@ from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.cost import Cost, cost
 from onnxsqueeze.measure.rig import Rig, mount
 from onnxsqueeze.statistics.store import load_statistics
-from onnxsqueeze.targets.profiles import find
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -76,12 +76,13 @@ def open_run(
     """
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     original = load(model)
-    original.made_for = None if recipe.target is None else find(recipe.target)
+    original.made_for = made_for(recipe, ())
     for each in takewhile(lambda each: not each.pass_.restores, recipe.steps):
         refuse_quantized(each.pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
     recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
     calib, held = data.split() if data is not None else ((), ())
+    original.made_for = made_for(recipe, calib)
     for taps in (check, False):
         rig = mount(original, recipe.outputs, taps)
         drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]

@@ -22,7 +22,10 @@ from onnxsqueeze.toml import is_number, known, lines, shown, table_of, typed, wr
 
 __all__ = ["FROM_PYTHON", "Ingredient", "Recipe"]
 
-KEYS = ("seed", "validate", "target", "min-sqnr", "outputs", "score", "max-score-drop", "calibration", "step")
+KEYS = (
+    *("seed", "validate", "target", "threads", "batch", "min-sqnr"),
+    *("outputs", "score", "max-score-drop", "calibration", "step"),
+)
 CALIBRATION = ("source", "stats", "mean", "std", "scale")
 STEP = ("pass", "override", "chosen", "latency")
 OVERRIDE = ("layers", "skip")
@@ -76,6 +79,9 @@ class Recipe:
     max_score_drop: float | None = None
     target: str | None = None
     """The name or file of the profile of what the model is to run on; None: the default one."""
+    threads: int = 1
+    batch: int | None = None
+    """On how many threads (0: all) and samples at once (None: as fed) it is to run."""
 
     @property
     def pipeline(self) -> str:
@@ -137,6 +143,8 @@ class Recipe:
         """Return the text of the file; every option is written out, so that other defaults do not change it."""
         text = [f"# Made by {versions()}.", "", f"seed = {self.seed}", f"validate = {written(self.validate)}"]
         text += [] if self.target is None else [f"target = {written(_from(folder, self.target))}"]
+        text += [] if self.threads == 1 else [f"threads = {self.threads}"]
+        text += [] if self.batch is None else [f"batch = {self.batch}"]
         text += [] if self.min_sqnr is None else [f"min-sqnr = {written(self.min_sqnr)}"]
         text += [] if self.score is None else [f"score = {written(self.score)}"]
         text += [] if self.max_score_drop is None else [f"max-score-drop = {written(self.max_score_drop)}"]
@@ -194,6 +202,8 @@ def _recipe(table: Mapping[str, Any], folder: Path) -> Recipe:
         typed(table, "score", str, "text"),
         None if drop is None else float(drop),
         str(folder / target) if target is not None and target.endswith(".toml") else target,
+        1 if (threads := typed(table, "threads", int, "an integer, 0 for all")) is None else threads,
+        typed(table, "batch", int, "an integer"),
     )
 
 

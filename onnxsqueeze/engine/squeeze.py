@@ -14,8 +14,10 @@ from onnxsqueeze.analysis.check import breaches, words
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import promises, registry
 from onnxsqueeze.engine.course import Course
+from onnxsqueeze.engine.elsewhere import elsewhere, native_note
 from onnxsqueeze.engine.footprint import footprints, refuse_memory
 from onnxsqueeze.engine.implied import with_implied
+from onnxsqueeze.engine.latencies import latencies
 from onnxsqueeze.engine.opening import Opened, open_run
 from onnxsqueeze.engine.order import refuse_order
 from onnxsqueeze.engine.places import refuse_places, statistics_files
@@ -23,15 +25,14 @@ from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words
 from onnxsqueeze.engine.result import Result
 from onnxsqueeze.engine.score import refuse_drop, scored, with_score
+from onnxsqueeze.engine.use import with_use
 from onnxsqueeze.errors import ToleranceError, UsageError
 from onnxsqueeze.ir.files import save
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.cost import cost
 from onnxsqueeze.report.run import Report
-from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.threads import one_blas_thread
-from onnxsqueeze.runtime.timing import Latency, latency
 from onnxsqueeze.statistics.store import save_statistics
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def squeeze(
     score: str | Callable[..., Any] | None = None,
     max_score_drop: float | None = None,
     target: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
     memory: bool = False,
     max_memory: float | None = None,
 ) -> Result:
@@ -86,15 +89,16 @@ def squeeze(
     ``max_score_drop`` (0.005 is half a point of a share) nothing is written if more is lost on held-out feeds.
 
     ``target`` is what the model is to run on: the name of a profile (``onnxsqueeze targets`` lists them) or a file
-    with one. The plan follows its rules and times, and the report says what breaks them. ``memory`` measures what both
-    models take at run time, each in a process of its own; above ``max_memory`` bytes nothing is written.
+    with one. The plan follows its rules and times, and the report says what breaks them. ``threads`` (1 unless told, 0
+    for all) and ``batch`` say on how many threads and samples at once. ``memory`` measures what both models take at run
+    time, each in processes of its own; above ``max_memory`` bytes nothing is written.
 
     Raises UsageError, ModelError, PassError, or ToleranceError, which carries the report.
     """
     start = time.perf_counter()
     progress = progress or _silent
     recipe = asked(pipeline, calibration, min_sqnr, validate, seed, stats, mean, std, scale)
-    recipe = recipe if target is None else replace(recipe, target=os.fspath(target))
+    recipe = with_use(recipe, target, threads, batch)
     recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
     if recipe.validate not in ("full", "none"):
         raise UsageError(f"validate is 'full' or 'none', not '{recipe.validate}'")
@@ -190,7 +194,7 @@ def closed(
     whole = opened.path or opened.original
     same = not any(step.kept and step.done for step in course.steps)
     timed = [whole] if same else [whole, graph]
-    times = _latency(held if len(held) else run.held, timed, progress) if run.reference else None
+    times = latencies(timed, held if len(held) else run.held, opened.recipe, progress) if run.reference else None
     report = Report(
         model="<memory>" if opened.path is None else str(opened.path),
         output=None,
@@ -199,20 +203,17 @@ def closed(
         held_out=held_words(run, opened.data),
         before=opened.before,
         after=cost(graph, file_size(graph), opened.feed),
-        latency_ms=None if times is None else (times.milliseconds[0], times.milliseconds[-1]),
-        latency_ratio=None if times is None else times.ratio,
+        latency_ms=None if times is None else times[0].both,
+        latency_ratio=None if times is None else times[0].ratio,
+        latencies=() if times is None else times[1:],
         deviations=run.ruler.compare(run.reference, run.previous),
         steps=course.steps,
-        notes=(*opened.notes, *course.notes, *words(breaches(graph))),
+        notes=(*opened.notes, *course.notes, *words(breaches(graph)), *native_note(opened)),
         seconds=0.0,
         dry_run=dry_run,
         score=scored(run, opened.scorer),
-        target=str(opened.original.target),
+        target=f"{opened.original.target}, {opened.original.target.use}",
+        elsewhere=elsewhere(opened.original, graph, opened.feed),
         memory=footprints(whole, graph, held or run.held) if memory else None,
     )
     return report, graph
-
-
-def _latency(held: Any, models: Sequence[Graph | Path], progress: Progress) -> Latency:
-    progress("timing", 0, 1)
-    return latency([Session(each, threads=1) for each in models], list(held[:8]))

@@ -13,7 +13,7 @@ from onnxsqueeze.plain import fields_of, plain
 from onnxsqueeze.report.search import Search
 from onnxsqueeze.runtime.memory import Memory
 
-__all__ = ["Report", "Scored", "StepReport"]
+__all__ = ["Elsewhere", "Report", "Scored", "StepReport", "Timed"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,33 @@ class Scored:
     def drop(self) -> float:
         """What was lost, in the unit of the score; negative where the result scores higher."""
         return self.before - self.after
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The latency of the original and of the result in ms on so many threads, for so many samples at once."""
+
+    threads: int
+    batch: int
+    before: float
+    after: float
+    ratio: float
+
+    @property
+    def both(self) -> tuple[float, float]:
+        """The two in ms."""
+        return self.before, self.after
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What the result is predicted to do on a target: its latency over the original's, None where the profile has no
+    times of its own, and how many places break a rule there.
+    """
+
+    target: str
+    ratio: float | None
+    broken: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +103,11 @@ class Report:
     memory: tuple[Memory, Memory] | None = None
     """What the original and the result take at run time, if it was asked for."""
     target: str = ""
-    """Name and version of the profile that the plan was made for."""
+    """Name and version of the profile that the plan was made for, and on how many threads and samples at once."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """What the same file is predicted to do on targets, first on the one that it was made for."""
+    latencies: tuple[Timed, ...] = ()
+    """Latencies on other numbers of threads and of samples at once than ``latency_ms``: feeds as they come on one."""
     search: Search | None = None
     """The search that has found the pipeline, if it was one."""
 

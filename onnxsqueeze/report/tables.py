@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from onnxsqueeze.words import printable
+from onnxsqueeze.words import amount, change, milliseconds, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["grid", "line"]
+    from onnxsqueeze.report.run import Timed
+    from onnxsqueeze.runtime.memory import Memory
+
+__all__ = ["grid", "latency_rows", "line", "memory_rows"]
 
 
 def line(console: Console, text: str, style: str = "", indent: int = 0) -> None:
@@ -30,3 +34,23 @@ def grid(*justify: str) -> Table:
     for i, each in enumerate(justify):
         table.add_column(justify="right" if each == "right" else "left", no_wrap=i > 0 and each == "right")
     return table
+
+
+def latency_rows(found: Iterable[Timed]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield latencies on numbers of threads and of samples at once, as rows of a table."""
+    for each in found:
+        samples = f"{each.batch} samples" if each.batch > 1 else "1 sample"
+        threads = f"{each.threads} threads" if each.threads > 1 else "one thread"
+        times = milliseconds(each.before), milliseconds(each.after)
+        yield f"of {samples} on {threads}", *times, change(1.0, each.ratio, "faster")
+
+
+def memory_rows(before: Memory, after: Memory) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what two models take of memory at run time, at the peak, and of time to load, as rows of a table."""
+    for what, was, now in (
+        ("memory at run time", before.resident, after.resident),
+        ("its peak", before.peak, after.peak),
+    ):
+        yield what, amount(was, "B"), amount(now, "B"), change(was, now, "smaller")
+    times = before.milliseconds, after.milliseconds
+    yield "time to load", milliseconds(times[0]), milliseconds(times[1]), change(*times, "faster")

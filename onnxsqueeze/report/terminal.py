@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from onnxsqueeze.report.frontier import show_search
-from onnxsqueeze.report.tables import grid, line
+from onnxsqueeze.report.tables import grid, latency_rows, line, memory_rows
 from onnxsqueeze.words import amount, change, db, milliseconds, printable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxsqueeze.measure.answers import Deviation
-    from onnxsqueeze.report.run import Report, StepReport
+    from onnxsqueeze.report.run import Elsewhere, Report, StepReport
 
 __all__ = ["progress", "show"]
 
@@ -55,6 +55,7 @@ def show(report: Report, console: Console) -> None:
             if report.dry_run:
                 _plan(step, console)
     console.print()
+    _elsewhere(report.elsewhere, console)
     for note in report.notes:
         line(console, f"note: {note}", style="yellow")
     if report.dry_run:
@@ -109,13 +110,11 @@ def _costs(report: Report) -> Table:
         old_ms, new_ms = report.latency_ms
         ratio = report.latency_ratio if report.latency_ratio is not None else new_ms / old_ms
         table.add_row("latency per feed", milliseconds(old_ms), milliseconds(new_ms), change(1.0, ratio, "faster"))
+    for row in latency_rows(report.latencies):
+        table.add_row(*row)
     if report.memory is not None:
-        one, other = report.memory
-        pairs = (("memory at run time", one.resident, other.resident), ("its peak", one.peak, other.peak))
-        for what, was, now in pairs:
-            table.add_row(what, amount(was, "B"), amount(now, "B"), change(was, now, "smaller"))
-        times = one.milliseconds, other.milliseconds
-        table.add_row("time to load", *map(milliseconds, times), change(*times, "faster"))
+        for row in memory_rows(*report.memory):
+            table.add_row(*row)
     return table
 
 
@@ -152,6 +151,16 @@ def _deviations(deviations: tuple[Deviation, ...], console: Console) -> None:
         more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
         line(console, f"{', '.join(outputs[:3])}{more}: {note}", style="dim")
     console.print()
+
+
+def _elsewhere(found: tuple[Elsewhere, ...], console: Console) -> None:
+    """Print what the result is predicted to do on its target and on others."""
+    times = [f"{each.target} {each.ratio:.2f}" for each in found if each.ratio is not None]
+    broken = [f"{each.target} {each.broken}" for each in found if each.broken]
+    if times:
+        line(console, f"predicted latency over the original's, one thread: {', '.join(times)}", style="dim")
+    if broken:
+        line(console, f"places that break a rule (onnxsqueeze check): {', '.join(broken)}", style="dim")
 
 
 def _step(step: StepReport, console: Console) -> None:

@@ -4,10 +4,12 @@ This file runs by itself with onnxruntime and numpy alone: ``python device.py my
 models itself, byte by byte, runs each in turn with a reference operator, so that other load on the machine matters
 little, and fits what ``onnxsqueeze.targets.times`` predicts by: ``outputs·(element + read·reads)`` for each kind of
 layer in float and in int8. How far each fit is off where it has not seen a point (leave one out) stands in the file.
+The same is timed on all threads; what share of the time of one thread is left there is in the file for each kind.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
@@ -19,8 +21,9 @@ import onnxruntime as ort
 
 SECONDS = 150.0
 """What all of it may take."""
-ROUNDS = 31
+ROUNDS, ROUNDS_OF_ALL = 31, 15
 FLOAT, UINT8, INT8, INT64 = 1, 2, 3, 7
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int64": INT64}
 
 # ------------------------------------------------------------------------------------- protobuf, as ONNX defines it
@@ -97,8 +100,8 @@ class Chain:
         self.constants[name] = value
         return name
 
-    def pair(self, x: str) -> str:
-        if not self.int8:
+    def pair(self, x: str, always: bool = False) -> str:
+        if not (self.int8 or always):
             return x
         scale, zero = self.keep(np.array(8 / 255, np.float32)), self.keep(np.array(128, np.uint8))
         return self.add("DequantizeLinear", self.add("QuantizeLinear", x, scale, zero), scale, zero)
@@ -163,33 +166,35 @@ POINTS: tuple[tuple[str, int, Sequence[int], Layer], ...] = (
 # ------------------------------------------------------------------------------------- measuring
 
 
-def session(data: bytes) -> ort.InferenceSession:
-    """Return a session on one thread, on the provider that is really there."""
+def session(data: bytes, threads: int = 1) -> ort.InferenceSession:
+    """Return a session on so many threads, on the provider that is really there."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 class Clock:
-    """Nanoseconds of models, in turn with a reference whose time says how busy the machine is."""
+    """Nanoseconds of models, in turn with a reference whose time says how busy the machine is: those of the processor
+    on one thread, of the clock on the wall on several."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self.threads, self.clock = threads, time.thread_time_ns if threads == 1 else time.perf_counter_ns
         self.feed = {"x": np.random.default_rng(1).normal(size=(1, 64, 40, 40)).astype(np.float32)}
-        self.reference = session(Chain(SHAPE, False).bytes(conv(64, 3), 1))
+        self.reference = session(Chain(SHAPE, False).bytes(conv(64, 3), 1), threads)
         self.best = min(self._run(self.reference, self.feed) for _ in range(20))
 
     def _run(self, which: ort.InferenceSession, feed: dict[str, np.ndarray]) -> float:
-        start = time.thread_time_ns()
+        start = self.clock()
         which.run(None, feed)
-        return float(time.thread_time_ns() - start)
+        return float(self.clock() - start)
 
     def of(self, shape: Sequence[int], step: Layer, int8: bool) -> float:
         """Return the nanoseconds of one operator: five in a row less one, over four, at the reference's best speed."""
-        pair = [session(Chain(shape, int8).bytes(step, length)) for length in (1, 5)]
+        pair = [session(Chain(shape, int8).bytes(step, length), self.threads) for length in (1, 5)]
         feed = {"x": np.random.default_rng(1).normal(size=tuple(shape)).astype(np.float32)}
         rounds = []
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self.threads == 1 else ROUNDS_OF_ALL):
             busy = self._run(self.reference, self.feed) / self.best
             rounds.append([min(self._run(each, feed) for _ in range(2)) / max(busy, 1.0) for each in pair])
         one, five = np.median(rounds, axis=0)
@@ -216,47 +221,58 @@ def fit(reads: Sequence[float], times: Sequence[float]) -> tuple[tuple[float, fl
     return solve(every), float(np.median(errors))
 
 
-def measured(report: Callable[[str], None]) -> list[tuple[str, int, float, float]]:
-    """Return kind, input values per output, and nanoseconds per output in float and in int8 of every point."""
-    clock, found, start = Clock(), [], time.monotonic()
+Point = tuple[str, int, list[float]]
+"""Kind, input values per output, nanoseconds per output in float and in int8 on one thread, and on all."""
+
+
+def measured(report: Callable[[str], None]) -> list[Point]:
+    """Return every point, measured."""
+    clocks, found, start = [Clock(), Clock(CORES)], [], time.monotonic()
     for kind, reads, shape, step in POINTS:
         if time.monotonic() - start > SECONDS:
             raise SystemExit(f"stopped after {SECONDS:.0f} s: the device is too slow or too busy to measure")
-        one, other = (clock.of(shape, step, int8) / np.prod(shape) for int8 in (False, True))
-        found.append((kind, reads, float(one), float(other)))
-        report(f"{kind:12} {reads:6} {one:8.3f} {other:8.3f} ns per output")
+        times = [float(clock.of(shape, step, int8) / np.prod(shape)) for clock in clocks for int8 in (False, True)]
+        found.append((kind, reads, times))
+        report(f"{kind:12} {reads:6} {' '.join(f'{each:8.3f}' for each in times)} ns per output")
     return found
 
 
-def profile(found: Sequence[tuple[str, int, float, float]], name: str, base: str, borders: tuple[float, float]) -> str:
+def left(points: Sequence[list[float]]) -> str:
+    """Return the median share of the time of one thread that is left on all, in float and in int8, as TOML."""
+    parts = (np.median([each[2 + i] / max(each[i], 1e-6) for each in points]) for i in (0, 1))
+    return f"[{', '.join(f'{min(float(part), 1.0):.3g}' for part in parts)}]"
+
+
+def profile(found: Sequence[Point], name: str, base: str, borders: tuple[float, float]) -> str:
     """Return the TOML of a profile that changes the times of ``base`` to these."""
-    lines, errors = [], []
+    lines, errors, shares = [], [], []
     for kind in ("conv", "depthwise", "matmul"):
         points = [each for each in found if each[0] == kind]
         reads = [each[1] for each in points]
-        columns = ([each[2] for each in points], [each[3] for each in points])
-        fits = [fit(reads, [max(each, 1e-6) for each in times]) for times in columns]
+        fits = [fit(reads, [max(each[2][i], 1e-6) for each in points]) for i in (0, 1)]
         lines.append(f"{kind} = [{', '.join(f'[{e:.4g}, {r:.4g}]' for (e, r), _ in fits)}]")
-        kinds = zip(fits, ("float", "int8"), strict=True)
-        errors += [f"{kind} {100 * error:.0f} % in {what}" for (_, error), what in kinds]
+        errors += [f"{kind} {100 * fits[i][1]:.0f} % in {what}" for i, what in enumerate(("float", "int8"))]
+        shares.append(f"{kind} = {left([each[2] for each in points])}")
         if kind == "matmul":
             lines.append(f"run_time = [{fits[0][0][1]:.4g}, {fits[1][0][1]:.4g}]")
-    carry = [f"{kind} = [{one:.4g}, {other:.4g}]" for kind, _, one, other in found if kind[0].isupper()]
-    quantize, dequantize = borders
+    carry = [f"{kind} = [{times[0]:.4g}, {times[1]:.4g}]" for kind, _, times in found if kind[0].isupper()]
+    shares.append(f"other = {left([times for kind, _, times in found if kind[0].isupper()])}")
     provider = session(Chain(SHAPE, False).bytes(elementwise("Sigmoid"), 1)).get_providers()[0]
     processor = f"{platform.processor() or platform.machine()} {' '.join(flags())}"
-    where = f"{processor}, {provider} of ONNX Runtime {ort.__version__}, one thread"
+    where = f"{processor}, {provider} of ONNX Runtime {ort.__version__}, one thread and {CORES}"
     told = f"{where}; a point that a fit has not seen is off by {', '.join(errors)}"
-    rows = ",\n".join(f'    ["{kind}", {reads}, {one:.5g}, {other:.5g}]' for kind, reads, one, other in found)
+    rows = ",\n".join(f'    ["{kind}", {reads}, {", ".join(f"{t:.5g}" for t in ts)}]' for kind, reads, ts in found)
     return "\n".join([
         "# Written by onnxsqueeze profile-target.", "", "[target]", f'name = "{name}"', "version = 1",
         f'summary = "{base} with times of this device"', f'runtime = "onnxruntime {ort.__version__}"',
         f'base = "{base}"', "",
-        "[times]", f"quantize = {quantize:.4g}", f"dequantize = {dequantize:.4g}", "gather = 0", *lines, "",
-        "[times.carry]", *carry, "", "[sources]", 'times = "device"', "", "[source.device]",
+        "[times]", f"quantize = {borders[0]:.4g}", f"dequantize = {borders[1]:.4g}", "gather = 0", *lines, "",
+        "[times.carry]", *carry, "",
+        "# The share of the time of one thread that is left on all.", "[parallel]", f"threads = {CORES}", *shares, "",
+        "[sources]", 'times = "device"', 'parallel = "device"', "", "[source.device]",
         f'text = "{told}"', f"date = {time.strftime('%Y-%m-%d')}", 'confidence = "measured"', "",
-        "# kind, input values per output, nanoseconds per output in float and in int8", "[points]",
-        f"measured = [\n{rows},\n]", "",
+        "# kind, input values per output, nanoseconds per output in float and in int8 on one thread, and on all",
+        "[points]", f"measured = [\n{rows},\n]", "",
     ])  # fmt: skip
 
 
@@ -271,15 +287,8 @@ def flags() -> list[str]:
 
 def borders() -> tuple[float, float]:
     """Return nanoseconds per element of QuantizeLinear and DequantizeLinear, which are timed together."""
-    clock = Clock()
-    both = clock.of(SHAPE, lambda chain, x: Chain.pair(_as_int8(chain), x), False) / np.prod(SHAPE)
+    both = Clock().of(SHAPE, lambda chain, x: chain.pair(x, True), False) / np.prod(SHAPE)
     return 0.6 * float(both), 0.4 * float(both)
-
-
-def _as_int8(chain: Chain) -> Chain:
-    made = Chain(chain.shape, True)
-    made.nodes, made.constants = chain.nodes, chain.constants
-    return made
 
 
 def text(name: str, base: str, report: Callable[[str], None] = print) -> str:

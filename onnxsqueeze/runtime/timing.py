@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb, inf
 from pathlib import Path
@@ -48,23 +48,29 @@ class Latency:
 
 
 def latency(
-    sessions: Sequence[Session], feeds: Sequence[Mapping[str, NDArray[np.generic]]], seconds: float = 1.0
+    sessions: Sequence[Session],
+    feeds: Sequence[Mapping[str, NDArray[np.generic]]],
+    seconds: float = 1.0,
+    threads: int = 1,
+    most: int = 500,
 ) -> Latency:
-    """Time sessions of one thread in turn on the same feeds, by the processor time of this thread.
+    """Time sessions of as many ``threads`` in turn on the same feeds, by the processor time of this thread.
 
-    That time does not run while the machine does something else. Each round times every session on one feed, best of
-    three (once, if a run takes over 20 ms). Each feed has at least three rounds, two feeds if a run takes over 20 ms,
-    one feed from 500 ms on; one round is all if a run takes over 1 s. ``seconds`` are processor time.
+    That time does not run while the machine does something else; with more threads (0: all) the clock on the wall
+    counts, and the machine should be idle. There are at most so many rounds. Each times every session on one feed, best
+    of three (once, if a run takes over 20 ms). Each feed has at least three rounds, two feeds if a run takes over
+    20 ms, one feed from 500 ms on; one round is all if a run takes over 1 s. ``seconds`` are processor time.
     """
     rounds: list[list[float]] = []
-    first = max(_milliseconds(session, feeds[0]) for session in sessions)
+    clocks = (_clock, _clock, time.perf_counter) if threads == 1 else (time.perf_counter,) * 3
+    first = max(_milliseconds(session, feeds[0], clocks) for session in sessions)
     repeat = 3 if first < 20 else 1
     used = feeds if first < 20 else feeds[:2] if first < 500 else feeds[:1]
     least = max(3 * len(used), LEAST) if first < 500 else 3 if first < 1000 else 1
     spent = 0.0
-    while (spent < 1000 * seconds and len(rounds) < 500) or len(rounds) < least:
+    while (spent < 1000 * seconds and len(rounds) < most) or len(rounds) < least:
         feed = used[len(rounds) % len(used)]
-        runs = [[_milliseconds(session, feed) for _ in range(repeat)] for session in sessions]
+        runs = [[_milliseconds(session, feed, clocks) for _ in range(repeat)] for session in sessions]
         rounds.append([min(times) for times in runs])
         spent += sum(map(sum, runs))
     best = [
@@ -83,8 +89,10 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return (ordered[outside], ordered[-1 - outside]) if outside >= 0 else (0.0, inf)
 
 
-def _milliseconds(session: Session, feed: Mapping[str, NDArray[np.generic]]) -> float:
-    for clock in (_clock, _clock, time.perf_counter):
+def _milliseconds(
+    session: Session, feed: Mapping[str, NDArray[np.generic]], clocks: Sequence[Callable[[], float]]
+) -> float:
+    for clock in clocks:
         start = clock()
         session.run(feed)
         if (passed := clock() - start) > 0:  # the time of a thread is sometimes brought up to date only later

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import NormalDist
 
 from onnxsqueeze.report.search import Figures
 from onnxsqueeze.search.predict import Predictor
@@ -33,7 +32,6 @@ SMALL = 1e-6
 """Errors under this, 60 dB, are as good as none."""
 USELESS = 0.1
 """The error, 10 dB, from which on a model is no point of a frontier."""
-NORMAL = NormalDist()
 
 
 def levels(axis: str) -> list[Wish]:
@@ -97,31 +95,41 @@ def choose(
         if each in predictor.known:
             continue
         predicted, spread, time = predictor(each), predictor.spread(each), 1.0 + seconds(each)
+        logs = {axis: _log(Wish({}, axis).value(predicted)) for axis in spread}
         for number, (wish, weight) in enumerate(wishes):
-            gain = weight * _gain(wish, predicted, spread, incumbents[number]) if weight else 0.0
+            gain = weight * _gain(wish, logs, spread, incumbents[number]) if weight else 0.0
             if gain >= least and (found is None or (gain / time, each.pipeline) > found[:2]):
                 found = gain / time, each.pipeline, each, number
     return None if found is None else found[2:]
 
 
-def _incumbent(wish: Wish, predictor: Predictor) -> Figures | None:
-    """Return the best figures that keep the limits, None if none do."""
+def _incumbent(wish: Wish, predictor: Predictor) -> float | None:
+    """Return the logarithm of the best value that keeps the limits, None if nothing does."""
     first = best(wish, predictor.known)
-    return None if first is None or wish.excess(predictor.known[first]) > 0 else predictor.known[first]
+    if first is None or wish.excess(predictor.known[first]) > 0:
+        return None
+    return _log(wish.value(predictor.known[first]))
 
 
-def _gain(wish: Wish, predicted: Figures, spread: Mapping[str, float], incumbent: Figures | None) -> float:
+def _gain(wish: Wish, logs: Mapping[str, float], spread: Mapping[str, float], incumbent: float | None) -> float:
     kept = 1.0
     for axis, limit in wish.limits.items():
-        kept *= NORMAL.cdf((math.log(limit) - _log(wish.value(predicted, axis))) / spread[axis] - 0.5)
+        kept *= _chance((math.log(limit) - logs[axis]) / spread[axis] - 0.5)
     if kept < 1e-3:
         return 0.0
-    value = _log(wish.value(predicted))
+    value = logs[wish.best]
     if incumbent is None:
         return kept * (UNREACHED - 0.2 * min(value, 0.0))
-    z = (_log(wish.value(incumbent)) - value) / spread[wish.best]
+    sigma = spread[wish.best]
+    z = (incumbent - value) / sigma
+    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     weight = 1.0 if wish.best in LOSSES else COST
-    return kept * weight * spread[wish.best] * (z * NORMAL.cdf(z) + NORMAL.pdf(z))
+    return kept * weight * sigma * (z * _chance(z) + density)
+
+
+def _chance(z: float) -> float:
+    """Return the share of a normal distribution that lies under so many standard deviations."""
+    return 0.5 * math.erfc(-z * math.sqrt(0.5))
 
 
 def _log(value: float) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from onnxsqueeze.targets.times import Times, Work
+from onnxsqueeze.targets.times import Parallel, Times, Work
 
 __all__ = [
     "Activations",
@@ -71,6 +71,8 @@ class Weights:
     """Operators whose weight may have a scale per output channel."""
     blocks: tuple[int, ...]
     """Sizes of blocks that may share a scale."""
+    kept: tuple[str, ...]
+    """Operators whose weight stays integers in memory behind a DequantizeLinear, which restores it at every run."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,12 @@ class Target:
     verify: Verify
     work: Work
     times: Times
+    parallel: Parallel
     lines: tuple[Line, ...]
+    threads: int = 1
+    """How many threads a plan is for, 0 for all."""
+    batch: int | None = None
+    """How many samples at once a plan is for, None for those of the calibration feeds."""
 
     @property
     def signed(self) -> bool:
@@ -184,6 +191,26 @@ class Target:
     def middle(self) -> bool:
         """Whether zero points of activations have to lie in the middle."""
         return self.activations.zero_point == "middle"
+
+    def used(self, threads: int, batch: int | None, fed: int) -> Target:
+        """Return the profile for so many threads (0: all) and samples at once, where feeds hold ``fed`` samples."""
+        if threads == 1 and batch is None:
+            return self
+        shares = self.parallel.on(threads)
+        share = 1.0 if batch is None else batch / fed
+        work = replace(self.work, node=self.work.node / share)
+        return replace(self, times=self.times.on(shares, share), work=work, threads=threads, batch=batch)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the profile has times of its own, not those of its base alone."""
+        return any(line.key == "times.conv" and line.profile == self.name for line in self.lines)
+
+    @property
+    def use(self) -> str:
+        """Say how many threads and samples a plan is for."""
+        threads = {0: "all threads", 1: "one thread"}.get(self.threads, f"{self.threads} threads")
+        return threads if self.batch is None else f"{threads}, {self.batch} sample{'s' * (self.batch > 1)} at once"
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"

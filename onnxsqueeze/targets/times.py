@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-__all__ = ["Shape", "Times", "Work", "macs", "parameters"]
+__all__ = ["Parallel", "Shape", "Times", "Work", "macs", "parameters"]
 
 Pair = tuple[float, float]
 """What an output costs, and what each input value that it reads costs; or float and int8."""
@@ -80,6 +80,30 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """The share of the time of one thread that operators take on ``threads`` of them, in float and in int8."""
+
+    threads: int
+    conv: Pair
+    depthwise: Pair
+    matmul: Pair
+    other: Pair
+    """Elementwise operators and pools; Q and DQ are the second."""
+
+    def on(self, threads: int) -> Parallel:
+        """Return the shares on so many threads, 0 for as many as were measured, between the two that were:
+        ``f_N = 1 − (1 − f_T)·(1 − 1/N) / (1 − 1/T)``, and not less than on T.
+        """
+        count = min(threads or self.threads, self.threads)
+        part = (1 - 1 / count) / (1 - 1 / self.threads) if self.threads > 1 else 0.0
+
+        def share(pair: Pair) -> Pair:
+            return 1 - (1 - pair[0]) * part, 1 - (1 - pair[1]) * part
+
+        return Parallel(count, share(self.conv), share(self.depthwise), share(self.matmul), share(self.other))
+
+
+@dataclass(frozen=True)
 class Times:
     """Nanoseconds of operators in float and in int8 on one thread."""
 
@@ -103,6 +127,29 @@ class Times:
     """A multiply-accumulate of a MatMul whose input is quantized at run time, in float and in int8."""
     carry: Mapping[str, Pair]
     """Elementwise, pooling and shape operators by name: per output, in float and in int8."""
+
+    def on(self, shares: Parallel, batch: float) -> Times:
+        """Return the times on so many threads, of feeds that are ``batch`` times as large: per element a node costs
+        less then.
+        """
+
+        def kernel(pair: tuple[Pair, Pair], share: Pair) -> tuple[Pair, Pair]:
+            (a, b), (c, d) = pair
+            return (a * share[0], b * share[0]), (c * share[1], d * share[1])
+
+        one, other = shares.other
+        return Times(
+            self.call / batch,
+            self.quantize * other,
+            self.dequantize * other,
+            self.gain,
+            self.gather * shares.conv[1],
+            kernel(self.conv, shares.conv),
+            kernel(self.depthwise, shares.depthwise),
+            kernel(self.matmul, shares.matmul),
+            (self.run_time[0] * shares.matmul[0], self.run_time[1] * shares.matmul[1]),
+            {op: (a * one, b * other) for op, (a, b) in self.carry.items()},
+        )
 
     def layer(
         self, op: str, weight: Sequence[int], outputs: float, group: int = 1, transposed: bool = False

@@ -117,6 +117,8 @@ def test_a_model_and_a_pipeline_are_enough(engine: Engine) -> None:
                 "score": None,
                 "max_score_drop": None,
                 "target": None,
+                "threads": None,
+                "batch": None,
                 "memory": False,
                 "max_memory": None,
                 "validate": None,
@@ -134,8 +136,8 @@ def test_a_model_and_a_pipeline_are_enough(engine: Engine) -> None:
 def test_every_option_reaches_the_engine(engine: Engine) -> None:
     text = (
         "-p lowrank,int8 --calib random -o out.onnx --min-sqnr 20 --validate none --stats a.npz --stats b.npz "
-        "--outputs y:scores --target qnn-htp --memory --max-memory 64MB --score task:accuracy --max-score-drop 0.5% "
-        "--seed 7 --mean 0.485,0.456,0.406 --std 0.2 --scale 0.5 model.onnx"
+        "--outputs y:scores --target qnn-htp --threads all --batch 8 --memory --max-memory 64MB "
+        "--score task:accuracy --max-score-drop 0.5% --seed 7 --mean 0.485,0.456,0.406 --std 0.2 --scale 0.5 model.onnx"
     )
     Path("a.npz").touch()
 
@@ -150,6 +152,8 @@ def test_every_option_reaches_the_engine(engine: Engine) -> None:
         "score": "task:accuracy",
         "max_score_drop": 0.005,
         "target": "qnn-htp",
+        "threads": 0,
+        "batch": 8,
         "memory": True,
         "max_memory": 64e6,
         "seed": 7,

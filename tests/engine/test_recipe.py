@@ -126,8 +126,8 @@ skip = true
 
 
 REFUSED = {
-    "sede = 1": "no key 'sede'; there are seed, validate, target, min-sqnr, outputs, score, max-score-drop, "
-    "calibration, step; did you mean 'seed'?",
+    "sede = 1": "no key 'sede'; there are seed, validate, target, threads, batch, min-sqnr, outputs, score, "
+    "max-score-drop, calibration, step; did you mean 'seed'?",
     "[calibration]\nsourc = 'x'": "[calibration] no key 'sourc'; there are source, stats, mean, std, scale; "
                                   "did you mean 'source'?",
     "[[step]]\npass = 'lowrnk'": "no pass 'lowrnk'; did you mean 'lowrank'?",

@@ -15,7 +15,10 @@ from onnxsqueeze.runtime import device
 from onnxsqueeze.runtime.device import POINTS, Chain, fit, profile
 from onnxsqueeze.targets.profiles import find
 
-FOUND = [(kind, reads, 0.1 + 0.02 * reads, 0.3 + 0.01 * reads) for kind, reads, _, _ in POINTS]
+FOUND = [
+    (kind, reads, [0.1 + 0.02 * reads, 0.3 + 0.01 * reads, 0.05 + 0.01 * reads, 0.24 + 0.008 * reads])
+    for kind, reads, _, _ in POINTS
+]
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -52,6 +55,7 @@ def test_what_was_measured_is_a_target_with_its_own_times(tmp_path: Path) -> Non
     assert (found.name, found.integers.pairs, found.times.quantize) == ("mine", False, 0.3)
     assert [pytest.approx(each) for each in ((0.1, 0.02), (0.3, 0.01))] == list(found.times.conv)
     assert found.times.carry["MaxPool"] == pytest.approx((0.28, 0.39))
+    assert [found.parallel.conv, found.parallel.other] == [pytest.approx((0.5, 0.8))] * 2
     assert {line.confidence for line in found.lines if line.profile == "mine"} == {"measured"}
     assert "off by conv 0 % in float, conv 0 % in int8" in next(x.source for x in found.lines if x.key == "times.conv")
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsqueeze import squeeze
+from onnxsqueeze import diff, squeeze
+from onnxsqueeze.cli.main import main
 from onnxsqueeze.engine.footprint import footprints
 from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
 from onnxsqueeze.ir.files import load
@@ -59,6 +61,20 @@ def test_a_result_that_takes_too_much_is_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out.onnx").exists()
     before, after = error.value.report.memory
     assert before.resident > 1e6 < after.resident
+
+
+@LINUX
+def test_diff_says_what_both_models_take(tmp_path: Path) -> None:
+    for name, layers in (("one", 1), ("three", 3)):
+        onnx.save(model(layers), tmp_path / f"{name}.onnx")
+    found = diff(tmp_path / "one.onnx", tmp_path / "three.onnx", memory=True)
+    shown = CliRunner().invoke(
+        main, ["diff", *(str(tmp_path / f"{name}.onnx") for name in ("one", "three")), "--memory"]
+    )
+
+    assert found.memory is not None
+    assert found.memory[1].resident - found.memory[0].resident > 1.8 * 4 * SIZE**2
+    assert "memory at run time" in shown.stdout and "time to load" in shown.stdout
 
 
 def test_memory_is_not_measured_without_a_feed_and_no_limit_can_be_checked() -> None:

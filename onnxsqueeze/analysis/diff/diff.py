@@ -13,10 +13,15 @@ from onnxsqueeze.analysis.diff.changes import Change, Rename
 from onnxsqueeze.analysis.diff.comparison import Comparison
 from onnxsqueeze.analysis.diff.interface import FieldChange, Totals, interface, totals
 from onnxsqueeze.analysis.diff.trace import Trace, trace
+from onnxsqueeze.feeds.reading import read
+from onnxsqueeze.feeds.types import inputs_of
+from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.plain import plain
+from onnxsqueeze.runtime.memory import Memory
+from onnxsqueeze.runtime.memory import memory as footprint
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -36,6 +41,8 @@ class GraphDiff:
     totals: Totals
     pairs: dict[str, str]
     numbers: Trace | None = None
+    memory: tuple[Memory, Memory] | None = None
+    """What both take at run time, if it was asked for."""
     warnings: tuple[str, ...] = ()
     """What is wrong with either model: sums that can saturate on processors without VNNI."""
 
@@ -80,13 +87,16 @@ def diff(
     scale: float | None = None,
     seed: int = 0,
     threshold: float = 60.0,
+    memory: bool = False,
 ) -> GraphDiff:
     """Return how ``b`` differs from ``a``: files, models or graphs, made by whatever tool.
 
     Nodes are paired by what they compute, by how their results are used, by name where names hold and by their
     neighbourhood; so a moved node is no change and a renamed one is only renamed. With ``calibration`` (whatever
     ``squeeze`` takes) both models run, and ``numbers`` says how far each common tensor and output of ``b`` is from
-    that of ``a``, and where the error is born: see ``onnxsqueeze.analysis.diff.trace``. Raises ModelError or FeedError.
+    that of ``a``, and where the error is born: see ``onnxsqueeze.analysis.diff.trace``. With ``memory`` both run in
+    processes of their own, on the first feed or a random one, and ``memory`` says what they take. Raises ModelError or
+    FeedError.
     """
     collecting = gc.isenabled()
     gc.disable()  # of the many small objects none is garbage before the end: looking for it takes a third of the time
@@ -102,6 +112,14 @@ def diff(
     numbers = None
     if calibration is not None:
         numbers = trace(main, calibration, mean=mean, std=std, scale=scale, seed=seed, threshold=threshold)
+    taken = None
+    if memory:
+        inputs = inputs_of(encode(one, skeleton=True))
+        where = one.file.path if one.file else None
+        given: Any = "random" if calibration is None else calibration
+        feed = read(given, inputs, model_path=where, seed=seed, mean=mean, std=std, scale=scale)[0]
+        before, after = (footprint(graph.file.path if graph.file else graph, feed) for graph in (one, two))
+        taken = None if before is None or after is None else (before, after)
     return GraphDiff(
         before=_title(a),
         after=_title(b),
@@ -111,6 +129,7 @@ def diff(
         totals=weights,
         pairs={main.a.keys[i]: main.b.keys[j] for i, j in main.pairs.items()},
         numbers=numbers,
+        memory=taken,
         warnings=tuple(
             f"{_title(model)}: {said}" for model, graph in ((a, one), (b, two)) if (said := warning(saturating(graph)))
         ),

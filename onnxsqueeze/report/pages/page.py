@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -25,7 +25,8 @@ from onnxsqueeze.plain import plain
 from onnxsqueeze.report.pages.figures import FIGURES, bars, curves, figures, heat, profile, scatter, span
 from onnxsqueeze.report.pages.picture import attributes_of, pictures
 from onnxsqueeze.report.pages.tried import tried
-from onnxsqueeze.report.run import Report
+from onnxsqueeze.report.run import Report, Timed
+from onnxsqueeze.report.tables import latency_rows
 from onnxsqueeze.report.verdict import sentence, verdict, where
 from onnxsqueeze.words import amount, change, db, decibels, milliseconds
 
@@ -64,7 +65,7 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
         title=Path(report.model).name,
         verdict=verdict(report),
         report=report,
-        costs=_costs(report.before, report.after, report.latency_ms, report.latency_ratio),
+        costs=_costs(report.before, report.after, report.latency_ms, report.latency_ratio, report.latencies),
         outputs=report.deviations,
         tried=None if report.search is None else tried(report.search),
         told=[(each.output, text) for each in report.deviations if (text := _told(each))],
@@ -171,7 +172,7 @@ def _page(template: str, **values: Any) -> str:
 
 
 def _costs(
-    before: Cost, after: Cost, times: tuple[float, float] | None, ratio: float | None
+    before: Cost, after: Cost, times: tuple[float, float] | None, ratio: float | None, others: Sequence[Timed] = ()
 ) -> list[tuple[str, str, str, str]]:
     rows = [
         ("file size", amount(before.bytes, "B"), amount(after.bytes, "B"), change(before.bytes, after.bytes, "smaller"))
@@ -191,7 +192,7 @@ def _costs(
     if times is not None:
         how = change(1.0, ratio if ratio is not None else times[1] / times[0], "faster")
         rows.append(("latency per feed", milliseconds(times[0]), milliseconds(times[1]), how))
-    return rows
+    return [*rows, *latency_rows(others)]
 
 
 def _gains(changes: Iterable[Change]) -> list[tuple[str, float, str]]:

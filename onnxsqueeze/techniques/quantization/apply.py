@@ -19,6 +19,7 @@ from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.shrinkage import shrunk
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic as quantize_input
+from onnxsqueeze.techniques.quantization.emit.lean import can_be_lean, lean
 from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.stored import stored as store
 from onnxsqueeze.techniques.quantization.emit.weights import (
@@ -55,8 +56,9 @@ class Quantized:
     kernel sees it and no padding; ``tail`` and ``add`` are the nodes that belong to it. ``inputs`` are those of an
     operator between layers. ``smoothing`` and ``moments`` are those of a layer that quantizes its input, called
     ``source``, at run time. ``wide`` weights are stored in 16 bits, those of integer arithmetic in ``bits``; with under
-    8 a static layer has the ``moments`` of its input rows. ``kept`` is shared by all plans of a graph. A weight that is
-    ``tied`` is read by other nodes too, which read the same integers.
+    8 a static layer has the ``moments`` of its input rows. Stored weights that are ``lean`` are restored at every run.
+    ``kept`` is shared by all plans of a graph. A weight that is ``tied`` is read by other nodes too, which read the
+    same integers.
     """
 
     form: Literal["static", "integer", "gate", "dynamic", "stored"]
@@ -75,6 +77,7 @@ class Quantized:
     per_tensor: bool = False
     tied: bool = False
     bits: int = 8
+    lean: bool = False
 
     @property
     def between(self) -> bool:
@@ -223,7 +226,10 @@ def _shared(graph: Graph, node: gs.Node, plain: FloatArray, floor: FloatArray) -
 def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Quantized) -> None:
     for slot in weight_slots(node):
         before, shared = node.inputs[slot], len(node.inputs[slot].outputs) > 1
-        after = store(graph, scope, node, slot, work.wide, work.second, work.source, work.kept)
+        if work.lean and can_be_lean(node, slot):
+            after = lean(graph, scope, node, slot, work.second, work.source, work.kept)
+        else:
+            after = store(graph, scope, node, slot, work.wide, work.second, work.source, work.kept)
         if after is None or work.mean is None or node.op != "Conv" or slot != 1 or shared:
             continue
         values = values_of(before)

@@ -74,6 +74,10 @@ class Arithmetic:
             found[id(node)] = times
         return found
 
+    def in_float(self, node: gs.Node) -> float:
+        """Return how long one of these nodes takes in float, 0 if it is none."""
+        return self._times.get(id(node), (0.0, 0.0))[0]
+
     def _quantize(self, tensor: gs.Tensor) -> float:
         return self.target.times.call + self.target.times.quantize * self.elements(tensor)
 

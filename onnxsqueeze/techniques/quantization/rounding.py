@@ -30,9 +30,8 @@ def compensated(
     ``weight`` and ``scales`` broadcast to (K, N); ``back`` is what ``linear.compensation.feedback`` makes of
     ``S = E[xxᵀ]`` of the inputs, and rows are rounded in turn as ``linear.compensation`` says. With ``pairs`` no two
     neighbours of one sign, rows 2j and 2j + 1, are over ``LIMIT`` together (see ``onnxsqueeze.targets.pairs``);
-    what is cut off one of them is made up for like all that is lost. Scales may be negative. Weights whose scale is
-    next to nothing are zero and stay so: they could make up for nothing, and their products would be subnormal, which
-    is slow.
+    what is cut off one of them is made up for like all that is lost. Weights whose scale (it may be negative) is next
+    to nothing are zero and stay so: they could make up for nothing, and their products would be subnormal: slow.
     """
     order = back.order
     scale = np.broadcast_to(scales, weight.shape)[order].astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, log10
@@ -23,6 +23,7 @@ from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.audit import audit
 from onnxsqueeze.techniques.quantization.dynamic import Dynamic, DynamicLayer
 from onnxsqueeze.techniques.quantization.emit import static as qdq
+from onnxsqueeze.techniques.quantization.footprint import frugal, hunger, kept_lean, leanable
 from onnxsqueeze.techniques.quantization.grids import Affine, Grids
 from onnxsqueeze.techniques.quantization.layers import Layers
 from onnxsqueeze.techniques.quantization.plan import planned
@@ -53,6 +54,10 @@ CLOSE = "whether int8 arithmetic is faster here is within the noise of measuring
 NOT_WORTH = "int8 arithmetic would cost more accuracy than its speed is worth"
 UNFUSED = "ONNX Runtime does not fuse it"
 OTHERWISE = "ONNX Runtime's optimizations change what it computes"
+NOTHING = (
+    "8-bit arithmetic brings nothing here on {}, so weights are only stored; less time is to be had by lowrank and "
+    "prune, which leave less to compute, or on another target; half stores weights more exactly"
+)
 DRIFT = 35.0
 """The SQNR in dB between optimized and unoptimized answers that is enough; less is, if rounding costs as much."""
 
@@ -74,13 +79,15 @@ class Settings:
     form: Grids
     max_drop: float
     wanted: Callable[[gs.Node], bool]
+    lean: bool = False
+    """Whether all weights that are stored stay integers in memory, whatever time it takes."""
 
 
 class Search:
     """The search of ``int8`` for the best plan of one graph."""
 
     def __init__(self, settings: Settings, plan: Plan, bench: Bench) -> None:
-        self.settings, self.bench, self.first = settings, bench, plan
+        self.settings, self.bench = settings, bench
         self.view = View(bench.original)
         self.nodes = {key_of(node): node for node in self.view.nodes}
         self.layers = Layers(self.view, settings.wanted)
@@ -89,6 +96,9 @@ class Search:
         known = {work.source: work.smoothing for work in works if work.source}
         self.arithmetic = Arithmetic(self.layers, bench.stats, settings.form, kept)
         self.run_time = Dynamic(self.layers, bench.stats, kept, known)
+        self.free = leanable(self.arithmetic)
+        """The keys of the nodes whose weights may be restored at every run."""
+        self.first = self._asked(plan)
         self.effects: dict[str, float] = {}
         """What a tensor's rounding, or a run-time quantized layer, does to the answers alone: a relative error."""
         self.precision = Precision(self.view, bench, self.effects)
@@ -99,12 +109,15 @@ class Search:
 
     def best(self) -> Plan:
         """Return the plan with the least loss that keeps ``max_drop``; if none does, weights are only stored."""
-        found = self._best()
-        if all(site.work.form == "stored" for site in sites_of(found)) and self.view.target.verify.clock == "measured":
+        found = self._frugal(self._best())
+        stored = all(site.work.form == "stored" for site in sites_of(found))
+        if stored and self.view.target.verify.clock == "measured" and not self.settings.lean:
             found = unslowed(found, self.bench)
         plan = explained(found, self.layers, self.effects)
         self.bench.notes.extend(in_float(plan))
         self.bench.notes.extend(ranking(plan, self.effects))
+        if stored:
+            self.bench.notes.append(NOTHING.format(self.view.target.name))
         return plan
 
     def _best(self) -> Plan:
@@ -127,6 +140,21 @@ class Search:
                 self.bench.notes.append(CLOSE)
         return self.precision.finished(self._audited(plan, graph, error) if local and verify.fusion else plan)
 
+    def _asked(self, plan: Iterable[Site[Quantized] | Skip]) -> Plan:
+        """Return the plan with all stored weights in the form that was asked for."""
+        return kept_lean(plan, self.free if self.settings.lean else set())
+
+    def _frugal(self, plan: Plan) -> Plan:
+        """Return the plan that takes no more memory at run time than float, as far as that costs next to no time."""
+        if self.settings.lean:
+            return plan
+        whole = self.arithmetic.float_time + sum(each.float_time for each in self.run_time.found)
+        lean = frugal(plan, self.arithmetic, self.free, whole)
+        if lean != plan and self._error(self._variant(lean)) > max(self.settings.max_drop**2, self.base):
+            lean = plan
+        self.bench.notes.extend(hunger(lean, self.nodes))
+        return lean
+
     def _audited(self, plan: Plan, graph: Graph, error: float) -> Plan:
         """Take back what ONNX Runtime does not fuse, and all integer arithmetic if it computes another thing."""
         static = [site.key for site in sites_of(plan) if site.work.form == "static"]
@@ -134,7 +162,7 @@ class Search:
         if found is None:
             return plan
         if found.unfused:
-            plan = [as_stored(entry, UNFUSED) if entry.key in found.unfused else entry for entry in plan]
+            plan = self._asked(as_stored(each, UNFUSED) if each.key in found.unfused else each for each in plan)
             return self._audited(plan, self._variant(plan), error)
         if found.drift is not None and found.drift < min(DRIFT, -10 * log10(max(error, 1e-30))):
             return self._without_arithmetic(OTHERWISE)
@@ -235,11 +263,11 @@ class Search:
 
     def _plan(self, pick: _Candidate) -> Plan:
         work = [*self.arithmetic.work(set(pick.static)), *((each.node, each.work) for each in pick.dynamic)]
-        return list(planned(self.run_time, work))
+        return self._asked(planned(self.run_time, work))
 
     def _without_arithmetic(self, reason: str) -> Plan:
         """Return the plan in which weights are only stored, with the reason why."""
-        plan = {entry.key: entry for entry in planned(self.run_time, ())}
+        plan = {entry.key: entry for entry in self._asked(planned(self.run_time, ()))}
         for site in sites_of(self.first):
             if site.work.form != "stored":
                 entry = plan.get(site.key)

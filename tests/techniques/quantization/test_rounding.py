@@ -73,3 +73,10 @@ def test_weights_that_are_zero_make_up_for_nothing() -> None:
 
     assert not q[10:30].any()
     assert error(weight, scales, q, x) < 1e-3
+
+
+def test_a_scale_may_be_negative() -> None:
+    weight, scales, x = correlated(40, 6)
+    back = feedback(x.T @ x / len(x))
+
+    np.testing.assert_array_equal(compensated(weight, -scales, back), -compensated(weight, scales, back))
