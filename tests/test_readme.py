@@ -103,7 +103,7 @@ def test_every_command_and_every_program_of_a_guide_works(
     guide: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs them in this process and without the clock, which takes a third of the time."""
-    monkeypatch.setattr("onnxsqueeze.engine.squeeze.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.engine.latencies.latency", lambda *_, **__: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.chdir(project)
     onnxsqueeze.squeeze("models/mlp.onnx", "int8", output="models/mlp.squeezed.onnx")

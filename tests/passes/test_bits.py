@@ -26,7 +26,7 @@ Feeds = list[dict[str, NDArray[np.generic]]]
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxsqueeze.engine.squeeze.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.engine.latencies.latency", lambda *_, **__: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((0.5, 0.5), 0.5, 0.5))
 
 

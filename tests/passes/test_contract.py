@@ -62,7 +62,7 @@ def energy_db(name: str, result: Result) -> float:
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decisions that depend on measured time are taken as if nothing changed it."""
-    monkeypatch.setattr("onnxsqueeze.engine.squeeze.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+    monkeypatch.setattr("onnxsqueeze.engine.latencies.latency", lambda *_, **__: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.contract.bench.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
 
 

@@ -26,7 +26,7 @@ FEEDS = 40
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all models take the same time, and time stand still."""
-    for module in ("search.trials", "engine.squeeze", "contract.bench"):
+    for module in ("search.trials", "engine.latencies", "contract.bench"):
         monkeypatch.setattr(f"onnxsqueeze.{module}.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.search.hunt.time.perf_counter", lambda: 0.0)
 
