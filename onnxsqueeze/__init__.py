@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from onnxsqueeze.engine.calibrate import Calibration as Calibration
     from onnxsqueeze.engine.calibrate import calibrate as calibrate
     from onnxsqueeze.engine.calibrate import merge as merge
+    from onnxsqueeze.engine.distill import Distilled as Distilled
+    from onnxsqueeze.engine.distill import distill as distill
     from onnxsqueeze.engine.recipe import Recipe as Recipe
     from onnxsqueeze.engine.result import Result as Result
     from onnxsqueeze.engine.sensitivity import sensitivity as sensitivity
@@ -75,6 +77,7 @@ _HOMES = {
     "Code": "onnxsqueeze.passes.code",
     "ContractError": "onnxsqueeze.errors",
     "Depthwise": "onnxsqueeze.passes.depthwise",
+    "Distilled": "onnxsqueeze.engine.distill",
     "Family": "onnxsqueeze.search.family",
     "FeedError": "onnxsqueeze.errors",
     "Float32": "onnxsqueeze.passes.float32",
@@ -105,6 +108,7 @@ _HOMES = {
     "auto": "onnxsqueeze.search.auto",
     "calibrate": "onnxsqueeze.engine.calibrate",
     "diff": "onnxsqueeze.analysis.diff.diff",
+    "distill": "onnxsqueeze.engine.distill",
     "edit": "onnxsqueeze.graph.edit",
     "family": "onnxsqueeze.search.family",
     "inspect_model": "onnxsqueeze.analysis.inspection.inspect",

@@ -73,7 +73,8 @@ class Depthwise(Selected[Factored]):
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every convolution that the budget rewrites."""
         find = partial(self._candidates, view.target.work)
-        units, skips, positions = factorize.pose(view, stats, self, find, separable.branches)
+        bound = self.rank, self.rank is None and self.ratio is None
+        units, skips, positions = factorize.pose(view, stats, self, find, separable.branches, bound)
         limit, work = self.max_error or DEFAULT_ERROR, view.target.work
         problem = Factoring(
             units, separable.outline, separable.branches, work, self.by, self.ratio, limit, shares=False

@@ -180,7 +180,7 @@ def _predicted(view: View, stats: Statistics, node: gs.Node, work: Quantized) ->
     fitting, noise = None, 1.0
     if isinstance(layer, Linear) and gram is not None:
         fitting = Fitting(layer, matrix(view, node), *covariance(stats, layer))
-        signal = max(float(np.trace(fitting.output_covariance())), 1e-30)
+        signal = max(fitting.energy, 1e-30)
         noise = float(np.trace(gram.second)) / layer.columns * size / signal
 
     def rounding(scales: NDArray[np.floating]) -> float:

@@ -12,7 +12,6 @@ from onnxsqueeze.contract.bargain import forgone
 from onnxsqueeze.linear import refit
 from onnxsqueeze.linear.fitting import few_rows
 from onnxsqueeze.linear.layers import Linear, describe
-from onnxsqueeze.linear.refit import Kept
 from onnxsqueeze.plugin import Bench, Graph, Level, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.pruning import repair
 from onnxsqueeze.techniques.pruning.choice import Removal, Score, pose
@@ -20,6 +19,7 @@ from onnxsqueeze.techniques.pruning.coupling import Coupling, couple, outside
 from onnxsqueeze.techniques.pruning.readers import WIDEST, Indices, distrust
 from onnxsqueeze.techniques.pruning.repair import without
 from onnxsqueeze.techniques.pruning.units import Group
+from onnxsqueeze.training.tuning import trained
 
 __all__ = ["Prune"]
 
@@ -81,6 +81,8 @@ class Prune(Selected[Removed]):
     """Prune in so many steps, with new statistics and a repair in each; needs ratio."""
     repair: bool = True
     """Fit the layers behind to what the original answers."""
+    train: int = 0
+    """Steps of training towards the original, end to end, after each step of pruning."""
 
     def __post_init__(self) -> None:
         if self.ratio is not None and self.max_error is not None:
@@ -93,6 +95,8 @@ class Prune(Selected[Removed]):
             raise ValueError("round-to is at least 1")
         if self.steps < 1:
             raise ValueError("steps is at least 1")
+        if self.train < 0:
+            raise ValueError("train is at least 0")
         if self.steps > 1 and self.ratio is None:
             raise ValueError("steps needs a ratio to go towards")
 
@@ -184,10 +188,12 @@ class Prune(Selected[Removed]):
                 yield f"step {step}: {sum(len(work.units) for work in works)} more units of {len(works)} groups"
             if not works:  # so small a step that no unit leaves: the next one is larger
                 continue
-            left *= _share(works)
-            kept = _behind(kept, works[0].problem.coupling.kept(graph))
+            left *= works[0].problem.left({work.index: len(work.units) for work in works})
+            kept = repair.behind(kept, works[0].problem.coupling.kept(graph))
             if self.repair:
                 yield from refit.refit(graph, bench, kept)
+            if self.train:
+                yield from trained(graph, bench, self.train)
         if self.ratio is not None and left > self.ratio:
             yield f"ratio={self.ratio:g} is out of reach: {left:.2f} is left where all that may leave is gone"
 
@@ -284,16 +290,3 @@ class Prune(Selected[Removed]):
             reason = f"removing its channels is not the same as masking them (off by {off}): a defect of ours"
             entries.append(entry if off is None else Skip(entry.key, reason))
         return entries
-
-
-def _behind(first: Kept, second: Kept) -> dict[str, tuple[int, Indices]]:
-    """Return which of the original's channels are left after two removals, one after the other."""
-    both = {name: (axis, first[name][1][left] if name in first else left) for name, (axis, left) in second.items()}
-    return {**first, **both}
-
-
-def _share(works: Sequence[Removed]) -> float:
-    """Return the share of the cost that is left after a step."""
-    problem, removed = works[0].problem, {work.index: len(work.units) for work in works}
-    counts = [removed.get(i, 0) for i in range(len(problem.candidates))]
-    return problem.cost(counts) / problem.cost([0] * len(counts))

@@ -176,7 +176,9 @@ class Sparsify(Selected[Thinned]):
             if pattern is not None and linear.channels % pattern[1]:
                 yield Skip(linear.key, f"its {linear.channels} input channels are no multiple of {pattern[1]}")
                 continue
-            layer = _Layer(fitting(stats, linear, matrix(view, node)), pattern)
+            fitted = fitting(stats, linear, matrix(view, node))
+            layer = stats.derived.setdefault(("sparse", linear, pattern), _Layer(fitted, pattern))
+            layer = layer if layer.fitting is fitted else _Layer(fitted, pattern)
             unsure = layer.fitting.unsure if self.ratio is None and pattern is None else ""
             if unsure:
                 yield Skip(linear.key, unsure)

@@ -14,12 +14,9 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.linear.weighted import weighted
 from onnxsqueeze.plugin import Bench, Graph, Need, Range, Selected, Site, Skip, Statistics, View, key_of
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.tuning import Plan, tune
+from onnxsqueeze.training.tuning import BATCH, RATE, TEMPERATURE, Plan, tune
 
 __all__ = ["Tune"]
-
-BATCH = 32
-"""Samples of a step."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,11 @@ class Tune(Selected[None]):
 
     steps: int = 300
     """Steps of Adam for each block, and for the whole."""
-    lr: float = 0.02
+    lr: float = RATE
     """The learning rate, relative to the root mean square of each weight."""
     end_to_end: bool = False
     """Train the whole model after its blocks."""
-    temperature: float = 4.0
+    temperature: float = TEMPERATURE
     """T, by which logits are divided, end to end and for scores."""
     minutes: float = 0.0
     """The time after which training ends with the best so far; 0: none."""

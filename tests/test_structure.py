@@ -232,6 +232,7 @@ TOGETHER = {
         "training/slices",
     ),
     "tests/passes/test_tune.py": ("training/tuning",),
+    "tests/engine/test_distill.py": ("cli/distill", "training/capture"),
     "tests/report/test_terminal.py": (
         "report/tables",
         "words",

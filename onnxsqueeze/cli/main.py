@@ -40,6 +40,7 @@ COMMANDS = {
     "check": ("onnxsqueeze.cli.check:command", "Say what of a model breaks on a target."),
     "profile-target": ("onnxsqueeze.cli.profile_target:command", "Measure what operators cost on this device."),
     "targets": ("onnxsqueeze.cli.targets:command", "List the targets and explain their rules."),
+    "distill": ("onnxsqueeze.cli.distill:command", "Train a student on the answers of teachers."),
     "passes": ("onnxsqueeze.cli.passes:passes", "List the passes and their options."),
 }
 """Sub-commands: where the click command is, imported only when it is called, and its line in ``--help``."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import onnx
 
+from onnxsqueeze.arrays import Array
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine.run import Run
 from onnxsqueeze.errors import FeedError, ModelError
@@ -15,7 +16,7 @@ from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import tensors
 from onnxsqueeze.measure.answers import Answers, answer, decibels
-from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.runtime.session import Session, shortened
 
 __all__ = ["CollapseError", "culprits", "judge"]
 
@@ -37,6 +38,8 @@ SEEN = 8
 """Calibration feeds on which a lossless pass is judged besides the held-out ones."""
 SEEN_SLOW = 2
 """The same of a model whose runs take long."""
+SAMPLES = 2
+"""Samples of each of them that are run."""
 
 
 class CollapseError(ModelError):
@@ -46,19 +49,22 @@ class CollapseError(ModelError):
 def judge(pass_: Pass, graph: Graph, given: Graph, run: Run) -> float | None:
     """Return this pass's own SQNR in dB, None without feeds; ModelError says why it must be rolled back."""
     _check(graph, given)
+    before = _seen(given, run) if pass_.lossless and run.reference else None
     try:
+        session = Session(graph)
         if not run.reference:
-            Session(graph)
             return None
-        found = answer(graph, None, run.held, run.progress)
+        found = answer(session, None, run.held, run.progress)
+        after = [] if before is None else answer(session, None, before[1])
     except (ModelError, FeedError) as error:
         raise ModelError(f"the result does not run: {error}") from error
     low = decibels(run.ruler.error(run.reference, found))
     if low < (INVENTED if run.invented else COLLAPSE):
         raise CollapseError(f"the answers collapse to {low:.1f} dB SQNR")
     own = decibels(run.ruler.error(run.previous, found))
-    if pass_.lossless:
-        _refuse_loss(graph, given, own, run)
+    if before is not None:
+        _refuse_loss(given, before, after, own, run)
+        run.seen = graph, after, before[1]
     run.previous = found
     return own
 
@@ -83,24 +89,32 @@ def culprits(places: Sequence[P], works: Callable[[set[P]], bool], most: int) ->
     return left
 
 
-def _refuse_loss(graph: Graph, given: Graph, own: float, run: Run) -> None:
-    """Raise ModelError if the answers on held-out and on some calibration feeds have moved by more than rounding."""
+def _seen(given: Graph, run: Run) -> tuple[Answers, list[Mapping[str, Array]]]:
+    """Return the answers of what a lossless pass is given on a few samples of some calibration feeds, and these."""
+    if run.seen is not None and run.seen[0] is given:
+        return run.seen[1], run.seen[2]
     count = min(SEEN_SLOW if run.slow else SEEN, len(run.calib))
-    feeds = [run.calib[i * len(run.calib) // count] for i in range(count)]
-    before = run.seen[1] if run.seen is not None and run.seen[0] is given else answer(given, None, feeds)
-    after = answer(graph, None, feeds)
-    worst = min(own, decibels(run.ruler.error(before, after)))
-    if worst < LOSSLESS and worst < _noise(given, feeds, before, run) - NOISE:
+    session = Session(given)
+    feeds = [shortened(session, run.calib[i * len(run.calib) // count], SAMPLES) for i in range(count)]
+    return answer(session, None, feeds), feeds
+
+
+def _refuse_loss(
+    given: Graph, before: tuple[Answers, list[Mapping[str, Array]]], after: Answers, own: float, run: Run
+) -> None:
+    """Raise ModelError if the answers on held-out and on some calibration feeds have moved by more than rounding."""
+    answers, feeds = before
+    worst = min(own, decibels(run.ruler.error(answers, after)))
+    if worst < LOSSLESS and worst < _noise(given, feeds, answers, run) - NOISE:
         raise ModelError(f"its answers should stay the same, and are at {worst:.1f} dB SQNR")
-    run.seen = graph, after
 
 
-def _noise(graph: Graph, feeds: Sequence[object], answers: Answers, run: Run) -> float:
+def _noise(graph: Graph, feeds: Sequence[Mapping[str, Array]], answers: Answers, run: Run) -> float:
     """Return the SQNR in dB between a graph's answers with and without optimizations, which only round otherwise."""
     try:
         session = Session(graph, optimize="none")
         held = decibels(run.ruler.error(run.previous, [session.run(feed) for feed in run.held]))
-        plain = [session.run(feed) for feed in feeds]  # type: ignore[arg-type]
+        plain = [session.run(feed) for feed in feeds]
     except (ModelError, FeedError):  # some nodes run only as ONNX Runtime folds them
         return math.inf
     return min(held, decibels(run.ruler.error(answers, plain)))

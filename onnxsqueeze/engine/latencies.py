@@ -18,6 +18,8 @@ from onnxsqueeze.runtime.timing import latency
 
 __all__ = ["latencies"]
 
+FIRST = 0.4
+"""Processor seconds that the first measurement takes at least."""
 SECONDS, ROUNDS = 0.3, 40
 """What each measurement may take besides the first."""
 BATCHES = 3
@@ -38,7 +40,7 @@ def latencies(
     threads, batch = recipe.threads, recipe.batch
     pair = [Session(each, threads=1) for each in models]
     used = list(feeds[:8])
-    times = latency(pair, used)
+    times = latency(pair, used, FIRST)
     found = [Timed(1, samples_in(used[0]), times.milliseconds[0], times.milliseconds[-1], times.ratio)]
     if len(models) == 1:
         return tuple(found)

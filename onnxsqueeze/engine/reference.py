@@ -32,7 +32,7 @@ def prepare(run: Run, original: Graph | Path, inputs: tuple[Input, ...], data: F
     elif data is not None and data.invented:
         notes.append("calibrated on random values: the figures say little about real inputs")
     if rig.draws.nodes or rig.draws.left:
-        notes.append(rig.draws.words())
+        notes += rig.draws.words()
     if not run.check:
         return notes
     if data is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,5 +50,5 @@ class Run:
     """Whether the score of a graph on the calibration feeds stays within the user's limit, if there is one."""
     teacher: Graph | None = None
     """The model before the first pass that loses anything, from which passes may learn."""
-    seen: tuple[Graph, Answers] | None = None
-    """The last graph that was run on calibration feeds to be compared, and its answers."""
+    seen: tuple[Graph, Answers, list[Mapping[str, NDArray[np.generic]]]] | None = None
+    """The last graph that was run on calibration feeds to be compared, its answers, and the feeds."""

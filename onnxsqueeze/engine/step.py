@@ -70,6 +70,8 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
         raise SqueezeError(f"the pass '{pass_.name}' cannot go on: {where}{error.strerror or error}") from error
     except Exception as error:
         raise PassError(f"the pass '{pass_.name}' failed on this model: {type(error).__name__}: {error}") from error
+    for stats in run.stages.values():
+        stats.derived.clear()
     done = made.done
     after = made.graph if done else graph
     before = _count(graph), file_size(graph)

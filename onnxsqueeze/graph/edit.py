@@ -28,6 +28,7 @@ __all__ = [
     "home",
     "insert",
     "mint",
+    "reads",
     "redirect",
     "remove",
     "replace",
@@ -266,7 +267,7 @@ def sort(graph: Graph) -> None:
     position = {id(node): i for i, node in enumerate(graph.nodes)}
     edges = [
         (position[id(maker)], i)
-        for i, node in enumerate(graph.nodes) for t in _reads(node) for maker in t.inputs if id(maker) in position
+        for i, node in enumerate(graph.nodes) for t in reads(node) for maker in t.inputs if id(maker) in position
     ]  # fmt: skip
     if any(source >= i for source, i in edges):
         import networkx as nx  # slow to import, and most graphs are sorted
@@ -284,10 +285,10 @@ def sort(graph: Graph) -> None:
             sort(body)
 
 
-def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
+def reads(node: gs.Node) -> Iterator[gs.Tensor]:
     """Yield what the node reads, what its bodies capture included."""
     yield from node.inputs
     for body in subgraphs(node):
         yield from body.outputs
         for inner in body.nodes:
-            yield from _reads(inner)
+            yield from reads(inner)

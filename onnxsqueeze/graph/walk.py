@@ -15,7 +15,10 @@ _STANDARD = (None, "", "ai.onnx")
 
 def key_of(node: gs.Node) -> str:
     """Return the name of the node's first named output, which identifies it across edits."""
-    return next((str(tensor.name) for tensor in node.outputs if tensor.name), "")
+    for tensor in node.outputs:
+        if tensor.name:
+            return str(tensor.name)
+    return ""
 
 
 def is_standard(node: gs.Node) -> bool:

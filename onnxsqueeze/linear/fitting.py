@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.linear.layers import Linear, covariance, regular
 from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.moments import Moments
 
 __all__ = ["Fitting", "few_rows", "fitting", "relative_error", "unsure"]
 
@@ -27,18 +29,35 @@ class Fitting:
     """A layer's weight W (O, K) with the covariance S (K, K) and mean μ (K) of its input rows; S = I without feeds.
 
     Where rows are few, ``early`` is the layer with S and μ of three feeds in four, and ``unseen`` with the moments of
-    the fourth about that μ: what is fitted to ``early`` is judged on ``unseen``.
+    the fourth about that μ: what is fitted to ``early`` is judged on ``unseen``. Both come out of ``rows``.
     """
 
     layer: Linear
     weight: Matrix
     covariance: Matrix | None = None
     mean: Matrix | None = None
-    early: Fitting | None = None
-    unseen: Fitting | None = None
+    rows: Moments | None = None
+    """The input rows, where they are few and some of them are kept apart."""
     unsure: str = ""
     """Why no promise of an error can be kept, if that is so."""
     _cache: dict[str, tuple[Matrix, ...]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def early(self) -> Fitting | None:
+        """The layer without the feeds that are kept apart."""
+        parts = None if self.rows is None else self.rows.parts()
+        return None if parts is None else Fitting(self.layer, self.weight, *regular(parts[0]))
+
+    @cached_property
+    def unseen(self) -> Fitting | None:
+        """The layer with these feeds alone."""
+        parts = None if self.rows is None else self.rows.parts()
+        return None if parts is None else Fitting(self.layer, self.weight, parts[1].about(parts[0].mean))
+
+    def forget(self) -> None:
+        """Let go of ``early`` and ``unseen``, each of which takes as much memory as S, until they are asked for."""
+        for name in ("early", "unseen"):
+            vars(self).pop(name, None)
 
     def output_covariance(self) -> Matrix:
         """W S Wᵀ."""
@@ -47,6 +66,12 @@ class Fitting:
         )
         return np.asarray((image + image.T) / 2)
 
+    @cached_property
+    def energy(self) -> float:
+        """tr W S Wᵀ."""
+        image = self.weight if self.covariance is None else self.weight @ self.covariance
+        return float(np.einsum("ok,ok->", image, self.weight))
+
     def shift(self, approximation: Matrix) -> Matrix | None:
         """Return ``(W − Ŵ) μ``, what the bias has to take over; None without feeds."""
         return None if self.mean is None else (self.weight - approximation) @ self.mean
@@ -54,13 +79,17 @@ class Fitting:
 
 def fitting(stats: Statistics, layer: Linear, weight: Matrix) -> Fitting:
     """Return the layer with what was measured of its input, and how its fits are to be judged."""
-    made = Fitting(layer, weight, *covariance(stats, layer))
+    known = stats.derived.get(("fitting", layer))
+    if isinstance(known, Fitting) and np.array_equal(known.weight, weight):
+        return known
+    shared = stats.derived.setdefault(("covariance", layer.gram), {})  # layers that read the same have it once
+    if layer.columns not in shared:
+        shared[layer.columns] = covariance(stats, layer)
+    made = Fitting(layer, weight, *shared[layer.columns])
     found = stats.of(layer.gram)
-    parts = None if found is None or made.covariance is None else found.parts()
+    made.rows = found if found is not None and made.covariance is not None and found.parts() is not None else None
     made.unsure = unsure(stats, layer)
-    if parts is not None:
-        made.early = Fitting(layer, weight, *regular(parts[0]))
-        made.unseen = Fitting(layer, weight, parts[1].about(parts[0].mean))
+    stats.derived["fitting", layer] = made
     return made
 
 
@@ -98,5 +127,4 @@ def relative_error(fitting: Fitting, approximation: Matrix) -> float:
     """Return ``tr[ΔW S ΔWᵀ] / tr[W S Wᵀ]``, 0 for a layer that answers nothing."""
     change = fitting.weight - approximation
     image = change if fitting.covariance is None else change @ fitting.covariance
-    total = float(np.trace(fitting.output_covariance()))
-    return float(np.sum(image * change)) / total if total > 0 else 0.0
+    return float(np.einsum("ok,ok->", image, change)) / fitting.energy if fitting.energy > 0 else 0.0

@@ -21,15 +21,14 @@ from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor, bias_value
 from onnxsqueeze.linear.layers import Linear, describe, matrix, set_matrix
+from onnxsqueeze.linear.ridge import Fit, lowest
 from onnxsqueeze.measure import cost
 from onnxsqueeze.statistics.paired import Cross, Pair, accumulate, targets
-from onnxsqueeze.statistics.shrinkage import shrunk
+from onnxsqueeze.statistics.relay import Relay
 
-__all__ = ["Kept", "Place", "fit", "places", "refit"]
+__all__ = ["Kept", "Place", "places", "refit"]
 
 Matrix = NDArray[np.float64]
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""λ over the mean of the diagonal; the one that serves unseen feeds best is taken."""
 WIDEST = 2400
 ROWS = 8192
 FEEDS = 32
@@ -80,11 +79,15 @@ def refit(graph: Graph, bench: Bench, kept: Kept | None = None) -> Iterator[str]
     width = sum(place.members[0].outputs for place in found)
     rows = min(ROWS, MEMORY // (4 * width))
     expected = targets(bench.original, [place.pair for place in found], feeds, rows, bench.seed)
+    relay = Relay(graph, feeds)
     for i, group in enumerate(groups):
         bench.progress("refitting", i, len(groups))
-        moments = accumulate(graph, [place.pair for place in group], expected, feeds, rows, bench.seed)
+        members = {member.key for place in group for member in place.members}
+        moments = accumulate(relay, [place.pair for place in group], members, expected, rows, bench.seed)
         for place, halves in zip(group, moments, strict=True):
             fitted += _update(graph, place, *halves, undo)
+            expected.pop((place.pair.target, place.pair.axis, place.pair.keep), None)
+        del moments
     bench.progress("refitting", len(groups), len(groups))
     after = bench.sqnr(graph)
     if after < before:
@@ -218,14 +221,11 @@ def _update(graph: Graph, place: Place, even: Cross, odd: Cross, undo: list[tupl
         if offset is None
         else np.broadcast_to(np.asarray(view.value(offset), np.float64), len(weight))
     )
-    least, ridge = odd.error(weight, old + fixed) * 0.998, None
-    for candidate in RIDGES:
-        error = odd.error(*fit(even, weight, candidate))
-        if error < least:
-            least, ridge = error, candidate
-    if ridge is None:
+    half = Fit(even, weight)
+    ridge, error = lowest(lambda candidate: odd.error(*half.at(candidate)))
+    if error >= odd.error(weight, old + fixed) * 0.998:
         return False
-    new, bias = fit(even.merge(odd), weight, ridge)
+    new, bias = Fit(even.merge(odd), weight).at(ridge)
     start = 0
     for node, member in zip(nodes, place.members, strict=True):
         undo.append((key_of(node), 1, node.inputs[1]))
@@ -248,17 +248,6 @@ def _update(graph: Graph, place: Place, even: Cross, odd: Cross, undo: list[tupl
         undo.append((key_of(holder), slot, present))
         holder.inputs[slot] = constant
     return True
-
-
-def fit(cross: Cross, weight: Matrix, ridge: float) -> tuple[Matrix, Matrix]:
-    """Return weight and bias of least ``‖y − W·x − b‖²`` with a ridge towards ``weight``; few rows are ``shrunk``."""
-    mean_x, mean_y = cross.x / cross.n, cross.y / cross.n
-    spread = cross.xx / cross.n - np.outer(mean_x, mean_x)
-    mixed = cross.yx / cross.n - np.outer(mean_y, mean_x)
-    level = ridge * max(float(np.trace(spread)) / len(spread), 1e-30)
-    stiff = shrunk(spread, cross.n) + level * np.eye(len(spread))
-    new = weight + np.linalg.solve(stiff, (mixed - weight @ spread).T).T
-    return new, mean_y - new @ mean_x
 
 
 def _adds(view: View, place: Place) -> Iterator[gs.Node]:

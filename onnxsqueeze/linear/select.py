@@ -53,7 +53,11 @@ def needs(view: View, pass_: Selected) -> Iterator[Need]:
     """Yield a Gram matrix per input of a layer that could be factored."""
     for entry in layers(view, pass_):
         if not isinstance(entry, Skip):
-            inside = {key_of(node) for node in view.nodes if view.in_body(node)} if entry[1].also else set()
-            for key, gram in zip(entry[1].keys, entry[1].gram.each, strict=True):
-                if key not in inside and not (key == entry[1].key and view.in_body(entry[0])):
-                    yield gram
+            node, layer = entry
+            inside = {key_of(each) for each in view.nodes if view.in_body(each)} if layer.also else set()
+            if view.in_body(node):
+                inside.add(layer.key)
+            if not inside.intersection(layer.keys):
+                yield layer.gram
+                continue
+            yield from (gram for key, gram in zip(layer.keys, layer.gram.each, strict=True) if key not in inside)

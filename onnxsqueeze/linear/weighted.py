@@ -63,8 +63,19 @@ def weighted(view: View) -> Iterator[Weighted]:
         found = [tensor for slot, tensor in enumerate(node.inputs) if _is_weight(view, node, slot, made)]
         if found:
             yield Weighted(node, _apart(view, node, found[0], made), frozenset(_behind(found[0], made)))
-        elif any(len(value) > 1 for name in _LISTS if isinstance(value := node.attrs.get(name), (list, LongList))):
+        elif any(_count(node.attrs.get(name)) > 1 for name in _LISTS):
             yield Weighted(node, f"its weights are attributes of {operator(node)}")
+
+
+def _count(value: object) -> int:
+    """Return how many numbers an attribute holds that is a list or a tensor."""
+    return (
+        prod(value.shape)
+        if isinstance(value, gs.Constant)
+        else len(value)
+        if isinstance(value, (list, LongList))
+        else 0
+    )
 
 
 def _behind(tensor: gs.Tensor, made: dict[int, gs.Node]) -> set[int]:

@@ -67,7 +67,7 @@ KNOWN = 4
 def answer(
     model: Session | Graph | onnx.ModelProto | bytes | Path,
     folder: Path | None,
-    feeds: Sequence[dict[str, Array]],
+    feeds: Sequence[Mapping[str, Array]],
     progress: Progress | None = None,
 ) -> Answers:
     """Return the model's outputs on the feeds, one dict per feed; it stops early when they exceed 256 MB."""

@@ -1,4 +1,9 @@
-"""Nodes that draw random numbers: found, and replaced by inputs that get the same recorded draws in every model."""
+"""Nodes that draw random numbers, or lengths: replaced by inputs that get the same recorded values in every model.
+
+A length that is rounded of what a layer makes, as the durations in a voice are, jumps where that moves a little, and
+then answers stand beside each other that belong to different moments. So all models get the lengths of the original,
+and what is rounded is measured itself.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,7 @@ READ = frozenset(["Bernoulli", "Multinomial"])
 
 @dataclass(frozen=True)
 class Draws:
-    """The drawing nodes of a graph: those that inputs replace, by key, and how many stay as they are.
+    """The drawing nodes of a graph, and those that round lengths: those that inputs replace, by key, and how many stay.
 
     A node in a body, or one whose shape depends on data that a pass may change, stays.
     """
@@ -46,10 +51,9 @@ class Draws:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The tensors whose values decide what is drawn."""
-        return tuple(
-            dict.fromkeys(str(t.name) for node in self._nodes() if node.op in READ for t in _read(node) if t.inputs)
-        )
+        """The tensors whose values decide what is drawn or rounded."""
+        deciding = [node for node in self._nodes() if node.op in READ or node.op not in SOURCES]
+        return tuple(dict.fromkeys(str(t.name) for node in deciding for t in _read(node) if t.inputs))
 
     def _nodes(self) -> list[gs.Node]:
         wanted = set(self.nodes)
@@ -81,27 +85,44 @@ class Draws:
             copy.nodes[-1].name = node.name
         return copy
 
-    def words(self) -> str:
+    def words(self) -> list[str]:
         """Say for the report what is done about them."""
+        drawing = sum(node.op in SOURCES for node in self._nodes())
+        rounding = len(self.nodes) - drawing
+        found = []
+        if rounding:
+            found.append(
+                f"{rounding} nodes round what answers have their lengths from: all models were compared at the lengths "
+                f"of the original, and what is rounded was measured too"
+            )
         if self.left:
-            return (
+            found.append(
                 f"{self.left} nodes draw random numbers where no draw can be recorded (in a body, or of a length that "
                 "depends on data): their noise counts as error"
             )
-        return f"{len(self.nodes)} nodes draw random numbers: all models were compared on the same recorded draws"
+        elif drawing:
+            found.append(f"{drawing} nodes draw random numbers: all models were compared on the same recorded draws")
+        return found
 
 
 def find(graph: Graph) -> Draws:
-    """Return the nodes of a graph that draw; Dropout does in training mode alone, which is left as it is."""
-    view = View(graph)
+    """Return the nodes of a graph that draw, or that round what an output has its length from.
+
+    Dropout draws in training mode alone, and is left as it is.
+    """
+    ancestry = Ancestry(View(graph))
+    rounding = dict.fromkeys(key_of(node) for output in graph.outputs for node in ancestry.steps(output))
+    nodes = [key for key in rounding if key]
+    known = Draws(tuple(nodes), 0, graph)
+    given = known.as_inputs(graph) if nodes else graph
+    view = View(given)
     ancestry = Ancestry(view)
-    nodes: list[str] = []
     left = 0
-    for node, scope in walk(graph):
+    for node, scope in walk(given):
         if node.op not in SOURCES or not is_standard(node) or (node.op == "Dropout" and not _trains(view, node)):
             continue
         floating = any(ancestry.front(t, discrete=False) is not None for t in _read(node) if t.inputs)
-        if scope is not graph or floating or node.op == "Dropout":
+        if scope is not given or floating or node.op == "Dropout":
             left += 1
         else:
             nodes.append(key_of(node))
@@ -153,12 +174,15 @@ class Recorded(Sequence[Feed]):
             source = str(node.inputs[0].name) if node.inputs else ""
             given = np.asarray(values.get(source, feed.get(source, 0.0)))
             rng = np.random.default_rng((self.seed, number, place))
-            found[name] = np.asarray(_values(node, drawn.shape, given, rng)).astype(drawn.dtype)
+            found[name] = np.asarray(_values(node, drawn, given, rng)).astype(drawn.dtype)
         return found
 
 
-def _values(node: gs.Node, shape: tuple[int, ...], given: Array, rng: np.random.Generator) -> Any:
+def _values(node: gs.Node, recorded: Array, given: Array, rng: np.random.Generator) -> Any:
     attrs = node.attrs
+    if node.op not in SOURCES:
+        return recorded
+    shape = recorded.shape
     if node.op.startswith("RandomNormal"):
         return float(attrs.get("mean", 0.0)) + float(attrs.get("scale", 1.0)) * rng.standard_normal(shape)
     if node.op.startswith("RandomUniform"):

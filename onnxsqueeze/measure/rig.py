@@ -57,13 +57,15 @@ def mount(model: Graph, outputs: Mapping[str, Name] | None, measured: bool) -> R
     if not measured:
         return Rig(model, model, ruler, Draws())
     draws = find(model)
+    graph = draws.as_inputs(model) if draws.nodes else model
+    if draws.nodes:  # what depended on a length that is given now does so no more
+        ruler = Ruler.of(graph, outputs)
     present = {str(t.name) for t in model.outputs}
     wanted = [*ruler.taps, *draws.kept]
     added = tuple(name for name in dict.fromkeys(wanted) if name not in present)
     if draws.measured:
-        kinds = {name: Kind("values", "random draws depend on it") for name in draws.measured}
+        kinds = {name: Kind("values", "random draws or lengths depend on it") for name in draws.measured}
         ruler = replace(ruler, kinds={**ruler.kinds, **kinds})
-    graph = draws.as_inputs(model) if draws.nodes else model
     if added:
         graph = expose(graph, added)
     present |= {str(t.name) for t in graph.outputs}

@@ -22,7 +22,8 @@ from onnxsqueeze.graph.edit import Rewrite
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.measure.answers import Answers, Ruler
-from onnxsqueeze.runtime.session import Instrument
+from onnxsqueeze.runtime.cut import Part, behind, varying
+from onnxsqueeze.runtime.session import first_samples
 
 __all__ = [
     "SAMPLES",
@@ -118,9 +119,12 @@ def measure(
     found: list[float | None] = [None] * len(variants)
     plain = [node for node in original.nodes if not any(subgraphs(node))]
     keys = {t.name for node in plain for t in node.outputs} | {t.name for t in original.inputs}
+    places = {str(t.name): i for i, node in enumerate(original.nodes) for t in node.outputs}
     able = [i for i, variant in enumerate(variants) if variant and variant.keys() <= keys]
     count = len(able) if most is None else min(most, len(able))
     numbers = [able[(2 * i + 1) * len(able) // (2 * count)] for i in range(count)]
+    # neighbours share a session, so that most of the graph lies before its switches, or is run only once
+    numbers.sort(key=lambda i: min(places.get(key, -1) for key in variants[i]))
     for start in range(0, len(numbers), TOGETHER):
         group = numbers[start : start + TOGETHER]
         for board, switched in sound(original, {i: variants[i] for i in group}, feeds, samples):
@@ -182,18 +186,43 @@ class Switchboard:
                 else:
                     _switch(graph, nodes[key], rewrite, switch)
         edit.tidy(graph)
-        self._session = Instrument(graph)
         self._outputs = [str(t.name) for t in original.outputs]
-        off = {name: np.array(False) for name in self._switches}
-        short = samples is not None
-        self._feeds = [self._session.first_samples(f, samples, off) if short else dict(f) for f in feeds]  # type: ignore[arg-type]
-        self.expected = self.answers(())
-        """The answers with all variants switched off."""
+        ahead = varying(graph) - behind(graph, (), self._switches)
+        first = {str(t.name) for node in graph.nodes if id(node) in ahead for t in node.outputs if t.name}
+        read = {str(t.name) for node in graph.nodes if id(node) not in ahead for t in edit.reads(node)}
+        self._done = sorted(first & {*read, *self._outputs})
+        """What no switch reaches: it is computed once."""
+        self._asked = [name for name in self._outputs if name not in {*self._done, *(t.name for t in graph.inputs)}]
+        short = list(feeds) if samples is None else [first_samples(feed, samples) for feed in feeds]
+        self._known: list[dict[str, Array]] = []
+        try:
+            self.expected = self._opened(graph, short)
+            """The answers with all variants switched off."""
+        except UnmeasuredError:
+            if all(one is other for one, other in zip(short, feeds, strict=True)):
+                raise
+            self.expected = self._opened(graph, feeds)  # there are models that run on whole feeds alone
+
+    def _opened(self, graph: Graph, feeds: Feeds) -> Answers:
+        """Compute what no switch reaches, open a session of the rest, and return the answers."""
+        self._known = [dict(feed) for feed in feeds]
+        if self._done:
+            session = Part(graph, self._done, {}, "basic")
+            for known in self._known:
+                known |= session.run(known, self._done)  # type: ignore[arg-type]
+        self._session = Part(graph, self._asked, self._known[0]) if self._asked else None
+        return self.answers(())
 
     def answers(self, on: Collection[int]) -> Answers:
         """Return the answers with the variants of these numbers switched on."""
         switched = {name: np.array(number in on) for number, name in enumerate(self._switches)}
-        return [self._session.run({**feed, **switched}, self._outputs) for feed in self._feeds]
+        found: Answers = []
+        for known in self._known:
+            values: dict[str, object] = {**known}
+            if self._session is not None:
+                values |= self._session.run({**known, **switched}, self._asked)
+            found.append({name: values[name] for name in self._outputs})
+        return found
 
 
 def _switch(graph: Graph, node: gs.Node, rewrite: Rewrite, switch: gs.Variable) -> None:

@@ -31,6 +31,8 @@ ROWS = frozenset(["TopK", "NonMaxSuppression", "NonZero", "Unique", "Compress"])
 """Operators that choose among rows, by values."""
 CHOICES = ROWS | {"ArgMax", "ArgMin", "Multinomial", "Bernoulli", "Hardmax"}
 COMPARISONS = frozenset(["Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Sign", "IsNaN", "IsInf", "Not"])
+_SHAPES = ("Shape", "Size")
+ROUNDINGS = frozenset(["Ceil", "Floor", "Round"])
 SHAPED_BY = {
     "Expand": (1,), "Reshape": (1,), "Range": (0, 1, 2), "ConstantOfShape": (0,), "Slice": (1, 2), "Tile": (1,),
     "Resize": (2, 3), "Pad": (1,), "Split": (1,), "RandomNormal": (), "SequenceAt": (1,),
@@ -76,8 +78,18 @@ class Ancestry:
             return None
         return self._length(output, region)
 
-    def _length(self, output: gs.Tensor, region: Sequence[gs.Node]) -> Front | None:
-        """Return what the length of the output comes from, if that depends on data."""
+    def steps(self, output: gs.Tensor) -> list[gs.Node]:
+        """Return the nodes that round what a layer makes to whole numbers from which the output has its length."""
+        front = self.front(output, discrete=not self._is_float(output))
+        if front is None or front.whole:
+            return []
+        nodes, hazards, shaping = self._shaped(output)
+        rounding = [n for n in hazards if self._rounds(n) and any(_feeds(n, each, nodes) for each in shaping)]
+        behind = _tainted(nodes, rounding)
+        return [node for node in rounding if not any(id(t) in behind for t in node.inputs)]
+
+    def _shaped(self, output: gs.Tensor) -> tuple[list[gs.Node], list[gs.Node], list[gs.Node]]:
+        """Return what an output is made by, what of it jumps, and what has a shape that depends on the jumps."""
         nodes = self._back(output, across=True)
         hazards = [node for node in nodes if self._jumps(node, True) and self._reads_computed(node)]
         tainted = _tainted(nodes, hazards)
@@ -85,6 +97,11 @@ class Ancestry:
             node for node in nodes for slot in SHAPED_BY.get(node.op, ())
             if slot < len(node.inputs) and id(node.inputs[slot]) in tainted
         ]  # fmt: skip
+        return nodes, hazards, shaping
+
+    def _length(self, output: gs.Tensor, region: Sequence[gs.Node]) -> Front | None:
+        """Return what the length of the output comes from, if that depends on data."""
+        nodes, hazards, shaping = self._shaped(output)
         if not shaping:
             return None
         inside = {id(node) for node in region}
@@ -125,8 +142,12 @@ class Ancestry:
             return node.op in ("NonMaxSuppression", "NMS", "BatchedNMS")
         if node.op in CHOICES:
             return True
-        rounds = node.op == "Cast" and self._is_float(node.inputs[0]) and not self._is_float(node.outputs[0])
-        return discrete and (node.op in COMPARISONS or rounds)
+        return discrete and (node.op in COMPARISONS or self._rounds(node))
+
+    def _rounds(self, node: gs.Node) -> bool:
+        if node.op == "Cast":
+            return self._is_float(node.inputs[0]) and not self._is_float(node.outputs[0])
+        return node.op in ROUNDINGS
 
     def _reads_computed(self, node: gs.Node) -> bool:
         return any(self._is_computed_float(t) for t in node.inputs)
@@ -139,13 +160,13 @@ class Ancestry:
         return dtype is not None and (dtype.kind == "f" or dtype.name == "bfloat16")
 
     def deep(self, tensor: gs.Tensor) -> bool:
-        """Whether a layer lies between the inputs of the model and the tensor."""
+        """Whether a layer lies between the inputs of the model and the tensor; shapes of what it makes do not count."""
         stack = [tensor]
         while stack:
             each = stack[-1]
             node = each.inputs[0] if each.inputs else None
-            if id(each) in self._deep or node is None or node.op in LAYERS or _is_foreign(node):
-                self._deep.setdefault(id(each), node is not None)
+            if id(each) in self._deep or node is None or node.op in _SHAPES or node.op in LAYERS or _is_foreign(node):
+                self._deep.setdefault(id(each), node is not None and node.op not in _SHAPES)
                 stack.pop()
                 continue
             waiting = [t for t in node.inputs if id(t) not in self._deep]

@@ -49,7 +49,8 @@ def inferred_and_measured(graph: Graph, feed: Feed) -> tuple[onnx.GraphProto, di
     if ran and any(scope is not graph for _, scope in walk(graph)):  # bodies learn from what is around them
         outputs = {str(t.name) for t in graph.outputs}
         found = infer_shapes(graph, feed, _infos({n: s for n, s in ran.items() if n not in outputs}, types))
-    return found, {**_complete(found), **ran}
+        known = _complete(found)
+    return found, {**known, **ran}
 
 
 def _infos(shapes: Mapping[str, Shape], types: Mapping[str, onnx.TypeProto]) -> Iterator[onnx.ValueInfoProto]:
@@ -73,6 +74,8 @@ def _measured(graph: Graph, feed: Feed, names: Sequence[str], types: Mapping[str
 
 def _ran(graph: Graph, feed: Feed, names: set[str]) -> dict[str, Shape]:
     """Let ONNX Runtime itself take the shapes, so that no tensor is kept longer than it is needed."""
+    if not names:
+        return {}
     copy = edit.duplicate(graph)
     made = [tensor for node in copy.nodes for tensor in node.outputs if tensor.name in names]
     shapes = {str(t.name): edit.insert(copy, copy, "Shape", [t], f"{t.name}_shape") for t in made}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +41,13 @@ class Accumulator:
     _samples: dict[Range, list[Array]] = field(default_factory=dict)
     _rows: dict[Channels, list[NDArray[np.float32]]] = field(default_factory=dict)
     _inputs: dict[Gram, list[Array]] = field(default_factory=dict)
+    _last: dict[Gram, int] = field(default_factory=dict)
 
-    def add(self, need: Need, value: Array, rng: np.random.Generator) -> None:
-        """Add what a need wants to know of the whole tensor of one feed."""
+    def add(self, need: Need, value: Array, rng: np.random.Generator, feed: int, rows: Gram | None = None) -> None:
+        """Add what a need wants to know of the whole tensor of the feed of a number.
+
+        Of a Gram that stands for several tensors, ``rows`` says how to read this one.
+        """
         if isinstance(need, Range):
             self.statistics.ranges.setdefault(need, Histogram()).update(value)
         elif isinstance(need, Mean):
@@ -57,9 +60,15 @@ class Accumulator:
                 if sum(map(len, self._rows[need])) >= POOLED_ROWS:
                     self._multiply(need)
         else:
-            self._inputs.setdefault(need, []).append(_inputs(value, need, max(64, self.rows // self.feeds), rng))
-            if sum(map(len, self._inputs[need])) >= POOLED_ROWS:
+            taken = _inputs(value, rows or need, max(64, self.rows // self.feeds), rng)
+            waiting = self._inputs.setdefault(need, [])
+            if self._last.get(need) == feed:
+                waiting[-1] = np.concatenate([waiting[-1], taken])
+                return
+            if sum(map(len, waiting)) >= POOLED_ROWS:
                 self._correlate(need)
+            self._inputs.setdefault(need, []).append(taken)
+            self._last[need] = feed
 
     def add_reduced(self, need: Range | Mean, low: float, high: float, size: int, part: Mapping[str, Array]) -> None:
         """Add a tensor of one feed that was reduced to its extremes, its ``sample`` and its ``mean`` by channels."""
@@ -202,21 +211,18 @@ def patches(value: Array, need: Gram, rows: int, rng: np.random.Generator) -> Ar
     else:
         pads = need.pads or (0,) * 2 * dims
         begin, end = list(pads[:dims]), list(pads[dims:])
-    padded = np.pad(value, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
     out = [(n + b + e - x) // s + 1 for n, b, e, x, s in zip(size, begin, end, extent, strides, strict=True)]
     count = len(value) * prod(out)
     chosen = np.arange(count) if count <= rows else np.sort(rng.choice(count, rows, replace=False))
-    batch, *where = np.unravel_index(chosen, (len(value), *out))
-    index: list[Array] = [_along(batch, 0, dims), _along(np.arange(value.shape[1]), 1, dims)]
+    # with the channels last what a tap reads stands side by side in memory
+    grid = [n + b + e for n, b, e in zip(size, begin, end, strict=True)]
+    padded = np.zeros((len(value), *grid, value.shape[1]), value.dtype)
+    inside = (slice(None), *(slice(b, b + n) for n, b in zip(size, begin, strict=True)))
+    padded[inside] = np.moveaxis(value, 1, -1)
+    first, *where = np.unravel_index(chosen, (len(value), *out))
+    taps = np.zeros(1, np.int64)
     for axis in range(dims):
-        taps = np.arange(need.kernel[axis]) * dilations[axis]
-        index.append(_along(where[axis] * strides[axis], 0, dims) + _along(taps, axis + 2, dims))
-    taken: Array = padded[tuple(index)]
-    return taken.reshape(len(chosen), -1)
-
-
-def _along(vector: Array, axis: int, dims: int) -> Any:
-    """Return the vector along one axis of (rows, C, *kernel), so that indices broadcast against each other."""
-    shape = [1] * (dims + 2)
-    shape[axis] = -1
-    return vector.reshape(shape)
+        first = first * grid[axis] + where[axis] * strides[axis]
+        taps = (taps[:, None] * grid[axis] + np.arange(need.kernel[axis]) * dilations[axis]).reshape(-1)
+    taken: Array = padded.reshape(-1, value.shape[1])[first[:, None] + taps]
+    return np.ascontiguousarray(taken.transpose(0, 2, 1)).reshape(len(chosen), -1)

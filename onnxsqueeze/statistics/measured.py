@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Any
 
 from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.moments import Moments
@@ -21,6 +22,8 @@ class Statistics:
 
     ranges: dict[Range, Histogram] = field(default_factory=dict)
     moments: dict[Mean | Channels | Gram, Moments] = field(default_factory=dict)
+    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a pass has computed from them, for the next time that it plans; the engine empties it after the pass."""
 
     def __bool__(self) -> bool:
         return bool(self.ranges or self.moments)
@@ -32,10 +35,10 @@ class Statistics:
 
     def of(self, need: Mean | Channels | Gram) -> Moments | None:
         """Return the moments that answer a need, of all tensors of a Gram; None if nothing was measured."""
-        if isinstance(need, Gram) and need.others:
+        found = self.moments.get(need)
+        if found is None and isinstance(need, Gram) and need.others:
             known = [moments for each in need.each if (moments := self.of(each)) is not None]
             return reduce(Moments.merge, known) if known else None
-        found = self.moments.get(need)
         return found if found is not None and found.n else None
 
     def missing(self, needs: Iterable[Need]) -> list[Need]:

@@ -37,8 +37,8 @@ class Gram:
 
     ``axis`` is the contracted axis of a Gemm or MatMul (-1: the last). With ``kernel`` set the rows are the
     im2col patches of a Conv of one group, ordered channel-major like its weight: ``x[(c·kh + i)·kw + j]``; ``pads``
-    are all the beginnings, then all the ends, unless ``auto_pad`` is SAME_UPPER or SAME_LOWER. With ``others`` it
-    stands for the rows of all of them, each of which is to be asked for by itself (see ``each``).
+    are all the beginnings, then all the ends, unless ``auto_pad`` is SAME_UPPER or SAME_LOWER. With ``others`` the
+    rows of all of them add up in one matrix.
     """
 
     tensor: str
@@ -52,7 +52,7 @@ class Gram:
 
     @property
     def each(self) -> tuple[Gram, ...]:
-        """What is to be measured: the Gram matrix of each of the tensors."""
+        """The same for each of the tensors alone."""
         return (replace(self, others=()), *self.others)
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import MASK
-from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.runtime.session import Instrument
+from onnxsqueeze.runtime.cut import Part
 from onnxsqueeze.statistics.accumulate import input_rows
 from onnxsqueeze.statistics.needs import Gram
+from onnxsqueeze.statistics.relay import Relay
 
-__all__ = ["Cross", "Pair", "Targets", "accumulate", "targets", "truncated"]
+__all__ = ["Cross", "Pair", "Targets", "accumulate", "targets"]
 
 Array = NDArray[np.generic]
 Matrix = NDArray[np.float64]
@@ -80,23 +79,13 @@ class Cross:
         return max(quadratic + linear, 0.0) / max(self.n, 1)
 
 
-def truncated(graph: Graph, tensors: Iterable[str]) -> Instrument:
-    """Return a session of the part of the graph that makes these tensors."""
-    copy = edit.duplicate(graph)
-    wanted = set(tensors)
-    made: list[gs.Tensor] = [t for node in copy.nodes for t in node.outputs if t.name in wanted]
-    copy.outputs = made
-    edit.tidy(copy)
-    return Instrument(copy)
-
-
 Targets = dict[tuple[str, int, tuple[int, ...] | None], list[NDArray[np.float32]]]
 
 
 def targets(original: Graph, pairs: Sequence[Pair], feeds: Sequence[dict[str, Array]], rows: int, seed: int) -> Targets:
     """Return the rows of every target on every feed, at most ``rows`` of each over all feeds."""
     names = list(dict.fromkeys(pair.target for pair in pairs))
-    session = truncated(original, names)
+    session = Part(original, names, {})
     found: Targets = {(pair.target, pair.axis, pair.keep): [] for pair in pairs}
     for i, feed in enumerate(feeds):
         values = session.run(feed, names)
@@ -107,22 +96,21 @@ def targets(original: Graph, pairs: Sequence[Pair], feeds: Sequence[dict[str, Ar
 
 
 def accumulate(
-    edited: Graph, pairs: Sequence[Pair], expected: Targets, feeds: Sequence[dict[str, Array]], rows: int, seed: int
+    relay: Relay, pairs: Sequence[Pair], members: Collection[str], expected: Targets, rows: int, seed: int
 ) -> list[tuple[Cross, Cross]]:
     """Run the edited graph on every feed and return the moments of every pair over the even and over the odd feeds.
 
-    ``expected`` is what ``targets`` returned for the same feeds, rows and seed: x and y are taken at the same
-    positions. A pair whose shapes do not match on a feed gets no rows from it.
+    ``members`` are the keys of the nodes that will get other weights by them. ``expected`` is what ``targets`` returned
+    for the same feeds, rows and seed: x and y are taken at the same positions. A pair whose shapes do not match on a
+    feed gets no rows from it.
     """
-    inputs = {t.name for t in edited.inputs}
-    reads = list(dict.fromkeys(n for p in pairs for n in (*(g.tensor for g in p.inputs), *p.less) if n not in inputs))
-    session = truncated(edited, reads) if reads else None  # all that is read may be fed
+    reads = list(dict.fromkeys(n for pair in pairs for n in (*(g.tensor for g in pair.inputs), *pair.less)))
     found = [(Cross(), Cross()) for _ in pairs]
-    for i, feed in enumerate(feeds):
-        given = {**feed, **(session.run(feed, reads) if session is not None else {})}
+    for i, given in enumerate(relay.run(reads, members)):
+        taken: dict[Gram, NDArray[np.float32]] = {}
         for pair, halves in zip(pairs, found, strict=True):
             y = expected[pair.target, pair.axis, pair.keep][i]
-            _add(halves[i % 2], pair, y, given, rows // len(feeds), [seed, i])
+            _add(halves[i % 2], pair, y, given, taken, rows // len(relay.feeds), [seed, i])
     return found
 
 
@@ -132,14 +120,24 @@ def _rows(value: object, gram: Gram, rows: int, seed: list[int]) -> NDArray[np.f
 
 
 def _add(
-    cross: Cross, pair: Pair, y: NDArray[np.float32], given: dict[str, object], rows: int, seed: list[int]
+    cross: Cross,
+    pair: Pair,
+    y: NDArray[np.float32],
+    given: Mapping[str, object],
+    taken: dict[Gram, NDArray[np.float32]],
+    rows: int,
+    seed: list[int],
 ) -> None:
+    """Add the rows of a feed; ``taken`` are those that another pair has read as well."""
     for name in pair.less:
         other = _rows(given[name], Gram(name, pair.axis), rows, seed)
         if other.shape != y.shape:
             return
         y = y - other
-    parts = [_rows(given[gram.tensor], gram, rows, seed) for gram in pair.inputs]
+    for gram in pair.inputs:
+        if gram not in taken:
+            taken[gram] = _rows(given[gram.tensor], gram, rows, seed)
+    parts = [taken[gram] for gram in pair.inputs]
     if any(len(part) != len(y) for part in parts):
         return
     x = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]

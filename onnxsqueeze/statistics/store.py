@@ -109,7 +109,7 @@ def _load(path: str | os.PathLike[str]) -> tuple[dict[str, Statistics], dict[str
 
 def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
     key, kind = entry["key"], entry["kind"]
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["need"].items()}
+    fields = _fields(entry["need"])
     if kind == "Range":
         exponent, zeros, low, high, samples, low_sum, high_sum, elements, masked = arrays[f"{key}.rest"].tolist()
         counts = arrays[f"{key}.counts"].astype(np.int64)
@@ -128,6 +128,13 @@ def _read(entry: dict[str, Any], arrays: Mapping[str, Array]) -> Statistics:
         raise ValueError(f"a Gram matrix of shape {list(parts['gram'].shape)} for {total.size} sums")
     n, runs = arrays[f"{key}.n"].tolist()
     return Statistics({}, {need: Moments(int(n), total, **parts, runs=int(runs), held=held)})
+
+
+def _fields(need: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in need.items()}
+    if fields.get("others"):
+        fields["others"] = tuple(Gram(**_fields(each)) for each in fields["others"])
+    return fields
 
 
 def _held(key: str, arrays: Mapping[str, Array], size: int) -> Moments:

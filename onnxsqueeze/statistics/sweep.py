@@ -19,7 +19,7 @@ from onnxsqueeze.runtime.shapes import activations
 from onnxsqueeze.statistics.accumulate import Accumulator
 from onnxsqueeze.statistics.histogram import SAMPLE, stride
 from onnxsqueeze.statistics.measured import Statistics
-from onnxsqueeze.statistics.needs import Mean, Need, Range
+from onnxsqueeze.statistics.needs import Gram, Mean, Need, Range
 
 __all__ = ["Part", "collect"]
 
@@ -99,9 +99,13 @@ def _collected(
     inputs = {t.name for t in graph.inputs}
     made = {t.name for node in graph.nodes for t in node.outputs if t.name}
     wanted: dict[str, list[Need]] = {}
+    read: dict[tuple[Need, str], list[Gram | None]] = {}
     for need in dict.fromkeys(needs):
-        if need.tensor in inputs | made:
-            wanted.setdefault(need.tensor, []).append(need)
+        for each in need.each if isinstance(need, Gram) else (need,):
+            if each.tensor in inputs | made:
+                wanted.setdefault(each.tensor, []).append(need)
+                read.setdefault((need, each.tensor), []).append(each if isinstance(each, Gram) else None)
+    wanted = {name: list(dict.fromkeys(each)) for name, each in wanted.items()}
     if not wanted or not len(feeds):
         return Statistics()
     found = Accumulator(part.total, rows)
@@ -140,7 +144,8 @@ def _collected(
             for name, value in (fed | {name: values[name] for name in group}).items():
                 if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
                     for need in wanted[name]:
-                        found.add(need, value, np.random.default_rng([seed, part.first + i]))
+                        for how in read[need, name]:
+                            found.add(need, value, np.random.default_rng([seed, part.first + i]), i, how)
     return found.finish()
 
 

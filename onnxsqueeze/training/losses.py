@@ -93,9 +93,13 @@ def _nodes(loss: Loss, part: str, number: Any) -> Iterator[NodeProto]:
         yield helper.make_node("Constant", [], [f"{part}/off_on"], value=constants)
         yield helper.make_node("OneHot", [t, f"{part}/classes", f"{part}/off_on"], [f"{part}/p"], axis=-1)
         p = f"{part}/p"
+        logs = f"{part}/logs"
     else:
-        p = t
-    yield helper.make_node("Mul", [p, f"{part}/logs"], [f"{part}/each"])
+        p, logs = t, f"{part}/apart"
+        yield helper.make_node("Max", [t, number(f"{part}/some", 1e-30)], [f"{part}/given"])
+        yield helper.make_node("Log", [f"{part}/given"], [f"{part}/given_logs"])
+        yield helper.make_node("Sub", [f"{part}/logs", f"{part}/given_logs"], [logs])
+    yield helper.make_node("Mul", [p, logs], [f"{part}/each"])
     yield helper.make_node("Constant", [], [f"{part}/last"], value_ints=[-1])
     yield helper.make_node("ReduceSum", [f"{part}/each", f"{part}/last"], [f"{part}/cross"], keepdims=0)
     yield helper.make_node("ReduceMean", [f"{part}/cross"], [f"{part}/mean"], keepdims=0)

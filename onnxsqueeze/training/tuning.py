@@ -8,7 +8,6 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -19,28 +18,27 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import decibels
-from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.statistics.moments import apart
 from onnxsqueeze.training.blocks import Block, blocks, crossings
+from onnxsqueeze.training.capture import KEPT, captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
 from onnxsqueeze.training.losses import Loss, target_of
 from onnxsqueeze.training.mixing import mixed
-from onnxsqueeze.training.slices import cut
 from onnxsqueeze.training.steps import Steps
 from onnxsqueeze.training.tape import Unsupported
 
-__all__ = ["Plan", "Tuned", "tune"]
+__all__ = ["BATCH", "MIXED", "OPSET", "RATE", "TEMPERATURE", "Plan", "Tuned", "trained", "tune"]
 
 Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
 OPSET = 18
 """The opset of step graphs: that of the operators which rules emit."""
+RATE, TEMPERATURE, BATCH = 0.02, 4.0, 32
+"""The learning rate, relative to the size of weights, what divides logits, and the samples of a step."""
 MIXED = 8
 """Mixed feeds for each that there is."""
-KEPT = 1 << 28
-"""Bytes of inputs and targets of a block that are kept in memory; of more, evenly spread feeds are left out."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Plan:
     batch: int
     seed: int
     whole: bool = False
+    blocks: bool = True
     until: float = inf
     wanted: Callable[[gs.Node], bool] = field(default=lambda node: True)
 
@@ -90,12 +89,18 @@ def tune(graph: Graph, teacher: Graph, bench: Bench, plan: Plan) -> Iterator[Tun
     work = _Work(graph, teacher, judge, seen, more, list(judge.unseen), plan)
     view = View(graph)
     found = leaves(view, plan.wanted)
-    known = work.alike(crossings(view, found))
-    parts = blocks(view, found, known)
+    parts = blocks(view, found, work.alike(crossings(view, found))) if plan.blocks else []
     yield from work.train({f"block {i + 1} of {len(parts)}, to '{b.outputs[-1]}'": b for i, b in enumerate(parts)})
     if plan.whole and not work.stopped:
         whole = blocks(view, leaves(view, plan.wanted), (), whole=True)
         yield from work.train(dict(zip(["end to end"], whole, strict=False)), whole=True)
+
+
+def trained(graph: Graph, bench: Bench, steps: int) -> Iterator[str]:
+    """Train a graph end to end, with the defaults of ``tune``, and say for the report what that gained."""
+    plan = Plan(steps, RATE, TEMPERATURE, BATCH, bench.seed, whole=True, blocks=False)
+    for each in tune(graph, bench.teacher or bench.original, bench, plan):
+        yield each.words()
 
 
 class _Work:
@@ -115,7 +120,7 @@ class _Work:
         made = {name for node in self.teacher.graph.node for name in node.output}
         both = [name for name in names if name in made]
         models = ((encode(self.graph), self.graph.folder), (self.teacher, self.folder))
-        one, other = (_outputs(model, folder, self.seen[:1], both)[0] for model, folder in models)
+        one, other = (captured(model, folder, self.seen[:1], both)[0] for model, folder in models)
         return {name for name in both if one[name].shape == other[name].shape}
 
     def train(self, parts: Mapping[str, Block], whole: bool = False) -> Iterator[Tuned]:
@@ -151,14 +156,14 @@ class _Work:
     def _fitted(self, block: Block, name: str, number: int, whole: bool) -> Fitted:
         model = encode(raise_opset(self.graph, OPSET))
         feeds = [*self.seen, *self.more, *self.unseen]
-        given = _outputs(self.teacher, self.folder, feeds[:1], block.outputs)[0]
-        fed = _outputs(model, self.graph.folder, feeds[:1], block.inputs)[0]
+        given = captured(self.teacher, self.folder, feeds[:1], block.outputs)[0]
+        fed = captured(model, self.graph.folder, feeds[:1], block.inputs)[0]
         size = sum(value.nbytes for value in (*given.values(), *fed.values())) * len(feeds)
         share = min(KEPT / max(size, 1), 1.0)
-        real, more, unseen = (_fewer(each, share) for each in (self.seen, self.more, self.unseen))
+        real, more, unseen = (fewer(each, share) for each in (self.seen, self.more, self.unseen))
         seen = [*real, *more]
-        targets = [_outputs(self.teacher, self.folder, each, block.outputs) for each in (seen, unseen)]
-        inputs = [_outputs(model, self.graph.folder, each, block.inputs) for each in (seen, unseen)]
+        targets = [captured(self.teacher, self.folder, each, block.outputs) for each in (seen, unseen)]
+        inputs = [captured(model, self.graph.folder, each, block.inputs) for each in (seen, unseen)]
         self._refuse(block, targets[0] + targets[1])
         losses = [self._loss(output, targets[0], whole) for output in block.outputs]
         steps = Steps(model, self.graph.folder, block.inputs, losses, block.leaves)
@@ -192,32 +197,3 @@ class _Work:
             probabilities = bool((values >= 0).all() and (values <= 1).all())
             return Loss(output, "scores", temperature=self.plan.temperature, probabilities=probabilities)
         return Loss(output, "squares", scale)
-
-
-def _fewer(feeds: Feeds, share: float) -> Feeds:
-    count = max(int(len(feeds) * share), 1)
-    return [feeds[i * len(feeds) // count] for i in range(count)] if feeds else feeds
-
-
-def _outputs(model: onnx.ModelProto, folder: Any, feeds: Feeds, names: Sequence[str]) -> list[dict[str, Array]]:
-    """Return tensors of a model on feeds, from a part of it that computes no more than these."""
-    session: Session | None = None
-    found: list[dict[str, Array]] = []
-    plain = {value.name for value in model.graph.input}
-    for feed in feeds:
-        direct = {name: np.asarray(feed[name]) for name in names if name in feed and name in plain}
-        wanted = [name for name in names if name not in direct]
-        if session is None and wanted:
-            session = Session(_anywhere(model, feed, wanted), folder)
-        answers = {} if session is None else session.run({name: feed[name] for name in session.inputs})
-        found.append({name: direct[name] if name in direct else np.asarray(answers[name]) for name in names})
-    return found
-
-
-def _anywhere(model: onnx.ModelProto, feed: Mapping[str, Array], names: Sequence[str]) -> onnx.ModelProto:
-    """Return a part of the model whose inputs take feeds of all shapes."""
-    part = cut(model, {name: np.asarray(value) for name, value in feed.items()}, names)
-    own = {value.name: value for value in model.graph.input}
-    for value in part.graph.input:
-        value.CopyFrom(own[value.name])
-    return part

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from shared_models import SHARED
 
+from onnxsqueeze.feeds.reading import read
+from onnxsqueeze.feeds.types import inputs_of
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
+from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.linear.layers import Linear
 from onnxsqueeze.linear.tied import together
+from onnxsqueeze.statistics.store import load_statistics, save_statistics
+from onnxsqueeze.statistics.sweep import collect
 
 
 def found(name: str, key: str, kept: str = "") -> Linear | str | None:
@@ -52,3 +60,22 @@ def test_a_reader_that_is_not_wanted_keeps_the_weight() -> None:
 
 def test_a_transposed_weight_is_shared() -> None:
     assert found("embedding", "y") == "its weight is shared"
+
+
+def test_the_rows_of_all_readers_add_up_in_one_matrix(tmp_path: Path) -> None:
+    graph = load(SHARED["recurrent"]().proto)
+    layer = found("recurrent", "a0")
+    assert isinstance(layer, Linear)
+    feeds = list(read("random", inputs_of(encode(graph))))
+    together_, apart = collect(graph, [layer.gram], feeds), collect(graph, layer.gram.each, feeds)
+    one, many = together_.of(layer.gram), apart.of(layer.gram)
+    assert one is not None and many is not None
+    assert one.gram is not None and many.gram is not None
+
+    assert list(together_.moments) == [layer.gram]
+    assert (one.n, one.runs) == (many.n, len(feeds))
+    np.testing.assert_allclose(one.gram, many.gram, atol=1e-6 * float(np.abs(many.gram).max()))  # products in float32
+    assert one.held is not None and many.held is not None
+    assert one.held.n == many.held.n
+    save_statistics(tmp_path / "s.npz", {"": together_})
+    assert load_statistics([tmp_path / "s.npz"])[""].of(layer.gram) is not None

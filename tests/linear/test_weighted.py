@@ -26,7 +26,21 @@ def with_integers(model: onnx.ModelProto, **shapes: tuple[int, ...]) -> onnx.Mod
     return model
 
 
+def trees() -> onnx.ModelProto:
+    """Return an ensemble of one tree, whose leaves are a tensor among the attributes."""
+    node = helper.make_node(
+        "TreeEnsemble", ["x"], ["y"], domain="ai.onnx.ml", n_targets=1, tree_roots=[0], nodes_featureids=[0],
+        nodes_modes=numpy_helper.from_array(np.zeros(1, np.uint8)), nodes_truenodeids=[0], nodes_falsenodeids=[1],
+        nodes_splits=numpy_helper.from_array(np.zeros(1, np.float32)), nodes_trueleafs=[1], nodes_falseleafs=[1],
+        leaf_targetids=[0, 0], leaf_weights=numpy_helper.from_array(np.array([1, 2], np.float32)),
+    )  # fmt: skip
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, k]) for n, k in (("x", 3), ("y", 1)))
+    sets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 5)]
+    return helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=sets, ir_version=10)
+
+
 CASES = {
+    "trees": (trees(), "its weights are attributes of ai.onnx.ml.TreeEnsemble"),
     "einsum": (
         parse("""g (float[2, 5, 64] x) => (float[2, 64, 48] y) <float[48, 64, 5] w> {
             y = Einsum<equation = "bsk,nks->bkn">(x, w) }"""),

@@ -92,6 +92,16 @@ def test_only_what_is_asked_for_moves() -> None:
     assert any(skip.reason == "not asked for" for skip in tuned(result).skipped)
 
 
+def test_pruning_in_steps_trains_after_each() -> None:
+    plain = squeeze(MODELS / "mlp.onnx", "prune{ratio=0.3 steps=2}", digits())
+    result = squeeze(MODELS / "mlp.onnx", "prune{ratio=0.3 steps=2 train=100}", digits())
+    notes = next(step for step in result.report.steps if step.spec.startswith("prune")).notes
+
+    assert db(result) >= db(plain) + 1
+    assert result.report.after.macs == plain.report.after.macs
+    assert sum(note.startswith("end to end: ") for note in notes) == 2
+
+
 def with_det() -> onnx.ModelProto:
     """A layer, a determinant, for which there is no rule, and another layer."""
     text = """<ir_version: 9, opset_import: ["" : 18]>

@@ -9,7 +9,7 @@ from linear_models import constant, model
 from onnx import helper
 
 from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
-from onnxsqueeze.runtime.session import Instrument, Session, first_samples
+from onnxsqueeze.runtime.session import Instrument, Session, shortened
 
 NODE = helper.make_node("MatMul", ["x", "w"], ["y"])
 PROTO = model([NODE], [constant("w", np.eye(4))], {"x": ["n", 4]}, {"y": ["n", 4]})  # type: ignore[list-item]
@@ -36,8 +36,8 @@ def test_what_does_not_load_and_what_does_not_fit_are_sentences() -> None:
 def test_feeds_are_cut_to_samples_where_the_model_takes_fewer() -> None:
     feed = {"x": np.zeros((5, 4), np.float32)}
 
-    assert first_samples(Session(PROTO), feed, 2)["x"].shape == (2, 4)
-    assert first_samples(Session(PROTO), feed, 7)["x"].shape == (5, 4)
+    assert shortened(Session(PROTO), feed, 2)["x"].shape == (2, 4)
+    assert shortened(Session(PROTO), feed, 7)["x"].shape == (5, 4)
 
 
 @pytest.mark.parametrize(("refused", "level"), [(["all"], "basic"), (["all", "basic"], "none")])
@@ -47,8 +47,8 @@ def test_an_instrument_runs_with_fewer_optimizations_where_it_must(
     opened: list[str] = []
 
     class Fussy(Session):
-        def __init__(self, model: Any, optimize: str = "all") -> None:
-            super().__init__(model, optimize=optimize)
+        def __init__(self, model: Any, optimize: str = "all", threads: int = 0) -> None:
+            super().__init__(model, optimize=optimize, threads=threads)
             opened.append(optimize)
 
         def run(self, *arguments: Any) -> dict[str, object]:

@@ -42,6 +42,11 @@ def infer_shapes(
 
 def shape_of(info: onnx.ValueInfoProto) -> Shape | None:
     kind = info.type.tensor_type
-    if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
+    if not kind.HasField("shape"):
         return None
-    return tuple(d.dim_value for d in kind.shape.dim)
+    found = []
+    for dim in kind.shape.dim:
+        if not dim.HasField("dim_value"):
+            return None
+        found.append(dim.dim_value)
+    return tuple(found)

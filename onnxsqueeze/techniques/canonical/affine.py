@@ -17,6 +17,7 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor, bias_value, set_bias
+from onnxsqueeze.techniques.canonical.chains import ends_chain
 from onnxsqueeze.techniques.canonical.scalars import adds_no_axes, fits, scalar_factor
 
 __all__ = ["forward"]
@@ -42,6 +43,8 @@ def forward(view: View, node: gs.Node, taken: set[int]) -> Site[Work] | None:
         return None
     constant = view.value(node.inputs[1 - slot])
     if constant is None or constant.dtype != np.float32 or not np.isfinite(constant).all():
+        return None
+    if ends_chain(view, node, slot):
         return None
     readers = view.consumers(output)
     if not readers or any(id(r) in taken or not _linear(view, r, output) for r in readers):

@@ -62,6 +62,8 @@ class Factoring:
     gains: dict[str, float] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     built: dict[tuple[str, Candidate | Joint], Built] = field(default_factory=dict)
+    _options: tuple[dict[str, float], dict[str, int], list[list[Option]]] | None = None
+    """What the units may become, with these gains and positions."""
 
     def holds(self, key: str) -> bool:
         """Whether the layer takes part."""
@@ -123,17 +125,12 @@ class Factoring:
         """Return the unit as one layer, its rows scaled so that squared output errors are errors of the answers."""
         rows = np.concatenate([f.weight * scale for f, scale in zip(unit.fittings, self.scales(unit), strict=True)])
         layer = replace(unit.fittings[0].layer, outputs=len(rows))
-
-        def of(one: Fitting) -> Fitting:
-            return Fitting(layer, rows, one.covariance, one.mean)
-
         first = unit.fittings[0]
-        early, unseen = (None if part is None else of(part) for part in (first.early, first.unseen))
-        return replace(of(first), early=early, unseen=unseen)
+        return Fitting(layer, rows, first.covariance, first.mean, first.rows)
 
     def scales(self, unit: Unit) -> list[float]:
         """Return per layer the factor whose square turns squared output errors into errors of the answers."""
-        energy = [max(float(np.trace(f.output_covariance())), 1e-30) for f in unit.fittings]
+        energy = [max(f.energy, 1e-30) for f in unit.fittings]
         return [float(np.sqrt(max(self.gain(f), 1e-9) / e)) for f, e in zip(unit.fittings, energy, strict=True)]
 
     @property
@@ -143,7 +140,9 @@ class Factoring:
 
     def solve(self, max_error: float | None = None) -> list[Option]:
         """Return the choice for every unit within ``ratio``, or else within ``max_error`` (None: its own)."""
-        options = [self.unit_options(unit) for unit in self.units]
+        if self._options is None or self._options[0] is not self.gains or self._options[1] is not self.positions:
+            self._options = self.gains, self.positions, [self.unit_options(unit) for unit in self.units]
+        options = self._options[2]
         if self.ratio is not None:
             return spend(options, cost=self.ratio * self.whole)
         return spend(options, error=self.max_error if max_error is None else max_error)

@@ -3,7 +3,8 @@
 With the covariance S of the input rows, the relative output error of a weight Ŵ is
 ``tr[(W − Ŵ) S (W − Ŵ)ᵀ] / tr[W S Wᵀ]``. A first factor V fixes rows T that span what Ŵ may be; the best second factor
 is ``W S Tᵀ (T S Tᵀ)⁻¹``. The rows of V are ordered by importance, so one Cholesky factorization of ``T S Tᵀ`` gives the
-error at every rank: with ``L Lᵀ = T S Tᵀ`` and ``Z = L⁻¹ T S Wᵀ`` the rank-r error is ``1 − ‖Z[:r]‖² / tr[W S Wᵀ]``.
+error at every rank: with ``L Lᵀ = T S Tᵀ`` and ``Z = L⁻¹ T S Wᵀ`` the rank-r error is ``1 − ‖Z[:r]‖² / tr[W S Wᵀ]``,
+and the second factor is ``Z[:r]ᵀ L_r⁻¹``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.linear.chains import Chain
+from onnxsqueeze.linear.definite import lower_inverse
 from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.linear.layers import Linear
 from onnxsqueeze.targets.times import Shape
@@ -29,6 +31,7 @@ __all__ = [
     "channel",
     "compose",
     "effective",
+    "forget",
     "forms",
     "outline",
     "ranks",
@@ -82,17 +85,8 @@ def _axes(layer: Linear, form: str) -> tuple[int, ...]:
     return {"input": (1,), "vertical": (1, 2), "horizontal": (1, 3)}[form]
 
 
-def _forward(lower: Matrix, right: Matrix, block: int = 96) -> Matrix:
-    """Solve ``L Z = C`` for a lower triangular L."""
-    solved = np.empty_like(right)
-    for i in range(0, len(lower), block):
-        j = i + block
-        solved[i:j] = np.linalg.solve(lower[i:j, i:j], right[i:j] - lower[i:j, :i] @ solved[:i])
-    return solved
-
-
-def _first(fitting: Fitting, form: str, rank: int | None = None) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-    """Return V (q, |a|), ``Q = T S Tᵀ`` and ``C = T S Wᵀ`` with blocks of |b| rows, and Z = L⁻¹C.
+def _first(fitting: Fitting, form: str, rank: int | None = None) -> tuple[Matrix, Matrix, Matrix]:
+    """Return V (q, |a|), L⁻¹ and ``Z = L⁻¹ T S Wᵀ`` with blocks of |b| rows, where ``L Lᵀ = T S Tᵀ``.
 
     a are the axes that the first factor contracts, b the ones left to the second; T = V ⊗ I_b. V whitens: its q
     outputs have unit variance over the mean of the positions b; they go up to ``rank``, or where the chain would be
@@ -100,8 +94,8 @@ def _first(fitting: Fitting, form: str, rank: int | None = None) -> tuple[Matrix
     """
     form = "input" if form == "tucker" else form
     if form in fitting._cache and len(fitting._cache[form][0]) >= (rank or 0):
-        v, q, c, z = fitting._cache[form]
-        return v, q, c, z
+        v, half, z = fitting._cache[form]
+        return v, half, z
     layer = fitting.layer
     shape = (layer.channels, *layer.kernel)
     mine = [axis - 1 for axis in _axes(layer, form)]
@@ -125,9 +119,9 @@ def _first(fitting: Fitting, form: str, rank: int | None = None) -> tuple[Matrix
     c = ts @ weight.T
     q = (q + q.T) / 2
     q[np.diag_indices_from(q)] += 1e-10 * float(np.trace(q)) / len(q)
-    z = _forward(np.linalg.cholesky(q), c)
-    fitting._cache[form] = (v, q, c, z)
-    return v, q, c, z
+    half = lower_inverse(np.linalg.cholesky(q))
+    fitting._cache[form] = v, half, half @ c
+    return fitting._cache[form]  # type: ignore[return-value]
 
 
 def forms(layer: Linear) -> tuple[str, ...]:
@@ -145,9 +139,19 @@ def ranks(limit: int, step: int = STEP) -> list[int]:
     return list(range(step, limit + 1, step))
 
 
+def forget(fitting: Fitting) -> None:
+    """Let go of the factorizations of a layer, but for what all ranks of ``channel`` come from.
+
+    They take several times as much memory as its covariance, and one of them is computed again if it is chosen.
+    """
+    fitting.forget()
+    for form in ("input", "vertical", "horizontal"):
+        fitting._cache.pop(form, None)
+
+
 def candidates(fitting: Fitting, allowed: Sequence[str] | None = None, rank: int | None = None) -> Iterator[Candidate]:
     """Yield every form and rank with its predicted error; with ``rank`` only that one (or the layer's full rank)."""
-    total = float(np.trace(fitting.output_covariance()))
+    total = fitting.energy
     if total <= 0:
         return
     for form in forms(fitting.layer):
@@ -156,7 +160,7 @@ def candidates(fitting: Fitting, allowed: Sequence[str] | None = None, rank: int
         if form == "channel":
             explained = np.cumsum(channel(fitting)[1])
         else:
-            v, _, _, z = _first(fitting, form, rank)
+            v, _, z = _first(fitting, form, rank)
             blocks = len(z) // len(v)
             explained = np.cumsum((z**2).sum(1).reshape(-1, blocks).sum(1))
         limit = len(explained)
@@ -196,9 +200,9 @@ def chain(fitting: Fitting, candidate: Candidate) -> Chain:
         left, right = balanced(*channel(fitting), fitting.weight, ranks_[0])
         return (layer.stage(right.reshape(-1, layer.channels, *layer.kernel), dims), layer.stage(left))
     r = ranks_[0]
-    v, q, c, _ = _first(fitting, form, r)
-    blocks = len(q) // len(v)
-    second = np.linalg.solve(q[: r * blocks, : r * blocks], c[: r * blocks]).T  # (O, r·b)
+    v, half, z = _first(fitting, form, r)
+    size = r * len(half) // len(v)
+    second = z[:size].T @ half[:size, :size]  # (O, r·b), L of the first rows being that of all
     if form in ("vertical", "horizontal"):
         mine, rest = ((0,), (1,)) if form == "vertical" else ((1,), (0,))
         one = layer.stage(v[:r].reshape(r, layer.channels, -1), mine)
@@ -206,8 +210,7 @@ def chain(fitting: Fitting, candidate: Candidate) -> Chain:
     first = layer.stage(v[:r])
     if form == "input":
         return (first, layer.stage(second.reshape(layer.outputs, r, *layer.kernel), dims))
-    image = second @ q[: r * blocks, : r * blocks] @ second.T
-    values, basis = np.linalg.eigh((image + image.T) / 2)
+    values, basis = np.linalg.eigh(z[:size].T @ z[:size])  # the covariance of what the second factor answers
     left, core = balanced(basis[:, ::-1], np.maximum(values[::-1], 0), second, ranks_[1])
     return (first, layer.stage(core.reshape(-1, r, *layer.kernel), dims), layer.stage(left))
 
@@ -249,8 +252,8 @@ def _compose(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray
     one, two = first.shape[2:], second.shape[2:]
     left = second.reshape(*second.shape[:2], -1)
     right = first.reshape(*first.shape[:2], -1)
-    mixed = np.einsum("orb,rca->ocab", left, right).reshape(second.shape[0], first.shape[1], *one, *two)
+    mixed = np.tensordot(left, right, (1, 0)).reshape(second.shape[0], *two, first.shape[1], *one)
     dims = len(one)
-    order = [0, 1, *(axis for i in range(dims) for axis in (2 + i, 2 + dims + i))]
+    order = [0, 1 + dims, *(axis for i in range(dims) for axis in (2 + dims + i, 1 + i))]
     shape = (second.shape[0], first.shape[1], *(a * b for a, b in zip(one, two, strict=True)))
     return np.asarray(mixed.transpose(order).reshape(shape))

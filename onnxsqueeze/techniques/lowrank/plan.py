@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -57,9 +57,12 @@ def apply(site: Site[Factored], graph: Graph, label: str) -> None:
 
 
 def pose(
-    view: View, stats: Statistics, pass_: Selected, find: Find, compose: Compose
+    view: View, stats: Statistics, pass_: Selected, find: Find, compose: Compose, bound: Hashable
 ) -> tuple[list[Unit], list[Skip], dict[str, int]]:
-    """Return the layers with their candidates, by the input they share, why others stay, and the output positions."""
+    """Return the layers with their candidates, by the input they share, why others stay, and the output positions.
+
+    ``bound`` are the options on which the candidates of a layer hang.
+    """
     units: list[Unit] = []
     skips: list[Skip] = []
     positions: dict[str, int] = {}
@@ -70,8 +73,13 @@ def pose(
             continue
         node, layer = entry
         fitting = fitted(stats, layer, matrix(view, node))
-        answer = find(fitting)
-        found = [] if isinstance(answer, str) else judged(fitting, answer, compose)
+        known: dict[Hashable, list[Candidate] | str] = stats.derived.setdefault(("candidates", pass_.name, bound), {})
+        if layer not in known:
+            answer = find(fitting)
+            known[layer] = answer if isinstance(answer, str) else judged(fitting, answer, compose)
+            forms.forget(fitting)
+        answer = known[layer]
+        found = [] if isinstance(answer, str) else answer
         if not found:
             reason = answer if isinstance(answer, str) else "it answers nothing on the calibration feeds"
             skips.append(Skip(layer.key, reason))
@@ -147,10 +155,14 @@ def measure(problem: Factoring, bench: Bench) -> None:
     if not probes:
         return
     feeds = bench.affordable(sum(counted.values()), len(probes))
-    if any(fitting.unseen is not None for fitting in fittings):
+    if any(fitting.rows is not None for fitting in fittings):
         feeds = bench.unseen[: len(feeds)]
     also = {f.layer.key: f.layer.also for f in fittings}
-    problem.gains = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also, bench.most)
+    known = bench.stats.derived.setdefault("gains", {})
+    key = bench.most, *probes
+    if key not in known:
+        known[key] = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also, bench.most)
+    problem.gains = known[key]
 
 
 def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
@@ -168,6 +180,7 @@ def probe(fitting: Fitting, offset: Matrix | float) -> Probe:
     error = float(values[rank:].sum()) / total
     if fitting.unseen is not None:
         error = min(error, relative_error(fitting.unseen, fitting.weight + change @ fitting.weight))
+        fitting.forget()
     return change, -change @ mean, error
 
 
@@ -182,7 +195,7 @@ def reconsider(pass_: Pass[Factored], plan: Plan, bench: Bench, *, asked: bool) 
 
     fittings = [f for unit in problem.units for f in unit.fittings]
     bench.notes += few_rows(bench.stats, [f.layer for f in fittings])
-    measured = bench.error if all(f.early is None for f in fittings) else bench.unseen_error
+    measured = bench.error if all(f.rows is None for f in fittings) else bench.unseen_error
     trial = replace(problem, built={})
 
     def error_of(found: list[Option]) -> float:

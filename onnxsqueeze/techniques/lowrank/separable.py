@@ -28,7 +28,7 @@ FORMS = ("depthwise", "pointwise")
 def candidates(fitting: Fitting, most: int = 5, rank: int | None = None) -> Iterator[Candidate]:
     """Yield both orders at R = 1 … ``most`` with their errors; with ``rank`` only that R, or the largest there is."""
     layer = fitting.layer
-    if layer.op != "Conv" or prod(layer.kernel) < 4 or float(np.trace(fitting.output_covariance())) <= 0:
+    if layer.op != "Conv" or prod(layer.kernel) < 4 or fitting.energy <= 0:
         return
     for form in FORMS:
         side = layer.outputs if form == "depthwise" else layer.channels

@@ -6,7 +6,7 @@ its axes. The choice minimises ``Σ loss + μ·cost`` by coordinate descent, wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
@@ -23,7 +23,7 @@ from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.targets.times import Shape, Work
 from onnxsqueeze.techniques.pruning.coupling import Coupling
 from onnxsqueeze.techniques.pruning.readers import Indices, Reader, read, rows_of
-from onnxsqueeze.techniques.pruning.surgeon import Part, Sweep, sweep
+from onnxsqueeze.techniques.pruning.surgeon import Inverses, Part, Sweep, sweep
 from onnxsqueeze.techniques.pruning.units import Group, Slot
 
 __all__ = ["Candidate", "Layer", "Removal", "Score", "pose"]
@@ -78,6 +78,11 @@ class Candidate:
         kept = np.arange(self.step, self.group.size, self.step)
         return np.concatenate([[0], self.group.size - kept[::-1]])
 
+    @property
+    def unknown(self) -> bool:
+        """Whether a sweep must find the order: not where one has, and gains scale its curve alone."""
+        return len(self.readers) > 1 or not len(self.curve.order)
+
     def gone(self, count: int) -> tuple[int, ...]:
         """Return the first units to go."""
         return tuple(sorted(self.curve.order[:count].tolist()))
@@ -102,6 +107,11 @@ class Removal:
     work: Work
     positions: dict[str, int] = field(default_factory=dict)
     """Where it was counted on a feed, at how many positions a layer is applied."""
+
+    def left(self, removed: Mapping[int, int]) -> float:
+        """Return the share of the cost that is left without so many units of the candidates of these numbers."""
+        counts = [removed.get(i, 0) for i in range(len(self.candidates))]
+        return self.cost(counts) / self.cost([0] * len(counts))
 
     def cost(self, removed: Sequence[int]) -> float:
         """Return the cost of all layers with so many units of each candidate removed."""
@@ -195,8 +205,9 @@ class Removal:
 
     def rank(self) -> None:
         """Find the order and the curve of every candidate, with the gains of now."""
+        inverses = Inverses(r.trial.spread for c in self.candidates if c.unknown for r, _ in c.readers)
         for candidate in self.candidates:
-            candidate.curve = _curve(candidate, self.score)
+            candidate.curve = _curve(candidate, self.score, inverses)
             candidate.scale = sum(reader.gain / reader.energy for reader, _ in candidate.readers)
 
 
@@ -230,14 +241,15 @@ def _norms(view: View, tensor: gs.Constant, slot: Slot, score: Score) -> Matrix:
     return norm / max(float(norm.mean()), 1e-30)
 
 
-def _curve(candidate: Candidate, score: Score) -> Sweep:
+def _curve(candidate: Candidate, score: Score, inverses: Inverses) -> Sweep:
     """Return the order in which the units go and the predicted relative error of the answers."""
     size, least = candidate.group.size, candidate.least
     if score == "obs":
+        if not candidate.unknown:
+            reader, _ = candidate.readers[0]
+            return replace(candidate.curve, loss=candidate.curve.loss * (reader.gain / reader.energy / candidate.scale))
         parts = [Part(r.weight, r.trial.spread, r.columns(slot), r.gain / r.energy) for r, slot in candidate.readers]
-        if len(parts) > 1 or not len(candidate.curve.order):
-            return sweep(parts, size, least)
-        return replace(candidate.curve, loss=candidate.curve.loss * (parts[0].scale / candidate.scale))
+        return sweep(parts, size, least, inverses)
     norms = candidate.norms
     if score == "random":
         norms = np.random.default_rng(crc32(candidate.group.name.encode())).uniform(1, 2, size)

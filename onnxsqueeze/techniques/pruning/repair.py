@@ -18,6 +18,7 @@ from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.linear.bias import bias_value, set_bias
 from onnxsqueeze.linear.chains import add_to_output
 from onnxsqueeze.linear.layers import laid_out, matrix, set_matrix
+from onnxsqueeze.linear.refit import Kept
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.techniques.pruning.choice import Candidate, Removal
@@ -27,7 +28,7 @@ from onnxsqueeze.techniques.pruning.readers import Indices, Reader, bias_of
 from onnxsqueeze.techniques.pruning.surgeon import compensate
 from onnxsqueeze.techniques.pruning.units import Group, Slot
 
-__all__ = ["measure", "proven", "put", "take_out", "without"]
+__all__ = ["behind", "measure", "proven", "put", "take_out", "without"]
 
 PROBE = 0.25
 """The share of units without which a layer's gain is measured."""
@@ -163,3 +164,9 @@ def proven(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: B
 
 def _differs(removals: Mapping[Group, Sequence[int]], coupling: Coupling, bench: Bench) -> float:
     return disagreement(bench.original, coupling.remove, removals, bench.feeds[:1]) if removals else 0.0
+
+
+def behind(first: Kept, second: Kept) -> dict[str, tuple[int, Indices]]:
+    """Return which of the original's channels are left after two removals, one after the other."""
+    both = {name: (axis, first[name][1][left] if name in first else left) for name, (axis, left) in second.items()}
+    return {**first, **both}

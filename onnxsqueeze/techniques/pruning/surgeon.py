@@ -7,13 +7,16 @@ take over what they can adds the output error ``tr(W_c [H⁻¹]_cc⁻¹ W_cᵀ)`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Part", "Sweep", "compensate", "sweep"]
+from onnxsqueeze.linear.definite import inverse, root
+
+__all__ = ["Inverses", "Part", "Sweep", "compensate", "sweep"]
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -44,12 +47,30 @@ class Sweep:
     loss: Matrix
 
 
-def sweep(parts: Sequence[Part], units: int, least: int = 1) -> Sweep:
+class Inverses:
+    """The inverses of covariances, each kept until the last of those who need it has had it."""
+
+    def __init__(self, spreads: Iterable[Matrix | None] = ()) -> None:
+        self._left = Counter(id(spread) for spread in spreads)
+        self._kept: dict[int, Matrix] = {}
+
+    def take(self, spread: Matrix) -> Matrix:
+        """Return the inverse; it is not to be changed."""
+        found = self._kept.pop(id(spread), None)
+        found = inverse(spread) if found is None else found
+        self._left[id(spread)] -= 1
+        if self._left[id(spread)] > 0:
+            self._kept[id(spread)] = found
+        return found
+
+
+def sweep(parts: Sequence[Part], units: int, least: int = 1, inverses: Inverses | None = None) -> Sweep:
     """Remove the unit that costs least, given all that is gone and repaired, until ``least`` units are left.
 
     The loss is the sum over the parts of ``scale`` times the squared output error after least squares.
     """
-    states = [_State(part) for part in parts]
+    inverses = Inverses() if inverses is None else inverses
+    states = [_State(part, inverses) for part in parts]
     alive = np.arange(units)
     order: list[int] = []
     loss = [0.0]
@@ -67,41 +88,69 @@ def sweep(parts: Sequence[Part], units: int, least: int = 1) -> Sweep:
 
 
 class _State:
-    """A part while units leave it: the repaired weight and the inverse of H over the columns that are left."""
+    """A part while units leave it: the repaired weight, and the inverse G of H over the columns that are left.
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
+    Removing the columns c takes ``G_{:,c} [G_cc]⁻¹ G_{c,:}`` from G: a step of a Cholesky factorization whose pivots
+    are chosen on the way. With ``L Lᵀ = G_cc`` and ``V = L⁻¹ G_{c,:}`` that is VᵀV. So the rows of V are collected, and
+    those of G are brought up to date only as their unit leaves, but for the blocks of the units on its diagonal. Once
+    half of the columns are gone, what is left is written out anew.
+    """
+
+    def __init__(self, part: Part, inverses: Inverses) -> None:
+        self.scale = part.scale
         self.weight = part.weight.copy()
-        self.inverse = None if part.spread is None else np.linalg.inv(part.spread)
+        self.columns = part.columns
+        self.inverse = None if part.spread is None else inverses.take(part.spread)
+        if self.inverse is not None:
+            self.blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+            self.rows = np.zeros((0, len(self.inverse)))
+            self.gone = np.zeros(len(self.inverse), np.bool_)
 
     def scores(self, units: Indices) -> Matrix:
         """Return the error that removing each of the units alone would add."""
-        columns = self.part.columns[units]
+        columns = self.columns[units]
         weights = self.weight[:, columns]  # (O, n, k)
-        norms: Matrix = self.part.scale * np.einsum("onk,onk->n", weights, weights)
-        if self.inverse is None:
-            return norms
-        if columns.shape[1] == 1:
-            return norms / np.diag(self.inverse)[columns[:, 0]]
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
+        if self.inverse is None or columns.shape[1] == 1:
+            norms: Matrix = self.scale * np.einsum("onk,onk->n", weights, weights)
+            return norms if self.inverse is None else norms / self.blocks[units, 0, 0]
         energy = np.einsum("onk,onl->nkl", weights, weights, optimize=True)
-        errors: Matrix = self.part.scale * np.trace(np.linalg.solve(blocks, energy), axis1=1, axis2=2)
+        errors: Matrix = self.scale * np.trace(np.linalg.solve(self.blocks[units], energy), axis1=1, axis2=2)
         return errors
 
     def remove(self, units: Indices) -> float:
         """Remove the units, let the other columns take over, and return the error that this adds."""
-        columns = self.part.columns[units].reshape(-1)
+        columns = self.columns[units].reshape(-1)
         weights = self.weight[:, columns]
         if self.inverse is None:
             self.weight[:, columns] = 0.0
-            return self.part.scale * float((weights**2).sum())
-        rows = self.inverse[columns]
-        block = rows[:, columns]
-        share = np.linalg.solve(block, rows)
-        self.weight -= weights @ share
-        self.inverse -= rows.T @ share
+            return self.scale * float((weights**2).sum())
+        count = int(self.gone.sum())
+        if not count:
+            self.rows = np.empty((len(self.gone) // 2 + len(columns), len(self.gone)))
+        known = self.rows[:count]
+        rows = self.inverse[columns] - known[:, columns].T @ known
+        half = np.linalg.inv(root(rows[:, columns]))
+        new, taken = half @ rows, half @ weights.T
+        self.weight -= taken.T @ new
         self.weight[:, columns] = 0.0
-        return self.part.scale * float(np.sum(np.linalg.solve(block, weights.T) * weights.T))
+        mine = new[:, self.columns]  # (b, n, k)
+        self.blocks -= mine.transpose(1, 2, 0) @ mine.transpose(1, 0, 2)
+        self.rows[count : count + len(columns)] = new
+        self.gone[columns] = True
+        if 2 * (count + len(columns)) > len(self.gone):
+            self._write_out()
+        return self.scale * float(np.sum(taken**2))
+
+    def _write_out(self) -> None:
+        """Leave out the columns that are gone; units that are gone have any columns from then on."""
+        assert self.inverse is not None
+        left = np.flatnonzero(~self.gone)
+        known = self.rows[: len(self.gone) - len(left), left]
+        self.inverse = self.inverse[np.ix_(left, left)] - known.T @ known
+        self.weight = self.weight[:, left]
+        self.columns = np.maximum(np.cumsum(~self.gone) - 1, 0)[self.columns]
+        self.rows = np.zeros((0, len(left)))
+        self.gone = np.zeros(len(left), np.bool_)
 
 
 def compensate(weight: Matrix, spread: Matrix, kept: Indices) -> Matrix:

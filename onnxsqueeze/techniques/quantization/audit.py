@@ -17,7 +17,7 @@ from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.measure.saturation import Saturation, saturating, warning
 from onnxsqueeze.measure.switchboard import Feeds
-from onnxsqueeze.runtime.session import Session, first_samples
+from onnxsqueeze.runtime.session import Session, shortened
 
 __all__ = ["Audit", "audit"]
 
@@ -65,7 +65,7 @@ def audit(graph: Graph, layers: Collection[str], feeds: Feeds) -> Audit | None:
     left = {n.name.removesuffix("_nchwc") for n in nodes if n.op_type in FLOAT and n.name}
     left |= {name for n in nodes if n.op_type in FLOAT for name in n.output}
     found = Counter(n.op_type for n in nodes)
-    small = [first_samples(session, feed, 1) for feed in feeds]
+    small = [shortened(session, feed, 1) for feed in feeds]
     try:
         plain = Session(graph, optimize="none")
         drift = worst(compare([plain.run(feed) for feed in small], [session.run(feed) for feed in small]))

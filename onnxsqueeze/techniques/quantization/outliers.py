@@ -17,6 +17,8 @@ COLUMNS = 128
 ALPHAS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 OUTLIERS = (0, 8, 16, 32)
 """How many channels may stay in float."""
+STILL = 0.25
+"""The least peak of a channel over the median of all: one that stood still on the feeds may move on others."""
 WORTH = 0.8
 """Each further operation in front must leave at most this share of the squared error."""
 ROUNDED = 0.4
@@ -58,7 +60,8 @@ def smoothing(
     assert moments.low is not None and moments.high is not None and moments.crest is not None
     power = moments.squares / max(moments.n, 1)
     inverse = float(moments.inverse[0]) / max(moments.n, 1)
-    peak = np.maximum(np.maximum(moments.high, -moments.low), 1e-6 * float(np.max(moments.high - moments.low)) + 1e-12)
+    peak = np.maximum(moments.high, -moments.low)
+    peak = np.maximum(peak, STILL * float(np.median(peak[peak > 0])) if peak.any() else 1.0)
     stacked = np.concatenate(weights, axis=1)
     reach = np.maximum(np.abs(stacked).max(axis=1), 1e-6 * float(np.abs(stacked).max()) + 1e-12)
     stacked = stacked[:, :: max(1, stacked.shape[1] // COLUMNS)].astype(np.float64)

@@ -38,6 +38,8 @@ class Precision:
         self.nodes = {key_of(node): node for node in view.nodes}
         self.effects = effects
         """What rounding a stored weight does to the answers alone: a relative error, by the key of its site."""
+        self._known: dict[str, float] = {}
+        """The same by the first of the sites on a weight, and of stored weights alone."""
         self.wide: set[str] = set()
         """The keys of the sites whose weights are stored in 16 bits."""
         self.spared: set[str] = set()
@@ -72,43 +74,60 @@ class Precision:
             return error
         effects = self._effects(plan)
         ranked = [keys for _, _, keys in sorted(effects, key=lambda each: -each[0] / max(each[1], 1))]
-        for chosen in (self.wide, self.spared):
-            before = set(chosen)
+        before = set(self.wide)
+        if (error := self._fewest(self.wide, before, ranked, plan, allowed)) <= allowed:
+            return error
+        error = self._fewest(self.spared, set(), ranked, plan, allowed)
+        return error if error > allowed else self._fewest(self.wide, before, ranked, plan, allowed)
 
-            def tried(count: int, chosen: set[str] = chosen, before: set[str] = before) -> float:
-                chosen.clear()
-                chosen.update(before, *ranked[:count])
-                return self.bench.error(self._variant(plan))
+    def _fewest(
+        self,
+        chosen: set[str],
+        before: set[str],
+        ranked: Sequence[Sequence[str]],
+        plan: Sequence[Site[Quantized] | Skip],
+        allowed: float,
+    ) -> float:
+        """Let ``chosen`` hold as few more than ``before`` as keep ``allowed``, the first ones of ``ranked``, or all if
+        they do not either; return the error."""
 
-            misses, holds = 0, len(ranked)
-            if (error := tried(holds)) > allowed:
-                continue
-            while holds - misses > 1:
-                middle = (misses + holds) // 2
-                misses, holds = (misses, middle) if tried(middle) <= allowed else (middle, holds)
-            return tried(holds)
-        return error
+        def tried(count: int) -> float:
+            chosen.clear()
+            chosen.update(before, *ranked[:count])
+            return self.bench.error(self._variant(plan))
+
+        misses, holds = 0, len(ranked)
+        found = error = tried(holds)
+        while error <= allowed and holds - misses > 1:
+            middle = (misses + holds) // 2
+            if (other := tried(middle)) <= allowed:
+                holds, found = middle, other
+            else:
+                misses = middle
+        chosen.clear()
+        chosen.update(before, *ranked[:holds])
+        return found
 
     def _effects(self, plan: Sequence[Site[Quantized] | Skip]) -> list[tuple[float, int, list[str]]]:
         """Return what rounding each stored weight alone does to the answers, its size and the sites that read it."""
         shared = self._stored(plan)
         sites = {site.key: site for site in sites_of(plan)}
+        fresh = [keys for keys, _ in shared if keys[0] not in self._known]
         alone: dict[str, list[Rewrite]] = {
             keys[0]: [partial(quantize_alone, site=sites[keys[0]])]
-            for keys, _ in shared if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
+            for keys in fresh if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
         }  # fmt: skip
         bench = self.bench
         found = impacts(bench.original, bench.feeds[:1], alone, bench.progress, bench.ruler, most=bench.most)
-        effects: list[tuple[float, int, list[str]]] = []
-        for step, (keys, size) in enumerate(shared):
+        for step, keys in enumerate(fresh):
             if keys[0] in found:
                 effect = found[keys[0]][0]
             else:
-                self.bench.progress("measuring weights", step, len(shared))
+                self.bench.progress("measuring weights", step, len(fresh))
                 effect = self.bench.error(self.bench.variant(quantize_site, [sites[key] for key in keys]))
-            effects.append((effect, size, keys))
+            self._known[keys[0]] = effect
             self.effects.update(dict.fromkeys(keys, effect))
-        return effects
+        return [(self._known[keys[0]], size, keys) for keys, size in shared]
 
     def _stored(self, plan: Sequence[Site[Quantized] | Skip]) -> list[tuple[list[str], int]]:
         """Return the stored sites that share weights together, with the number of elements."""

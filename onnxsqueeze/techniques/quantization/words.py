@@ -67,7 +67,7 @@ def in_float(plan: Sequence[Site[Quantized] | Skip]) -> Iterator[str]:
 
 
 def ranking(plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float]) -> Iterator[str]:
-    """Yield which sites of an explained plan do most to the answers, and which tensors were left in float for it."""
+    """Yield which sites of an explained plan do most to the answers, and what stays finer for it."""
     sites = [entry for entry in plan if isinstance(entry, Site)]
     ranked = sorted(((site.detail["answers"], site) for site in sites if "answers" in site.detail), key=_worst)
     parts = [
@@ -76,11 +76,14 @@ def ranking(plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float]
     ]
     if parts:
         yield f"what costs the answers most, each alone: {'; '.join(parts)}"
-    rounded = {site.key for site in sites if site.work.form != "stored"}
-    names = sorted((name for name in effects if name not in rounded), key=lambda name: -effects[name])
-    spared = [name for name in names if effects[name] > 10 ** (-SPARED / 10)][:WORST]
-    if spared and rounded:
-        yield f"left in float, since rounding them would cost: {', '.join(f'{n} {_db(effects[n])}' for n in spared)}"
+    done = {site.key for site in sites}
+    wide = {site.key for site in sites if site.work.wide}
+    spared = [name for name in effects if name not in done] if any(s.work.form != "stored" for s in sites) else []
+    for names, words in ((wide, "in 16 bits, since 8"), (spared, "left in float, since rounding them")):
+        told = [name for name in sorted(names, key=lambda name: (-effects.get(name, 0), name)) if name in effects]
+        told = [name for name in told if effects[name] > 10 ** (-SPARED / 10)][:WORST]
+        if told:
+            yield f"{words} would cost: {', '.join(f'{name} {_db(effects[name])}' for name in told)}"
 
 
 def _worst(entry: tuple[object, Site[Quantized]]) -> tuple[float, str]:

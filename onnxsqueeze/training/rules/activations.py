@@ -36,7 +36,8 @@ def _cast(tape: Tape, node: NodeProto, grads: Gradients) -> Gradients:
 
 
 def _relu(tape: Tape, node: NodeProto) -> str:
-    return tape.op("Sign", node.output[0])
+    # Sign and Where would say it in one, and take three and nine times as long
+    return tape.floats(tape.op("Greater", node.output[0], tape.number(0)))
 
 
 def _leaky(tape: Tape, node: NodeProto) -> str:

@@ -60,6 +60,17 @@ def test_outliers_move_into_the_weight_and_the_true_error_falls_as_predicted() -
     assert quantized_error(x, w, found.scale) == pytest.approx(found.error, rel=0.5)
 
 
+@pytest.mark.usefixtures("scales_only")
+def test_a_channel_that_stood_still_may_move_on_another_feed() -> None:
+    x, w = outliers()
+    x[:, 40:52] = 0  # as behind a Relu that never let them through
+    found = smoothing(channel_moments(x), [w])
+    moving = outliers(1)[0]
+
+    assert found.scale is not None
+    assert quantized_error(moving, w, found.scale) < quantized_error(moving, w, None)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_smoothing_never_predicts_more_error_than_none(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = outliers(seed, factor=[1, 2, 5, 20, 200][seed])

@@ -26,8 +26,8 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     remember,
     scales_of,
     values_of,
+    wide_scales,
 )
-from onnxsqueeze.techniques.quantization.grids import TINY
 from onnxsqueeze.techniques.quantization.rounding import compensated
 
 __all__ = ["stored"]
@@ -48,7 +48,7 @@ def stored(
     ``wide``: as int16, which restores it all but exactly. ``second`` is ``E[xxᵀ]`` of the input of a MatMul, which the
     rounding looks at, and ``source`` the input's name.
 
-    The table of a Gather stays int8 in memory too: only the rows that are read are restored. Integers that layers
+    The table of a Gather stays integers in memory too: only the rows that are read are restored. Integers that layers
     multiply by, or that a Gather reads, serve the other readers as well. Returns the restored values of a weight that
     is small enough to be held.
     """
@@ -65,8 +65,8 @@ def stored(
     if _is_lookup(node) and (made is None or made.factor is None or made.axis == 0):
         by_rows = len(values) * ROW <= values.size if values.ndim else False
         alone = all(map(_is_lookup, tensor.outputs))
-        if made is None and by_rows and alone and (len(tensor.outputs) == 1 or not wide):
-            made = _by_rows(graph, tensor, values, kept)
+        if made is None and by_rows and alone:
+            made = _by_rows(graph, tensor, values, kept, wide)
         if made is not None:
             _gathered(graph, scope, node, made)
             return None
@@ -75,9 +75,9 @@ def stored(
         return None
     blocks = (-1, _block(values.shape))
     flat = values.reshape(blocks)
-    if wide and values.size <= HELD:
-        scales = np.maximum(np.abs(flat).max(axis=1, keepdims=True) / np.float32(32767), np.float32(TINY))
-        q = edit.constant(graph, f"{tensor.name}_int16", np.rint(flat / scales).astype(np.int16))
+    if wide:
+        scales = wide_scales(flat)
+        q = integers(graph, tensor.name, flat, scales, lambda: values_of(tensor).reshape(blocks), wide=True)
     else:
         scales = kept.get(lambda: scales_of(flat, (0,)), flat, "blocks")
         if second is not None and node.op == "MatMul" and values.size <= HELD and len(values) <= LARGEST:
@@ -144,9 +144,12 @@ def _shaped(graph: Graph, scope: Graph, scale: gs.Constant, shape: Sequence[int]
     return edit.insert(graph, scope, "Reshape", [scale, wanted], f"{scale.name}_shaped", before=before)
 
 
-def _by_rows(graph: Graph, tensor: gs.Constant, values: FloatArray, kept: Kept) -> Integers:
-    scales = kept.get(lambda: scales_of(values, (0,)), values, "rows")
-    q = integers(graph, tensor.name, values, scales, reader(tensor))
+def _by_rows(graph: Graph, tensor: gs.Constant, values: FloatArray, kept: Kept, wide: bool) -> Integers:
+    if wide:
+        scales = wide_scales(values.reshape(len(values), -1)).reshape(-1, *(1,) * (values.ndim - 1))
+    else:
+        scales = kept.get(lambda: scales_of(values, (0,)), values, "rows")
+    q = integers(graph, tensor.name, values, scales, reader(tensor), wide)
     return remember(graph, Integers(tensor, q, edit.constant(graph, f"{tensor.name}_scale", scales), 0))
 
 

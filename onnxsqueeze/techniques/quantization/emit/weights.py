@@ -18,7 +18,7 @@ from onnxsqueeze.graph.constants import constant_value, followed
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import Derived
 from onnxsqueeze.targets.pairs import limited_scales, rounded, rows_of, weight_of
-from onnxsqueeze.techniques.quantization.grids import weight_scales
+from onnxsqueeze.techniques.quantization.grids import TINY, weight_scales
 
 __all__ = [
     "HELD",
@@ -37,6 +37,7 @@ __all__ = [
     "remember",
     "scales_of",
     "values_of",
+    "wide_scales",
 ]
 
 FloatArray = NDArray[np.floating]
@@ -143,9 +144,9 @@ def scales_of(values: FloatArray, axes: Sequence[int], floor: FloatArray | float
     return np.asarray(scales.reshape(shape), np.float32)
 
 
-def _nearest(values: FloatArray, scales: FloatArray) -> NDArray[np.int8]:
-    q = values / scales.astype(values.dtype)
-    return np.clip(np.rint(q, out=q), -127, 127, out=q).astype(np.int8)
+def _nearest(values: FloatArray, scales: FloatArray, dtype: type[np.signedinteger[Any]] = np.int8) -> NDArray[Any]:
+    q, most = values / scales.astype(values.dtype), np.iinfo(dtype).max
+    return np.clip(np.rint(q, out=q), -most, most, out=q).astype(dtype)
 
 
 def product_scales(
@@ -191,20 +192,33 @@ def _initializer(
     graph: Graph,
     hint: str,
     values: FloatArray,
-    made: Callable[[FloatArray], NDArray[np.int8]],
+    made: Callable[[FloatArray], NDArray[Any]],
     read: Callable[[], FloatArray] | None,
+    dtype: type[np.signedinteger[Any]] = np.int8,
 ) -> gs.Constant:
-    """Return the int8 initializer made of ``values``; a large one is made of ``read()`` when the file is written."""
+    """Return the initializer made of ``values``; a large one is made of ``read()`` when the file is written."""
+    name = f"{hint}_{np.dtype(dtype).name}"
     if values.size > HELD and read is not None:
-        return edit.constant(graph, f"{hint}_int8", Derived(values.shape, np.int8, lambda: made(read())))
-    return edit.constant(graph, f"{hint}_int8", np.ascontiguousarray(made(values)))
+        return edit.constant(graph, name, Derived(values.shape, dtype, lambda: made(read())))
+    return edit.constant(graph, name, np.ascontiguousarray(made(values)))
 
 
 def integers(
-    graph: Graph, hint: str, values: FloatArray, scales: FloatArray, read: Callable[[], FloatArray] | None = None
+    graph: Graph,
+    hint: str,
+    values: FloatArray,
+    scales: FloatArray,
+    read: Callable[[], FloatArray] | None = None,
+    wide: bool = False,
 ) -> gs.Constant:
-    """Return the int8 initializer of a weight that is only stored."""
-    return _initializer(graph, hint, values, lambda weight: _nearest(weight, scales), read)
+    """Return the int8 initializer, ``wide`` the int16 one, of a weight that is only stored."""
+    dtype: type[np.signedinteger[Any]] = np.int16 if wide else np.int8
+    return _initializer(graph, hint, values, lambda weight: _nearest(weight, scales, dtype), read, dtype)
+
+
+def wide_scales(values: FloatArray) -> FloatArray:
+    """Return the scales of the rows of a matrix in 16 bits: of its extremes, as nothing is gained by cutting them."""
+    return np.asarray(np.maximum(np.abs(values).max(axis=1, keepdims=True) / np.float32(32767), np.float32(TINY)))
 
 
 def reader(tensor: gs.Tensor) -> Callable[[], FloatArray] | None:

@@ -1,0 +1,51 @@
+"""Tensors of a model on feeds, from a part of it that computes no more than these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.training.slices import cut
+
+__all__ = ["KEPT", "captured", "fewer"]
+
+Array = NDArray[Any]
+Feeds = Sequence[Mapping[str, Array]]
+KEPT = 1 << 28
+"""Bytes of inputs and targets that are kept in memory at a time; of more, evenly spread feeds are left out."""
+
+
+def captured(model: onnx.ModelProto, folder: Path | None, feeds: Feeds, names: Sequence[str]) -> list[dict[str, Array]]:
+    """Return the named tensors of a model on each feed; those that are fed are taken from there."""
+    session: Session | None = None
+    found: list[dict[str, Array]] = []
+    plain = {value.name for value in model.graph.input}
+    for feed in feeds:
+        direct = {name: np.asarray(feed[name]) for name in names if name in feed and name in plain}
+        wanted = [name for name in names if name not in direct]
+        if session is None and wanted:
+            session = Session(_anywhere(model, feed, wanted), folder)
+        answers = {} if session is None else session.run({name: feed[name] for name in session.inputs})
+        found.append({name: direct[name] if name in direct else np.asarray(answers[name]) for name in names})
+    return found
+
+
+def fewer(feeds: Feeds, share: float) -> Feeds:
+    """Return a share of the feeds, at least one, evenly spread."""
+    count = max(int(len(feeds) * share), 1)
+    return [feeds[i * len(feeds) // count] for i in range(count)] if feeds else feeds
+
+
+def _anywhere(model: onnx.ModelProto, feed: Mapping[str, Array], names: Sequence[str]) -> onnx.ModelProto:
+    """Return a part of the model whose inputs take feeds of all shapes."""
+    part = cut(model, {name: np.asarray(value) for name, value in feed.items()}, names)
+    own = {value.name: value for value in model.graph.input}
+    for value in part.graph.input:
+        value.CopyFrom(own[value.name])
+    return part
