@@ -7,13 +7,10 @@ cut off at 0 where a zero point at the end of the range did that, as it does for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
-from onnxsqueeze.arrays import Array
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.constants import constant_value
 from onnxsqueeze.graph.operators import QUANTIZED
@@ -22,10 +19,18 @@ from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import Derived
 from onnxsqueeze.measure.evaluated import evaluated
+from onnxsqueeze.techniques.floats.integers import (
+    Values,
+    floats,
+    given,
+    refusal,
+    value_of,
+    write_nbits,
+    write_table,
+)
 
 __all__ = ["hindrance", "in_integers", "restore"]
 
-Values = NDArray[Any]
 MOVES = (
     *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool", "Reshape"),
     *("Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
@@ -82,7 +87,7 @@ def _hindrance(view: View) -> str:
                 return f"the input of {node.op} is not quantized right in front of it"
         if known and any(t.name and constant_value(t) is None for t in _parameters(node)):
             return f"scales of {node.op} are computed"
-        if node.op in ("MatMulNBits", "GatherBlockQuantized") and (reason := _blocked(node)):
+        if node.op in ("MatMulNBits", "GatherBlockQuantized") and (reason := refusal(node)):
             return reason
     return ""
 
@@ -134,35 +139,7 @@ def _parameters(node: gs.Node) -> list[gs.Tensor]:
     return list(node.inputs[1:4]) if node.op == "MatMulNBits" else []
 
 
-# ---------------------------------------------------------------------------------------------------- numbers
-
-
-def _value(tensor: gs.Tensor) -> Values:
-    value = constant_value(tensor)
-    assert value is not None  # ``hindrance`` has looked
-    return value
-
-
-def _given(node: gs.Node, slot: int) -> Values | None:
-    return _value(node.inputs[slot]) if slot < len(node.inputs) and node.inputs[slot].name else None
-
-
-def _floats(q: Values, scale: Values, zero: Values | None, axis: int, block: int = 0) -> Values:
-    """Return ``(q − z)·s``, as DequantizeLinear does."""
-    scale, wide = np.asarray(scale, np.float32), q.astype(np.float32)
-
-    def spread(values: Values) -> Values:
-        if values.size == 1:
-            return values.reshape(())
-        if block:
-            return np.take(np.repeat(values, block, axis), range(q.shape[axis]), axis)
-        shape = [1] * q.ndim
-        shape[axis] = -1
-        return values.reshape(shape)
-
-    if zero is not None:
-        wide = wide - spread(zero.astype(np.float32))
-    return np.asarray(wide * spread(scale), np.float32)
+# ---------------------------------------------------------------------------------------------------- operands
 
 
 def _constant(graph: Graph, hint: str, values: Values) -> gs.Constant:
@@ -175,7 +152,7 @@ def _either(graph: Graph, node: gs.Node, slot: int, axis: int) -> gs.Tensor:
     q = constant_value(tensor)
     if q is None:
         return tensor
-    values = _floats(q, _value(node.inputs[slot + 1]), _given(node, slot + 2), axis)
+    values = floats(q, value_of(node.inputs[slot + 1]), given(node, slot + 2), axis)
     return _constant(graph, f"{tensor.name}_float", values)
 
 
@@ -206,11 +183,11 @@ def _dequantize(graph: Graph, scope: Graph, node: gs.Node) -> None:
     if q is None:
         edit.replace(graph, scope, node, "Identity", [x])
         return
-    scale, zero = _value(node.inputs[1]), _given(node, 2)
+    scale, zero = value_of(node.inputs[1]), given(node, 2)
     axis, block = int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0))
 
     def read() -> Values:
-        return _floats(_value(x), scale, zero, axis, block)
+        return floats(value_of(x), scale, zero, axis, block)
 
     held = edit.constant(graph, f"{x.name}_float", Derived(q.shape, np.float32, read))
     edit.replace(graph, scope, node, "Identity", [held])
@@ -219,40 +196,40 @@ def _dequantize(graph: Graph, scope: Graph, node: gs.Node) -> None:
 def _quantize(graph: Graph, scope: Graph, node: gs.Node) -> None:
     maker = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
     positive = maker is not None and maker.op in ("Relu", "Clip", "Sigmoid", "Softmax", "HardSigmoid")
-    cut = _bottom(_given(node, 1), _given(node, 2)) and not positive
+    cut = _bottom(given(node, 1), given(node, 2)) and not positive
     edit.replace(graph, scope, node, "Relu" if cut else "Identity", [node.inputs[0]])
 
 
 def _conv(graph: Graph, scope: Graph, node: gs.Node) -> None:
-    inputs, bias = [node.inputs[0], _either(graph, node, 3, 0)], _given(node, 8)
+    inputs, bias = [node.inputs[0], _either(graph, node, 3, 0)], given(node, 8)
     if bias is not None:
-        values = bias * _value(node.inputs[1]) * _value(node.inputs[4])
+        values = bias * value_of(node.inputs[1]) * value_of(node.inputs[4])
         inputs.append(_constant(graph, f"{node.inputs[8].name}_float", values.astype(np.float32)))
-    _put(graph, scope, node, "Conv", inputs, _plain(node), _bottom(_given(node, 6), _given(node, 7)))
+    _put(graph, scope, node, "Conv", inputs, _plain(node), _bottom(given(node, 6), given(node, 7)))
 
 
 def _matmul(graph: Graph, scope: Graph, node: gs.Node) -> None:
     inputs = [_either(graph, node, 0, 0), _either(graph, node, 3, 1)]
-    _put(graph, scope, node, "MatMul", inputs, {}, _bottom(_given(node, 6), _given(node, 7)))
+    _put(graph, scope, node, "MatMul", inputs, {}, _bottom(given(node, 6), given(node, 7)))
 
 
 def _gemm(graph: Graph, scope: Graph, node: gs.Node) -> None:
     inputs = [node.inputs[0], _either(graph, node, 3, 0 if node.attrs.get("transB", 0) else 1)]
-    bias = _given(node, 6)
+    bias = given(node, 6)
     if bias is not None:
-        scale = np.asarray(_value(node.inputs[1]), np.float32) * np.asarray(_value(node.inputs[4]), np.float32)
+        scale = np.asarray(value_of(node.inputs[1]), np.float32) * np.asarray(value_of(node.inputs[4]), np.float32)
         values = (bias * scale).astype(np.float32) / np.float32(node.attrs.get("alpha", 1.0))
         inputs.append(
             _constant(graph, f"{node.inputs[6].name}_float", values * np.float32(node.attrs.get("alpha", 1.0)))
         )
-    cut = len(node.inputs) > 8 and _bottom(_given(node, 7), _given(node, 8))
+    cut = len(node.inputs) > 8 and _bottom(given(node, 7), given(node, 8))
     _put(graph, scope, node, "Gemm", inputs, _plain(node), cut)
 
 
 def _both(graph: Graph, scope: Graph, node: gs.Node) -> None:
     inputs = [_either(graph, node, slot, 0) for slot in (0, 3)]
     op = node.op.removeprefix("QLinear")
-    _put(graph, scope, node, op, inputs, {}, _bottom(_given(node, 6), _given(node, 7)))
+    _put(graph, scope, node, op, inputs, {}, _bottom(given(node, 6), given(node, 7)))
 
 
 def _one(graph: Graph, scope: Graph, node: gs.Node) -> None:
@@ -262,7 +239,7 @@ def _one(graph: Graph, scope: Graph, node: gs.Node) -> None:
 
 def _concat(graph: Graph, scope: Graph, node: gs.Node) -> None:
     inputs = [_either(graph, node, slot, 0) for slot in range(2, len(node.inputs), 3)]
-    _put(graph, scope, node, "Concat", inputs, _plain(node), _bottom(_given(node, 0), _given(node, 1)))
+    _put(graph, scope, node, "Concat", inputs, _plain(node), _bottom(given(node, 0), given(node, 1)))
 
 
 def _at_run_time(graph: Graph, scope: Graph, node: gs.Node) -> None:
@@ -275,8 +252,8 @@ def _at_run_time(graph: Graph, scope: Graph, node: gs.Node) -> None:
 
 
 def _integer(graph: Graph, scope: Graph, node: gs.Node) -> None:
-    q, zero = _value(node.inputs[1]), _given(node, 3)
-    weight = _floats(q, np.ones((), np.float32), zero, 0 if node.op == "ConvInteger" else q.ndim - 1)
+    q, zero = value_of(node.inputs[1]), given(node, 3)
+    weight = floats(q, np.ones((), np.float32), zero, 0 if node.op == "ConvInteger" else q.ndim - 1)
     held = _constant(graph, f"{node.inputs[1].name}_float", weight)
     edit.replace(graph, scope, node, node.op.removesuffix("Integer"), [node.inputs[0], held], _plain(node))
 
@@ -285,76 +262,9 @@ def _plain(node: gs.Node) -> dict[str, object]:
     return {key: value for key, value in node.attrs.items() if key not in LAYOUT}
 
 
-# ---------------------------------------------------------------------------------------------------- blocks
-
-
-def _blocked(node: gs.Node) -> str:
-    bits = int(node.attrs.get("bits", 4))
-    if bits not in (2, 4, 8):
-        return f"there is no float form for {node.op} of {bits} bits"
-    if node.op == "MatMulNBits" and len(node.inputs) > 4 and node.inputs[4].name:
-        return "the rows of a weight of MatMulNBits are in another order"
-    tables = node.op == "GatherBlockQuantized"
-    plain = [int(node.attrs.get(key, default)) for key, default in (("gather_axis", 0), ("quantize_axis", 1))] == [0, 1]
-    data = constant_value(node.inputs[0]) if tables else None
-    if tables and (not plain or data is None or data.dtype != np.uint8 or data.ndim != 2):
-        return "there is no float form for GatherBlockQuantized but of rows of a table of uint8"
-    return ""
-
-
-def _unpacked(codes: Array, bits: int, columns: int) -> NDArray[np.uint8]:
-    """Return the integers that are packed along the last axis, from the lowest bits of a byte on."""
-    shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
-    whole = codes[..., None] >> shifts & np.uint8((1 << bits) - 1)
-    return np.asarray(whole.reshape(*codes.shape[:-1], -1)[..., :columns], np.uint8)
-
-
-def _rows(codes: Array, scale: Array, zeros: Array | None, bits: int, block: int, columns: int) -> Values:
-    """Return a matrix (N, K) of few bits in blocks along K, as MatMulNBits holds it."""
-    n, count = len(codes), -(-columns // block)
-    q = _unpacked(codes.reshape(n, -1), bits, columns)
-    if zeros is None:
-        zeros = np.full((n, count), 1 << (bits - 1), np.float32)
-    elif zeros.dtype == np.uint8:
-        zeros = _unpacked(zeros.reshape(n, -1), bits, count)
-    scale = np.asarray(scale, np.float32).reshape(n, count)
-    return _floats(q, scale, zeros.reshape(n, count), 1, block)
-
-
-def _nbits(graph: Graph, scope: Graph, node: gs.Node) -> None:
-    bits, block, columns = (int(node.attrs.get(key, 4)) for key in ("bits", "block_size", "K"))
-    held, (scale, zeros) = node.inputs[1], (_given(node, slot) for slot in (2, 3))
-    assert scale is not None
-    shape = (columns, int(node.attrs["N"]))
-
-    def read() -> Values:
-        return np.ascontiguousarray(_rows(_value(held), scale, zeros, bits, block, columns).T)
-
-    weight = edit.constant(graph, f"{held.name}_float", Derived(shape, np.float32, read))
-    bias = node.inputs[5] if len(node.inputs) > 5 and node.inputs[5].name else None
-    if bias is None:
-        edit.replace(graph, scope, node, "MatMul", [node.inputs[0], weight])
-        return
-    name = f"{node.outputs[0].name}_product"
-    x = edit.insert(graph, scope, "MatMul", [node.inputs[0], weight], name, before=node)
-    edit.replace(graph, scope, node, "Add", [x, bias])
-
-
-def _table(graph: Graph, scope: Graph, node: gs.Node) -> None:
-    bits, block = int(node.attrs.get("bits", 4)), int(node.attrs.get("block_size", 128))
-    held, scale, zeros = node.inputs[0], _value(node.inputs[2]), _given(node, 3)
-    shape = (held.shape[0], held.shape[1] * 8 // bits)
-
-    def read() -> Values:
-        return _rows(_value(held), scale, zeros, bits, block, shape[1])
-
-    table = edit.constant(graph, f"{held.name}_float", Derived(shape, np.float32, read))
-    edit.replace(graph, scope, node, "Gather", [table, node.inputs[1]], {"axis": 0})
-
-
 _WRITERS: dict[str, Callable[[Graph, Graph, gs.Node], None]] = {
     "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize, "DynamicQuantizeLinear": _at_run_time,
-    "MatMulInteger": _integer, "ConvInteger": _integer, "MatMulNBits": _nbits, "GatherBlockQuantized": _table,
+    "MatMulInteger": _integer, "ConvInteger": _integer, "MatMulNBits": write_nbits, "GatherBlockQuantized": write_table,
     "QLinearConv": _conv, "QLinearMatMul": _matmul, "QGemm": _gemm, "QLinearAdd": _both, "QLinearMul": _both,
     "QLinearConcat": _concat, **dict.fromkeys(SAME, _one),
 }  # fmt: skip
