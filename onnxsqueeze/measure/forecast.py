@@ -21,7 +21,7 @@ Feed = Mapping[str, NDArray[np.generic]]
 LAYERS = ("Conv", "Gemm", "MatMul")
 MOVES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Constant", "Dropout")
 """Operators that only hand on what they read."""
-FOLLOWS = ("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Add", "Cast", "Mul")
+FOLLOWS = ("BatchNormalization", "Relu", "Clip", "HardSigmoid", "LeakyRelu", "Add", "Cast", "Mul")
 """Operators that become part of the layer in front of them: an activation, and what follows MatMulInteger."""
 OTHER = 0.4
 """Nanoseconds per output of an operator in float of which a profile says nothing, as times of ort-x64 go."""
@@ -97,7 +97,7 @@ class Forecast:
                 return times.call + size * times.run_time[0] * inner
             group, transposed = int(node.attrs.get("group", 1)), bool(node.attrs.get("transB", 0))
             if op == "MatMul" and not integer:
-                return times.call + size * times.run_time[0] * weight[-2]
+                return times.call + size * times.run_time[0] * weight[-2] + times.weight[0] * prod(weight)
             return times.call + times.layer(op, weight, size, group, transposed)[integer]
         if op == "MatMulInteger":
             shape = self.shapes.get(str(node.inputs[0].name)) or (1,)

@@ -3,8 +3,7 @@
 This file runs by itself with onnxruntime and numpy alone: ``python device.py my-device.toml [BASE]``. It writes the
 models itself, byte by byte, runs each in turn with a reference operator, so that other load on the machine matters
 little, and fits what ``onnxsqueeze.targets.times`` predicts by: ``outputs·(element + read·reads)`` for each kind of
-layer in float and in int8. How far each fit is off where it has not seen a point (leave one out) stands in the file.
-The same is timed on all threads; what share of the time of one thread is left there is in the file for each kind.
+layer in float and in int8. How far each is off for points left out, and what is left of it on all threads, is told.
 """
 
 from __future__ import annotations
@@ -19,14 +18,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-SECONDS = 150.0
-"""What all of it may take."""
-ROUNDS, ROUNDS_OF_ALL = 31, 15
+SECONDS, ROUNDS, ROUNDS_OF_ALL = 150.0, 31, 15
+"""What all of it may take, and how often a point is timed."""
 FLOAT, UINT8, INT8, INT64 = 1, 2, 3, 7
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int64": INT64}
-
-# ------------------------------------------------------------------------------------- protobuf, as ONNX defines it
 
 
 def varint(value: int) -> bytes:
@@ -73,8 +69,6 @@ def model(nodes: Sequence[bytes], shape: Sequence[int], constants: dict[str, np.
     return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13))
 
 
-# ------------------------------------------------------------------------------------- one-operator models
-
 Layer = Callable[["Chain", str], str]
 
 
@@ -91,13 +85,11 @@ class Chain:
         return f"t{len(self.nodes)}_{len(self.constants)}"
 
     def add(self, op: str, *inputs: str, **attrs: int | list[int]) -> str:
-        name = self.name()
-        self.nodes.append(node(op, inputs, name, **attrs))
+        self.nodes.append(node(op, inputs, name := self.name(), **attrs))
         return name
 
     def keep(self, value: np.ndarray) -> str:
-        name = "c" + self.name()
-        self.constants[name] = value
+        self.constants[name := "c" + self.name()] = value
         return name
 
     def pair(self, x: str, always: bool = False) -> str:
@@ -158,12 +150,11 @@ POINTS: tuple[tuple[str, int, Sequence[int], Layer], ...] = (
     *(("depthwise", k * k, (1, c, s, s), conv(c, k, True)) for c, k, s in (
         (32, 3, 80), (96, 3, 40), (192, 5, 20), (128, 3, 20), (64, 5, 40))),
     *(("matmul", n, (128, n), matmul(n)) for n in (64, 128, 256, 512, 1024)),
+    *(("matmul", n, (m, n), matmul(n)) for m, n in ((1, 256), (1, 1024), (8, 512), (32, 256))),
     *((op, 1, SHAPE, elementwise(op)) for op in ("Add", "Mul", "Sigmoid", "LeakyRelu", "HardSigmoid")),
     *((op, 9, SHAPE, pool(op)) for op in ("MaxPool", "AveragePool")),
 )  # fmt: skip
 """Kind, input values per output, shape and operator of what is timed."""
-
-# ------------------------------------------------------------------------------------- measuring
 
 
 def session(data: bytes, threads: int = 1) -> ort.InferenceSession:
@@ -171,6 +162,7 @@ def session(data: bytes, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take time from the others
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
@@ -201,28 +193,34 @@ class Clock:
         return max(float(five - one) / 4, 0.0)
 
 
-def fit(reads: Sequence[float], times: Sequence[float]) -> tuple[tuple[float, float], float]:
-    """Return (element, read) with the least relative error, none negative, and the median error of points left out."""
+def fit(rows: Sequence[Sequence[float]], times: Sequence[float]) -> tuple[list[float], float]:
+    """Return what each column of the rows costs, none negative, with the least relative error, and the median error of
+    points left out."""
 
-    def solve(kept: list[int]) -> tuple[float, float]:
-        x = np.array([[1.0, reads[i]] for i in kept]) / np.array([times[i] for i in kept])[:, None]
-        element, read = np.linalg.lstsq(x, np.ones(len(kept)), rcond=None)[0]
-        if element < 0 or read < 0:
-            column = x[:, 1] if element < 0 else x[:, 0]
-            only = float(column.sum() / (column @ column))
-            return (0.0, only) if element < 0 else (only, 0.0)
-        return float(element), float(read)
+    def solve(kept: list[int]) -> np.ndarray:
+        x = np.array([rows[i] for i in kept]) / np.array([times[i] for i in kept])[:, None]
+        used, found = list(range(x.shape[1])), np.zeros(x.shape[1])
+        while used:
+            found[used] = part = np.linalg.lstsq(x[:, used], np.ones(len(kept)), rcond=None)[0]
+            if (part >= 0).all():
+                break
+            found[used.pop(int(part.argmin()))] = 0
+        return found
 
-    every = list(range(len(reads)))
-    errors = []
-    for i in every:
-        element, read = solve([j for j in every if j != i])
-        errors.append(abs(element + read * reads[i] - times[i]) / times[i])
-    return solve(every), float(np.median(errors))
+    every = list(range(len(rows)))
+    left_out = [float(np.dot(solve([j for j in every if j != i]), rows[i])) for i in every]
+    return [float(each) for each in solve(every)], float(np.median(np.abs(np.divide(left_out, times) - 1)))
 
 
-Point = tuple[str, int, list[float]]
-"""Kind, input values per output, nanoseconds per output in float and in int8 on one thread, and on all."""
+Point = tuple[str, int, float, list[float]]
+"""Kind, input values and what else of an output, its nanoseconds in float and in int8 on one thread, and on all."""
+
+
+def beside(kind: str, reads: int, shape: Sequence[int]) -> float:
+    """Return the share of an output in the taps of a Conv, which int8 gathers, or in the weights of a MatMul."""
+    if kind == "conv" and (taps := reads // shape[1]) > 1:
+        return taps / shape[1] * (1 if shape[1] % 4 == 0 else 2)
+    return reads / shape[0] if kind == "matmul" else 0.0
 
 
 def measured(report: Callable[[str], None]) -> list[Point]:
@@ -232,7 +230,7 @@ def measured(report: Callable[[str], None]) -> list[Point]:
         if time.monotonic() - start > SECONDS:
             raise SystemExit(f"stopped after {SECONDS:.0f} s: the device is too slow or too busy to measure")
         times = [float(clock.of(shape, step, int8) / np.prod(shape)) for clock in clocks for int8 in (False, True)]
-        found.append((kind, reads, times))
+        found.append((kind, reads, beside(kind, reads, shape), times))
         report(f"{kind:12} {reads:6} {' '.join(f'{each:8.3f}' for each in times)} ns per output")
     return found
 
@@ -248,46 +246,48 @@ def profile(found: Sequence[Point], name: str, base: str, borders: tuple[float, 
     lines, errors, shares = [], [], []
     for kind in ("conv", "depthwise", "matmul"):
         points = [each for each in found if each[0] == kind]
-        reads = [each[1] for each in points]
-        fits = [fit(reads, [max(each[2][i], 1e-6) for each in points]) for i in (0, 1)]
-        lines.append(f"{kind} = [{', '.join(f'[{e:.4g}, {r:.4g}]' for (e, r), _ in fits)}]")
+        rows = [[[1, reads, more * (i or kind == "matmul")] for _, reads, more, _ in points] for i in (0, 1)]
+        fits = [fit(rows[i], [max(each[3][i], 1e-6) for each in points]) for i in (0, 1)]
+        lines.append(f"{kind} = [{', '.join(f'[{each[0]:.4g}, {each[1]:.4g}]' for each, _ in fits)}]")
         errors += [f"{kind} {100 * fits[i][1]:.0f} % in {what}" for i, what in enumerate(("float", "int8"))]
-        shares.append(f"{kind} = {left([each[2] for each in points])}")
-        if kind == "matmul":
-            lines.append(f"run_time = [{fits[0][0][1]:.4g}, {fits[1][0][1]:.4g}]")
-    carry = [f"{kind} = [{times[0]:.4g}, {times[1]:.4g}]" for kind, _, times in found if kind[0].isupper()]
-    shares.append(f"other = {left([times for kind, _, times in found if kind[0].isupper()])}")
+        shares.append(f"{kind} = {left([each[3] for each in points])}")
+        (_, read, more), (_, read8, more8) = fits[0][0], fits[1][0]
+        lines += [f"gather = {more8:.4g}"] if kind == "conv" else []
+        lines += [f"run_time = [{read:.4g}, {read8:.4g}]", f"weight = [{more:.4g}, {more8:.4g}]"] * (kind == "matmul")
+    others = [(kind, times) for kind, _, _, times in found if kind[0].isupper()]
+    carry = [f"{kind} = [{times[0]:.4g}, {times[1]:.4g}]" for kind, times in others]
+    shares.append(f"other = {left([times for _, times in others])}")
     provider = session(Chain(SHAPE, False).bytes(elementwise("Sigmoid"), 1)).get_providers()[0]
-    processor = f"{platform.processor() or platform.machine()} {' '.join(flags())}"
-    where = f"{processor}, {provider} of ONNX Runtime {ort.__version__}, one thread and {CORES}"
-    told = f"{where}; a point that a fit has not seen is off by {', '.join(errors)}"
-    rows = ",\n".join(f'    ["{kind}", {reads}, {", ".join(f"{t:.5g}" for t in ts)}]' for kind, reads, ts in found)
+    told = f"{platform.processor() or platform.machine()} {' '.join(flags())}, {provider} of ONNX Runtime "
+    told += f"{ort.__version__}, one thread and {CORES}; a point that a fit has not seen is off by {', '.join(errors)}"
+    listed = ",\n".join(f'    ["{kind}", {reads}, {", ".join(f"{t:.5g}" for t in ts)}]' for kind, reads, _, ts in found)
     return "\n".join([
         "# Written by onnxsqueeze profile-target.", "", "[target]", f'name = "{name}"', "version = 1",
         f'summary = "{base} with times of this device"', f'runtime = "onnxruntime {ort.__version__}"',
         f'base = "{base}"', "",
-        "[times]", f"quantize = {borders[0]:.4g}", f"dequantize = {borders[1]:.4g}", "gather = 0", *lines, "",
+        "[times]", f"quantize = {borders[0]:.4g}", f"dequantize = {borders[1]:.4g}", *lines, "",
         "[times.carry]", *carry, "",
         "# The share of the time of one thread that is left on all.", "[parallel]", f"threads = {CORES}", *shares, "",
         "[sources]", 'times = "device"', 'parallel = "device"', "", "[source.device]",
         f'text = "{told}"', f"date = {time.strftime('%Y-%m-%d')}", 'confidence = "measured"', "",
         "# kind, input values per output, nanoseconds per output in float and in int8 on one thread, and on all",
-        "[points]", f"measured = [\n{rows},\n]", "",
+        "[points]", f"measured = [\n{listed},\n]", "",
     ])  # fmt: skip
 
 
 def flags() -> list[str]:
     """Return what the processor says of itself that matters here."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
-        return []
+    path = Path("/proc/cpuinfo")
+    words = set(path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else ())
     return sorted(words & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"})
 
 
 def borders() -> tuple[float, float]:
     """Return nanoseconds per element of QuantizeLinear and DequantizeLinear, which are timed together."""
-    both = Clock().of(SHAPE, lambda chain, x: chain.pair(x, True), False) / np.prod(SHAPE)
+    clock = Clock()  # with an operator behind each pair, since pairs in a row would be merged
+    steps = (lambda chain, x: chain.add("Neg", chain.pair(x, True)), lambda chain, x: chain.add("Neg", x))
+    with_pairs, alone = (clock.of(SHAPE, step, False) for step in steps)
+    both = max(with_pairs - alone, 0.0) / np.prod(SHAPE)
     return 0.6 * float(both), 0.4 * float(both)
 
 

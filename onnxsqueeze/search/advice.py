@@ -8,6 +8,7 @@ from onnxsqueeze.engine.opening import Opened
 from onnxsqueeze.report.search import Figures, Try
 from onnxsqueeze.search.space import Candidate
 from onnxsqueeze.search.wishes import Wish
+from onnxsqueeze.targets.profiles import DEFAULT, NATIVE
 from onnxsqueeze.words import decibels
 
 __all__ = ["advice"]
@@ -25,6 +26,9 @@ def advice(chosen: Try, known: Mapping[Candidate, Figures], wanted: Wish, opened
             "without calibration data only forms of numbers were tried, on random feeds: with calibration=, layers are "
             "factored and pruned too, and losses mean something"
         )
+    timed = "latency" in wanted.limits or wanted.best in ("latency", "trade")
+    if timed and opened.recipe.target not in (None, NATIVE, DEFAULT):
+        yield "latency was measured on this machine, which may not be the target: limit the size for others"
     integers = known.get(Candidate("", 1.0, "int8"))
     if integers is not None and integers.latency > FASTER:
         told = f"int8 saves no time here ({100 * integers.latency:.0f} % of the latency)"

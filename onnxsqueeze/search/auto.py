@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from onnxsqueeze.engine.footprint import refuse_memory
 from onnxsqueeze.engine.opening import Opened, open_run
 from onnxsqueeze.engine.places import refuse_places, statistics_files
+from onnxsqueeze.engine.recipe import Recipe
 from onnxsqueeze.engine.result import Result
 from onnxsqueeze.engine.score import with_score
 from onnxsqueeze.engine.squeeze import asked, closed
+from onnxsqueeze.engine.use import with_use
 from onnxsqueeze.errors import ToleranceError, UsageError
 from onnxsqueeze.ir.files import save
 from onnxsqueeze.report.run import Report
+from onnxsqueeze.runtime.device import CORES
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.search.hunt import EFFORTS, Hunt
 from onnxsqueeze.search.store import Store
@@ -57,6 +60,8 @@ def auto(
     score: str | Callable[..., Any] | None = None,
     max_score_drop: float | None = None,
     target: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
     memory: bool = False,
     max_memory: float | None = None,
     validate: str | None = None,
@@ -77,7 +82,21 @@ def auto(
     wish(wanted, 1, score is not None, max_score_drop, min_sqnr)  # what cannot be is refused before any work
     refuse_places({"output=": None if dry_run else output}, {"the model": model}, calibration=calibration)
     opened = opened_for(
-        model, calibration, effort, seed, stats, mean, std, scale, outputs, score, max_score_drop, target, progress
+        model,
+        calibration,
+        effort,
+        seed,
+        stats,
+        mean,
+        std,
+        scale,
+        outputs,
+        score,
+        max_score_drop,
+        target,
+        threads,
+        batch,
+        progress,
     )
     target_wish = wish(wanted, opened.before.bytes, score is not None, max_score_drop, min_sqnr)
     with ExitStack() as stack:
@@ -108,6 +127,8 @@ def opened_for(
     score: str | Callable[..., Any] | None,
     max_score_drop: float | None,
     target: str | os.PathLike[str] | None,
+    threads: int | None,
+    batch: int | None,
     progress: Progress,
 ) -> Opened:
     """Return the model and its feeds as a search starts from them; UsageError if there is nothing to measure on."""
@@ -115,7 +136,7 @@ def opened_for(
         raise UsageError(f"effort is {', '.join(EFFORTS)}, not {effort!r}")
     recipe = replace(asked("canonical", calibration, None, None, seed, stats, mean, std, scale), steps=())
     recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
-    recipe = recipe if target is None else replace(recipe, target=os.fspath(target))
+    recipe = with_use(recipe, target, threads, batch)
     known, _ = statistics_files(recipe.calibration.get("stats", ()))  # type: ignore[arg-type]
     progress("loading", 0, 1)
     opened = open_run(model, recipe, calibration, scorer, True, known, progress)
@@ -142,14 +163,14 @@ def _taken(
     for pipeline in sure[:CONFIRMED]:
         course = hunt.trials.course(pipeline)
         made = closed(opened, course, progress, dry_run=dry_run, memory=memory)
-        kept = hunt.confirmed(pipeline, wanted, made[0].latency_ratio)
+        kept = hunt.confirmed(pipeline, wanted, _ratio(made[0], opened.recipe))
         if best is None or kept:
             best, chosen, taken = made, pipeline, course
         if kept:
             break
     assert best is not None
     report, graph = best
-    kept = hunt.confirmed(chosen, wanted, report.latency_ratio)
+    kept = hunt.confirmed(chosen, wanted, _ratio(report, opened.recipe))
     search = hunt.told(chosen, wanted, text, time.perf_counter() - start)
     report = replace(report, search=search, notes=(*report.notes, *search.advice), seconds=time.perf_counter() - start)
     if not kept:
@@ -159,6 +180,14 @@ def _taken(
             report,
         )
     return Result(graph, report, hunt.trials.store.recipe(taken), opened.original)
+
+
+def _ratio(report: Report, recipe: Recipe) -> float | None:
+    """Return the ratio of run times on the threads and the batch that the plan is for."""
+    for each in report.latencies:
+        if each.threads == (recipe.threads or CORES) and recipe.batch in (None, each.batch):
+            return each.ratio
+    return report.latency_ratio
 
 
 def _nearest(report: Report, pipeline: str) -> str:

@@ -112,7 +112,7 @@ def family(
     places = {f"output= {name}": folder / name for file in files for name in (f"{file}.onnx", f"{file}.toml")}
     refuse_places({**places, "the manifest": folder / "manifest.json"}, {"the model": model}, calibration=calibration)
     opened = opened_for(
-        model, calibration, effort, seed, stats, mean, std, scale, outputs, None, None, target, progress
+        model, calibration, effort, seed, stats, mean, std, scale, outputs, None, None, target, None, None, progress
     )
     with ExitStack() as stack:
         kept = Path(cache) if cache is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -56,7 +56,7 @@ class Hunt:
         self.pool = candidates(opened.data is not None, trials.packed)
         self.unscored = opened.run.score is None
         self.stopped = "nothing further is expected to gain much"
-        self.patience = PATIENCE
+        self.patience = max(PATIENCE // len(wishes), 2)
         self._failed: dict[int, int] = {}
         self._of: dict[str, Candidate] = {}
 

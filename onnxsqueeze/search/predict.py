@@ -111,7 +111,8 @@ class Predictor:
         if measured is not None:
             return max(float(measured), FLOOR)
         prior = NUMBERS[name]
-        value = float(prior.size if axis == "packed" else getattr(prior, axis))
+        packed = 0.9 * prior.size if prior.coded is None else prior.coded
+        value = packed if axis == "packed" else float(getattr(prior, axis))
         return value if axis == "error" else self._fixed(axis) + (1 - self._fixed(axis)) * value
 
     def _structure(self, candidate: Candidate, axis: str) -> float:

@@ -33,6 +33,8 @@ class Numbers:
     error: float
     data: bool = False
     """Whether it is tried only where there is data to fit it to."""
+    coded: float | None = None
+    """The bytes of weights that are left once they are packed."""
 
 
 NUMBERS = {
@@ -48,9 +50,9 @@ NUMBERS = {
     "6 bits in integers": Numbers("bits{weights=6 activations=8}", 0.2, 0.6, 3e-4, True),
     "4 bits in integers": Numbers("bits{weights=4 activations=8}", 0.15, 0.6, 6e-4, True),
     "3 bits in integers": Numbers("bits{weights=3 activations=8}", 0.12, 0.6, 4e-3, True),
-    "coded to 12 %": Numbers("code{size=0.12}", 0.26, 1.0, 1e-3, True),
-    "coded to 8 %": Numbers("code{size=0.08}", 0.26, 1.0, 3e-3, True),
-    "coded to 5 %": Numbers("code{size=0.05}", 0.26, 1.0, 2e-2, True),
+    "coded to 12 %": Numbers("code{size=0.12}", 0.26, 1.0, 1e-3, True, 0.12),
+    "coded to 8 %": Numbers("code{size=0.08}", 0.26, 1.0, 3e-3, True, 0.08),
+    "coded to 5 %": Numbers("code{size=0.05}", 0.26, 1.0, 2e-2, True, 0.05),
 }
 """Forms of numbers by name; bytes and errors are those that were seen on the models that ship."""
 HALF = 0.6

@@ -23,6 +23,7 @@ from onnxsqueeze.engine.opening import Opened
 from onnxsqueeze.engine.recipe import Recipe
 from onnxsqueeze.engine.versions import versions
 from onnxsqueeze.errors import SqueezeError, UsageError
+from onnxsqueeze.feeds.types import Feeds
 from onnxsqueeze.files import open_regular, whole
 from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.encode import encode
@@ -173,12 +174,14 @@ def _digest(opened: Opened) -> str:
     """Return the digest of all that figures hang on: model, feeds, settings, versions and processor."""
     found = hashlib.sha256()
     recipe = opened.recipe
-    settings = [recipe.seed, recipe.target, plain(recipe.outputs), recipe.score, recipe.max_score_drop]
-    found.update(json.dumps([versions(), machine(), sorted(flags()), str(opened.original.target), settings]).encode())
+    use = recipe.target, recipe.threads, recipe.batch, str(opened.original.target)
+    told = recipe.seed, plain(recipe.outputs), recipe.score, recipe.max_score_drop
+    found.update(json.dumps([versions(), machine(), sorted(flags()), use, told]).encode())
     _add_graph(found, opened.original)
     data = opened.data or ()
     for index in range(len(data)):
-        for name, array in sorted(data[index].items()):
+        feed = data.labelled(index) if isinstance(data, Feeds) and data.labels else data[index]
+        for name, array in sorted(feed.items()):
             found.update(f"{name} {array.dtype} {array.shape}".encode())
             found.update(_bytes(array))
     return found.hexdigest()

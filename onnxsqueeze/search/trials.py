@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from onnxsqueeze.engine import registry
 from onnxsqueeze.engine.course import Course
@@ -24,6 +25,7 @@ from onnxsqueeze.ir.packed import pack
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.answers import Answers
 from onnxsqueeze.report.search import Figures
+from onnxsqueeze.runtime.batches import of_batch
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.search.store import Kept, Store
@@ -120,12 +122,12 @@ class Trials:
         return scoring(opened.scorer, opened.held[part.start :: part.step], names, len(part))
 
     def _latency(self, graph: Graph) -> float:
-        opened = self.opened
+        opened, threads, batch = self.opened, self.opened.recipe.threads, self.opened.recipe.batch
         if self._session is None:
-            self._session = Session(opened.path or opened.original, threads=1)
-        feeds: Sequence[dict[str, object]] = opened.held or opened.run.held  # type: ignore[assignment]
-        few = list(feeds[:4])
-        return latency([self._session, Session(graph, threads=1)], few, SECONDS).ratio  # type: ignore[arg-type]
+            self._session = Session(opened.path or opened.original, threads=threads)
+        feeds: Any = opened.held or opened.run.held
+        few = [each if batch is None else of_batch(self._session, each, batch) for each in feeds[:4]]
+        return latency([self._session, Session(graph, threads=threads)], few, SECONDS, threads=threads).ratio
 
     def _packed(self, graph: Graph) -> float:
         with tempfile.TemporaryDirectory() as folder:

@@ -123,6 +123,8 @@ class Times:
     """Conv with up to 4 input channels per group."""
     matmul: tuple[Pair, Pair]
     """MatMul and Gemm."""
+    weight: Pair
+    """An element of the weight of a MatMul or Gemm, which is read once for all rows, in float and in int8."""
     run_time: Pair
     """A multiply-accumulate of a MatMul whose input is quantized at run time, in float and in int8."""
     carry: Mapping[str, Pair]
@@ -147,6 +149,7 @@ class Times:
             kernel(self.conv, shares.conv),
             kernel(self.depthwise, shares.depthwise),
             kernel(self.matmul, shares.matmul),
+            self.weight,
             (self.run_time[0] * shares.matmul[0], self.run_time[1] * shares.matmul[1]),
             {op: (a * one, b * other) for op, (a, b) in self.carry.items()},
         )
@@ -156,7 +159,8 @@ class Times:
     ) -> tuple[float, float]:
         """Return the time of a Conv, Gemm or MatMul with this weight shape that makes ``outputs`` values."""
         if op != "Conv":
-            return self._dense(self.matmul, weight[1] if transposed else weight[0], outputs, 0.0)
+            one, other = self._dense(self.matmul, weight[1] if transposed else weight[0], outputs, 0.0)
+            return one + self.weight[0] * prod(weight), other + self.gain * self.weight[1] * prod(weight)
         reads, taps = prod(weight[1:]), prod(weight[2:])
         if group > 1 and weight[1] <= 4:
             return self._dense(self.depthwise, reads, outputs, 0.0)

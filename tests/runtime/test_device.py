@@ -12,13 +12,18 @@ from click.testing import CliRunner
 
 from onnxsqueeze.cli.main import main
 from onnxsqueeze.runtime import device
-from onnxsqueeze.runtime.device import POINTS, Chain, fit, profile
+from onnxsqueeze.runtime.device import POINTS, Chain, beside, fit, profile
 from onnxsqueeze.targets.profiles import find
 
-FOUND = [
-    (kind, reads, [0.1 + 0.02 * reads, 0.3 + 0.01 * reads, 0.05 + 0.01 * reads, 0.24 + 0.008 * reads])
-    for kind, reads, _, _ in POINTS
-]
+
+def _point(kind: str, reads: int, more: float) -> list[float]:
+    one = 0.1 + 0.02 * reads + (0.09 * more if kind == "matmul" else 0.0)
+    other = 0.3 + 0.01 * reads + {"conv": 0.7, "matmul": 0.02}.get(kind, 0.0) * more
+    return [one, other, one / 2, other * 0.8]
+
+
+PARTS = [(kind, reads, beside(kind, reads, shape)) for kind, reads, shape, _ in POINTS]
+FOUND = [(*each, _point(*each)) for each in PARTS]
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -34,14 +39,15 @@ def test_the_models_it_writes_are_valid_and_run(point: int, int8: bool) -> None:
 
 
 def test_a_line_is_found_from_points_on_it() -> None:
-    (element, read), error = fit([1, 10, 100, 1000], [0.5 + 0.02 * n for n in (1, 10, 100, 1000)])
+    counts = (1, 10, 100, 1000)
+    (element, read), error = fit([[1, n] for n in counts], [0.5 + 0.02 * n for n in counts])
 
     assert (element, read) == pytest.approx((0.5, 0.02))
     assert error < 1e-6
 
 
 def test_neither_part_of_a_time_is_negative() -> None:
-    (element, read), error = fit([10, 100, 1000], [0.1, 1.5, 16.0])
+    (element, read), error = fit([[1, n] for n in (10, 100, 1000)], [0.1, 1.5, 16.0])
 
     assert element == 0 and read == pytest.approx(0.0155, rel=0.3)
     assert error > 0
@@ -54,6 +60,7 @@ def test_what_was_measured_is_a_target_with_its_own_times(tmp_path: Path) -> Non
 
     assert (found.name, found.integers.pairs, found.times.quantize) == ("mine", False, 0.3)
     assert [pytest.approx(each) for each in ((0.1, 0.02), (0.3, 0.01))] == list(found.times.conv)
+    assert (found.times.gather, *found.times.weight) == pytest.approx((0.7, 0.09, 0.02))
     assert found.times.carry["MaxPool"] == pytest.approx((0.28, 0.39))
     assert [found.parallel.conv, found.parallel.other] == [pytest.approx((0.5, 0.8))] * 2
     assert {line.confidence for line in found.lines if line.profile == "mine"} == {"measured"}

@@ -15,6 +15,7 @@ import small_models
 from onnxsqueeze import Recipe, ToleranceError, UsageError, squeeze
 from onnxsqueeze.cli.main import main
 from onnxsqueeze.engine import course, step
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import Latency
 from onnxsqueeze.search.auto import auto
 from onnxsqueeze.search.family import family
@@ -27,7 +28,7 @@ FEEDS = 40
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all models take the same time, and time stand still."""
     for module in ("search.trials", "engine.latencies", "contract.bench"):
-        monkeypatch.setattr(f"onnxsqueeze.{module}.latency", lambda *_: Latency((1.0, 1.0), 1.0, 1.0))
+        monkeypatch.setattr(f"onnxsqueeze.{module}.latency", lambda *_, **__: Latency((1.0, 1.0), 1.0, 1.0))
     monkeypatch.setattr("onnxsqueeze.search.hunt.time.perf_counter", lambda: 0.0)
 
 
@@ -152,6 +153,35 @@ def test_what_cannot_be_searched_is_refused_before_any_work(model: onnx.ModelPro
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         auto(model, cache=tmp_path / "file")
+
+
+@pytest.mark.usefixtures("few_tries")
+def test_a_score_limits_what_may_be_lost(model: onnx.ModelProto, feeds: list[dict[str, Any]]) -> None:
+    def near(outputs: dict[str, Any], feed: dict[str, Any]) -> float:
+        return 1.0 - float(np.abs(outputs["y"] - feed["label"]).max())
+
+    labelled = [{**feed, "label": Session(model).run(feed)["y"]} for feed in feeds]
+    report = auto(model, "auto{drop=1%}", labelled, score=near).report
+    search = report.search
+    assert search is not None and report.score is not None
+    chosen = search.tries[search.chosen]
+
+    assert search.score == "near"
+    assert report.score.drop <= 0.01 and chosen.confirmed is not None and chosen.confirmed <= 0.01
+    assert max(each.measured.drop for each in search.tries if each.measured is not None) > 0.01
+    assert chosen.measured is not None and chosen.measured.size < 0.5
+
+
+@pytest.mark.usefixtures("few_tries")
+def test_what_is_packed_counts_if_it_is_asked_for(model: onnx.ModelProto, feeds: list[dict[str, Any]]) -> None:
+    search = auto(model, "auto{packed=4kB}", feeds).report.search
+    assert search is not None
+    found = search.tries[search.chosen].measured
+    assert found is not None and found.packed is not None
+
+    assert found.packed * len(model.SerializeToString()) <= 4000
+    assert found.packed < found.size
+    assert any("code" in each.pipeline for each in search.tries)
 
 
 @pytest.mark.usefixtures("few_tries")

@@ -122,7 +122,8 @@ class Search:
 
     def _best(self) -> Plan:
         if all(site.work.form == "stored" for site in sites_of(self.first)):
-            self.precision.widen(self.first, 0.0)
+            if not self.settings.lean:  # 16 bits are restored at load
+                self.precision.widen(self.first, 0.0)
             self.precision.bound(self.first, self.settings.max_drop**2)
             return self.precision.finished(self.first)
         self._measure()
@@ -241,7 +242,7 @@ class Search:
                 self.refusal = INACCURATE if tried or len(kept) == 1 else NOT_WORTH
                 break
             plan = self._plan(pick)
-            if not tried:
+            if not tried and not self.settings.lean:
                 self.precision.widen(plan, pick.error)
             graph = self._variant(plan)
             error = self._error(graph)
