@@ -24,6 +24,10 @@ from onnxsqueeze.words import amount
 __all__ = ["Code"]
 
 TRIES = 5
+FEEDS = 4
+"""Feeds on which it is measured what a layer does to the answers."""
+SILENT = 0.1
+"""So much of the usual effect a layer has at least: one that does nothing to these answers may do so to others."""
 SMALLEST = 128
 
 
@@ -92,12 +96,14 @@ class Code(Selected[Coded]):
         skips: list[Site[Coded] | Skip] = [entry for entry in found_again if isinstance(entry, Skip)]
         trials = {layer.key: layer.step(TRIAL) for layer in layers}
         rewrites = {layer.key: [partial(layer.early.put, step=trials[layer.key])] for layer in layers}
-        found = impacts(bench.original, bench.unseen[:1], rewrites, bench.progress, bench.ruler, most=bench.most)
+        found = impacts(bench.original, bench.unseen[:FEEDS], rewrites, bench.progress, bench.ruler, most=bench.most)
         gains = {
             layer.key: found[layer.key][0] / max(layer.error(trials[layer.key]), 1e-12)
             for layer in layers
             if layer.key in found
         }
+        least = SILENT * float(np.median([*gains.values(), 0.0]))
+        gains = {key: max(gain, least) for key, gain in gains.items()}
         if self.size is not None:
             return [*skips, *self._within_size(layers, gains, self.size)]
         bench.notes += few_rows(

@@ -42,3 +42,18 @@ def test_rows_come_in_the_order_of_what_they_weigh() -> None:
 
     assert feedback(second).order.tolist() == [1, 2, 0]
     assert np.allclose(feedback(second).upper, np.eye(3))
+
+
+def test_rows_that_lie_together_stay_so_and_are_chosen_at_once() -> None:
+    weight, second = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32), moments(6)
+    back = feedback(second, together=2)
+    seen: list[tuple[int, tuple[int, ...]]] = []
+
+    def choose(k: int, target: Floats) -> Floats:
+        seen.append((k, target.shape))
+        return target
+
+    rounded(weight, back, choose, together=2)
+
+    assert (back.order[1::2] == back.order[::2] + 1).all() and (back.order[::2] % 2 == 0).all()
+    assert seen == [(0, (2, 5)), (2, (2, 5)), (4, (2, 5))]

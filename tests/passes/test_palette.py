@@ -49,7 +49,11 @@ def test_the_file_holds_the_levels_and_nothing_else_of_a_weight() -> None:
 
 
 def model(weight: np.ndarray, op: str) -> onnx.ModelProto:
-    shape: dict[str, tuple[str | int, ...]] = {"MatMul": ("n", len(weight)), "Gemm": ("n", 24), "Conv": ("n", 10, 8, 8)}
+    shape: dict[str, tuple[str | int, ...]] = {
+        "MatMul": ("n", len(weight)),
+        "Gemm": ("n", weight.shape[1]),
+        "Conv": ("n", 10, 8, 8),
+    }
     node = helper.make_node(op, ["x", "w"], ["y"])
     if op == "Gemm":
         node.attribute.append(helper.make_attribute("transB", 1))
@@ -80,6 +84,24 @@ def test_weights_of_so_many_values_come_back_as_they_are(op: str, opset: int, op
     assert max(len(i.raw_data) for i in result.model.graph.initializer) <= np.prod(shape)
     before, after = (Session(each).run({"x": x})["y"] for each in (proto, result.model))
     assert np.abs(np.asarray(before) - np.asarray(after)).max() < 1e-4
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Conv"])
+@pytest.mark.parametrize("bits", [2, 3])
+def test_pairs_are_looked_up_where_they_win(op: str, bits: int) -> None:
+    rng = np.random.default_rng(0)
+    columns = 64 if op != "Conv" else 40
+    alike = np.repeat(rng.normal(size=(256, columns // 2)), 2, axis=1) + 0.3 * rng.normal(size=(256, columns))
+    weight = alike.T if op == "MatMul" else alike.reshape(256, 10, 2, 2) if op == "Conv" else alike
+    inputs = (16, 64) if op != "Conv" else (4, 10, 8, 8)
+    feeds = [{"x": rng.normal(size=inputs).astype(np.float32)} for _ in range(32)]
+    result = squeeze(model(np.ascontiguousarray(weight, np.float32), op), f"palette{{bits={bits}}}", feeds)
+    (step,) = (step for step in result.report.steps if step.spec.startswith("palette"))
+    tables = [t for t in result.model.graph.initializer if t.name.endswith("_levels")]
+
+    assert [tuple(table.dims) for table in tables] == [(4**bits, 2)]
+    assert float(result.report.sqnr_db or 0) > 5 * bits
+    assert step.done[0].detail["bytes"] == 256 * columns * bits // 8 + 8 * 4**bits
 
 
 def test_what_levels_would_outweigh_is_left_alone() -> None:

@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.linear.compensation import LARGEST
 from onnxsqueeze.techniques.quantization.emit.weights import HELD, values_of
 from onnxsqueeze.techniques.quantization.lowbits import BITS, Weight
-from onnxsqueeze.techniques.quantization.palette import Palette, fit
+from onnxsqueeze.techniques.quantization.palette import Palette, fit, in_pairs
 
 __all__ = ["Indexed"]
 
 LEVEL = 4
 """Bytes of a level."""
+PAIRED = 8
+"""Levels up to which pairs are tried: 64 of them then, and with more they win little."""
 SMALL = 4096
 """Weights of fewer elements, for which 256 levels would be too dear, have 64 where others have 256."""
 
@@ -25,7 +28,8 @@ SMALL = 4096
 class Indexed(Weight):
     """A weight of a node, seen as rows (N, K), as indices of ``levels`` levels in the fewest bits that hold them.
 
-    With more bits there are as many levels as those have. So many rows ``together`` share levels, at least; 0: all.
+    With more bits there are as many levels as those have. Where an index of twice the bits for two neighbours leaves
+    less error for its bytes, it is that. So many rows ``together`` share levels, at least; 0: all.
     """
 
     levels: int = 16
@@ -57,19 +61,26 @@ class Indexed(Weight):
         return BITS
 
     def bytes(self, bits: int) -> int:
-        """Return about how many bytes it takes with indices of so many bits, levels included."""
-        return self.size * bits // 8 + LEVEL * self.groups * (1 << bits)
+        """Return how many bytes it takes with indices of so many bits a weight, levels included; about, until known."""
+        levels = self._palettes[bits].levels.size if bits in self._palettes else self.groups * (1 << bits)
+        return self.size * bits // 8 + LEVEL * levels
 
     def spared(self, bits: int) -> int:
         """Return the bits for one that should have so many: fewer than 8 where the levels would outweigh indices."""
         return 6 if bits == 8 and self.size < SMALL and self.levels <= 64 else bits
 
     def palette(self, bits: int, values: NDArray[np.floating]) -> Palette:
-        """Return its indices and levels, which are kept unless they are large."""
+        """Return its indices and levels, which are kept unless they are large: in pairs where those win."""
         if bits in self._palettes:
             return self._palettes[bits]
         count = self.levels if 1 << bits < 2 * self.levels else 1 << bits
-        found = fit(self.rows(values), count, self.groups, self.second)
+        rows, second = self.rows(values), self.second
+        found = fit(rows, count, self.groups, second)
+        may = second is not None and self.groups == 1 and not self.together and count == 1 << bits <= PAIRED
+        if may and second is not None and rows.shape[1] % 2 == 0 and rows.shape[1] <= LARGEST:
+            pairs = in_pairs(rows, found, second)
+            more = 8 * LEVEL * (pairs.levels.size - found.levels.size) / self.size
+            found = pairs if pairs.error * 4**more < found.error else found  # a bit more is a quarter of the error
         if self.size <= HELD:
             self._palettes[bits] = found
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,16 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.linear.compensation import LARGEST, feedback, rounded
 from onnxsqueeze.techniques.quantization.kmeans import clusters
 
-__all__ = ["Palette", "fit"]
+__all__ = ["Palette", "fit", "in_pairs"]
 
 Floats = NDArray[np.floating]
 
 BINS = 4096
 """Different values from which levels are found; more are joined to so many steps of equal width first."""
+ROUNDS = 12
+"""Rounds of k-means of pairs."""
+SAMPLE = 1 << 15
+"""Pairs that they look at."""
 STEPS = 8
 """Conjugate gradients by which levels are fitted to the outputs."""
 
@@ -25,16 +29,20 @@ STEPS = 8
 class Palette:
     """A weight (N, K) as ``levels[row·G // N, index]``: indices (N, K), levels (G, count) that ascend in each row.
 
-    ``error`` is ``tr[(W − Ŵ) S (W − Ŵ)ᵀ] / tr[W S Wᵀ]``, the relative squared error of the outputs; S = I if unknown.
+    With ``width`` 2 an index stands for two neighbours of a row: indices (N, K/2), levels (count, 2). ``error`` is the
+    relative squared error of the outputs, ``tr[(W − Ŵ) S (W − Ŵ)ᵀ] / tr[W S Wᵀ]``; S = I where it is not known.
     """
 
     indices: NDArray[np.uint8]
     levels: NDArray[np.float32]
     error: float
+    width: int = 1
 
     @property
     def weight(self) -> NDArray[np.float32]:
         """The weight (N, K) that they stand for."""
+        if self.width == 2:
+            return np.asarray(self.levels[self.indices].reshape(len(self.indices), -1))
         return _looked_up(self.indices, self.levels)
 
 
@@ -63,14 +71,67 @@ def fit(rows: Floats, count: int, groups: int = 1, second: Floats | None = None)
         return _looked_up(column, levels)[:, 0]
 
     rounded(rows.T, back, choose)
-    return _palette(rows, indices, _refitted(rows, indices, levels, np.asarray(second, np.float32)), second)
+    base = np.repeat(np.arange(groups), rows.size // groups) * count
+    found = _refitted(rows, base + indices.reshape(-1), levels, np.asarray(second, np.float32))
+    return _palette(rows, indices, found, second)
+
+
+def in_pairs(rows: Floats, scalar: Palette, second: Floats) -> Palette:
+    """Return a palette of pairs for a weight (N, K) with K even, whose indices take as much as those of ``scalar``.
+
+    Its count² pairs begin as those of the levels of ``scalar`` and are moved by k-means, weighted by d; pairs of
+    columns are rounded in turn. With t the targets of a pair, w its weights, u what the first passes on to the second
+    and D as in ``linear.compensation``, c is the pair with the least ``D_0·(t_0 − c_0)² + D_1·(t_1 + u·(w_0 − c_0) −
+    c_1)²``. After GPTVQ (van Baalen et al. 2024).
+    """
+    rows = np.ascontiguousarray(rows, np.float32)
+    one = scalar.levels[0].astype(np.float64)
+    start = np.stack(np.meshgrid(one, one, indexing="ij"), axis=-1).reshape(-1, 2)
+    levels = _moved(rows, start, np.maximum(np.diag(second), 0.0)).astype(np.float32)
+    indices = np.empty((len(rows), rows.shape[1] // 2), np.uint8)
+    back = feedback(second, together=2)
+
+    def choose(k: int, target: Floats) -> Floats:
+        first = rows[:, back.order[k], None] - levels[:, 0]
+        error = back.share[k] * (target[0][:, None] - levels[:, 0]) ** 2
+        error += back.share[k + 1] * (target[1][:, None] + back.upper[k, k + 1] * first - levels[:, 1]) ** 2
+        best = error.argmin(axis=1)
+        indices[:, back.order[k] // 2] = best
+        return np.asarray(levels[best].T)
+
+    rounded(rows.T, back, choose, together=2)
+    place = (2 * indices[..., None].astype(np.intp) + np.arange(2)).reshape(-1)
+    levels = _refitted(rows, place, levels, np.asarray(second, np.float32))
+    made = Palette(indices, levels, 0.0, 2)
+    return replace(made, error=_error(rows, made.weight, second))
+
+
+def _moved(rows: Floats, levels: Matrix, importance: Matrix) -> Matrix:
+    """Return pairs of levels after some rounds of k-means on pairs of weights, evenly spread where they are many."""
+    pairs = rows.reshape(-1, 2)
+    mass = np.broadcast_to(importance + 1e-3 * importance.mean() + 1e-30, rows.shape).reshape(-1, 2)
+    every = max(len(pairs) // SAMPLE, 1)
+    pairs, mass = pairs[::every], mass[::every]
+    levels = levels.copy()
+    for _ in range(ROUNDS):
+        far = [mass[:, i, None] * (pairs[:, i, None] - levels[:, i]) ** 2 for i in (0, 1)]
+        nearest = (far[0] + far[1]).argmin(axis=1)
+        for i in (0, 1):
+            total = np.bincount(nearest, weights=mass[:, i], minlength=len(levels))
+            moment = np.bincount(nearest, weights=mass[:, i] * pairs[:, i], minlength=len(levels))
+            levels[:, i] = np.divide(moment, total, out=levels[:, i].copy(), where=total > 0)
+    return levels
 
 
 def _palette(rows: Floats, indices: NDArray[np.uint8], levels: NDArray[np.float32], second: Floats | None) -> Palette:
+    return Palette(indices, levels, _error(rows, _looked_up(indices, levels), second))
+
+
+def _error(rows: Floats, found: Floats, second: Floats | None) -> float:
     narrow = None if second is None else np.asarray(second, np.float32)
-    change = rows - _looked_up(indices, levels)
-    left, power = (float(np.sum((x if narrow is None else x @ narrow) * x, dtype=np.float64)) for x in (change, rows))
-    return Palette(indices, levels, left / max(power, 1e-30))
+    parts = rows - found, rows
+    left, power = (float(np.sum((x if narrow is None else x @ narrow) * x, dtype=np.float64)) for x in parts)
+    return left / max(power, 1e-30)
 
 
 def _levels(part: Floats, importance: Matrix | None, count: int) -> Matrix:
@@ -105,11 +166,12 @@ def _looked_up(indices: NDArray[np.uint8], levels: NDArray[np.float32]) -> NDArr
     return np.asarray(np.take_along_axis(levels, parts.astype(np.intp), 1).reshape(indices.shape))
 
 
-def _refitted(rows: Floats, indices: NDArray[np.uint8], levels: Floats, second: Floats) -> NDArray[np.float32]:
-    """Return the levels of the least ``tr[(W − Ŵ) S (W − Ŵ)ᵀ]`` for these indices, as far as some steps take them."""
+def _refitted(rows: Floats, place: NDArray[np.intp], levels: Floats, second: Floats) -> NDArray[np.float32]:
+    """Return the levels of the least ``tr[(W − Ŵ) S (W − Ŵ)ᵀ]``, as far as some steps take them.
+
+    ``place`` says of each weight, row by row, which of the levels it is.
+    """
     size = levels.size
-    base = np.repeat(np.arange(len(levels)), indices.size // len(levels)) * levels.shape[1]
-    place = base + indices.reshape(-1)
 
     def pulled(change: Floats) -> Matrix:
         return np.bincount(place, weights=(change @ second).reshape(-1), minlength=size).astype(np.float64)

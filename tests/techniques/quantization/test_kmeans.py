@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxsqueeze.techniques.quantization import palette
 from onnxsqueeze.techniques.quantization.kmeans import clusters
-from onnxsqueeze.techniques.quantization.palette import fit
+from onnxsqueeze.techniques.quantization.palette import fit, in_pairs
 
 Floats = NDArray[np.floating]
 
@@ -89,3 +89,24 @@ def test_equal_weights_have_one_level() -> None:
     found = fit(np.full((4, 8), 0.25, np.float32), 16)
 
     assert (found.weight == 0.25).all()
+
+
+def test_pairs_leave_less_error_than_levels_of_as_many_bits() -> None:
+    rng, second = np.random.default_rng(0), np.diag(np.linspace(1, 2, 160))
+    rows = (np.repeat(rng.normal(size=(64, 80)), 2, axis=1) + 0.4 * rng.normal(size=(64, 160))).astype(np.float32)
+    scalar = fit(rows, 4, 1, second)
+    pairs = in_pairs(rows, scalar, second)
+
+    assert pairs.indices.shape == (64, 80) and pairs.indices.max() < 16 and pairs.levels.shape == (16, 2)
+    assert pairs.error == pytest.approx(output_error(rows, pairs.weight, second), rel=1e-3)
+    assert scalar.error == pytest.approx(output_error(rows, scalar.weight, second), rel=1e-3)
+    assert pairs.error < 0.55 * scalar.error  # √(1 − ρ²) = 0.51 is what the best transform of a pair brings
+
+
+def test_pairs_that_occur_come_back_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4, 2)).astype(np.float32)[rng.integers(0, 4, (32, 40))].reshape(32, 80)
+    second = inputs(80)
+    pairs = in_pairs(rows, fit(rows, 8, 1, second), second)
+
+    assert np.abs(pairs.weight - rows).max() < 1e-2

@@ -18,26 +18,33 @@ __all__ = ["looked_up"]
 def looked_up(
     graph: Graph, scope: Graph, tensor: gs.Constant, found: Palette, bits: int, shape: tuple[int, ...], flipped: bool
 ) -> None:
-    """Put levels, looked up by indices of ``bits`` when the model is loaded, in the place of a weight for all readers.
+    """Put levels, looked up by indices of ``bits`` a weight at load time, in the place of a weight for all readers.
 
     ``flipped``: the weight lies as (K, N), else as ``shape`` = (N, …). An index is written in two's complement, and
     Gather takes −1 for the last level: integers of few bits are decoded as they always are.
     """
     home = edit.home(graph, scope, tensor)
     first, hint = home.nodes[0], str(tensor.name)
-    groups, count = found.levels.shape
+    bits *= found.width
+    table = found.levels[None] if found.width == 2 else found.levels[..., None]  # groups, levels, width
+    groups, count, _ = table.shape
     size = 1 << bits
     signed = np.where(found.indices < size // 2, found.indices, found.indices.astype(np.int16) - size).astype(np.int8)
-    table = np.concatenate([found.levels, np.repeat(found.levels[:, -1:], size - count, axis=1)], axis=1)
-    levels = edit.constant(graph, f"{hint}_levels", table.reshape(-1) if groups == 1 else table)
-    alone = signed.T if flipped else signed.reshape(shape)
-    laid = alone if groups == 1 else signed.reshape(groups, -1)
+    table = np.concatenate([table, np.repeat(table[:, -1:], size - count, axis=1)], axis=1)
+    alone = groups == 1 and found.width == 1
+    laid = signed.reshape(groups, -1) if groups > 1 else signed if not alone else signed.T if flipped else signed
+    laid = laid.reshape(shape) if alone and not flipped else laid
     x = decoded(graph, home, hint, np.ascontiguousarray(laid), Grid(bits), onnx.TensorProto.INT32, first)
+    levels = edit.constant(
+        graph, f"{hint}_levels", table.reshape(-1) if alone else np.squeeze(table, 0 if groups == 1 else 2)
+    )
     if groups == 1:
-        x = edit.insert(graph, home, "Gather", [levels, x], f"{hint}_restored", before=first)
+        x = edit.insert(graph, home, "Gather", [levels, x], f"{hint}_found", before=first)
     else:
         x = edit.insert(graph, home, "GatherElements", [levels, x], f"{hint}_found", {"axis": 1}, before=first)
-        size_of = edit.constant(graph, f"{hint}_shape", np.array(signed.shape if flipped else shape, np.int64))
+    if not alone:
+        rows = (len(signed), signed[0].size * found.width)
+        size_of = edit.constant(graph, f"{hint}_shape", np.array(rows if flipped else shape, np.int64))
         x = edit.insert(graph, home, "Reshape", [x, size_of], f"{hint}_rows", before=first)
         if flipped:
             x = edit.insert(graph, home, "Transpose", [x], f"{hint}_restored", {"perm": [1, 0]}, before=first)
