@@ -186,6 +186,16 @@ def test_layers_of_few_rows_multiply_in_few_bits(
     assert found.report.sqnr_db > 18
 
 
+def test_inspect_says_how_many_bits_a_weight_in_blocks_takes() -> None:
+    found = squeeze(products(1), "bits{4}", target="ort-x64").model
+    assert {layer.quantization for layer in inspect_model(found).layers if layer.op == "MatMul"} <= {
+        "weight of 4.3 bits", "weight stored in 4.3 bits",
+    }  # fmt: skip
+    few = squeeze(products(1), "bits{2}").model
+    products_ = [layer for layer in inspect_model(few).layers if layer.op == "com.microsoft::MatMulNBits"]
+    assert {layer.quantization for layer in products_} == {"weight of 2.3 bits in blocks of 32"}
+
+
 def test_a_target_without_kernels_of_few_bits_gets_stored_weights() -> None:
     found = squeeze(products(1), "bits{4}", target="ort-web")
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.analysis.inspection.weights import WeightStatistics, bits_a_weight, statistics
+from onnxsqueeze.analysis.inspection.weights import WeightStatistics, bits_a_weight, bits_in_blocks, statistics
 from onnxsqueeze.feeds.sizes import Taken, Wanted, taken
 from onnxsqueeze.graph.constants import constant_of, stored
 from onnxsqueeze.graph.shapes.inferred import Shape
@@ -275,6 +275,9 @@ def _how_quantized(view: View, node: gs.Node) -> str:
             parts.append(f"weight of {bits:.1f} bits")
         elif i == 0:
             parts.append("quantized input")
+    in_blocks = bits_in_blocks(node)
+    if in_blocks is not None:
+        parts.append(f"weight of {in_blocks:.1f} bits in blocks of {node.attrs.get('block_size')}")
     if node.op in ("MatMulInteger", "ConvInteger") or node.op.startswith("QLinear"):
         parts.append("integer arithmetic")
     return ", ".join(parts)
