@@ -33,7 +33,7 @@ BY_HAND = ["canonical", *FORMS, *STRUCTURES, *(f"{first},{then}" for first in ST
 @one_blas_thread
 def by_hand(model: Path) -> dict[str, Figures]:
     """Return what each pipeline that is made by hand turns out to be."""
-    opened = opened_for(str(model), None, "quick", None, (), *[None] * 9, lambda *_: None)
+    opened = opened_for(str(model), None, "quick", lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         trials = Trials(opened, Store(Path(folder), opened), False)
         found = {pipeline: trials.run(pipeline).found for pipeline in BY_HAND}

@@ -84,7 +84,7 @@ class Ancestry:
         if front is None or front.whole:
             return []
         nodes, hazards, shaping = self._shaped(output)
-        rounding = [n for n in hazards if self._rounds(n) and any(_feeds(n, each, nodes) for each in shaping)]
+        rounding = [node for node in hazards if self._rounds(node) and _feeds(node, shaping, nodes)]
         behind = _tainted(nodes, rounding)
         return [node for node in rounding if not any(id(t) in behind for t in node.inputs)]
 
@@ -109,7 +109,7 @@ class Ancestry:
         if near and all(id(node) in inside for node in shaping):
             found = self._taps(output, region, near)
             return Front(near[-1].op, found) if found else None
-        causes = [node for node in hazards if any(_feeds(node, each, nodes) for each in shaping)]
+        causes = [node for node in hazards if _feeds(node, shaping, nodes)]
         roots = dict.fromkeys(
             name for node in causes for t in node.inputs if self._is_computed_float(t) and (name := self._root(t))
         )
@@ -202,11 +202,10 @@ def _tainted(nodes: Iterable[gs.Node], hazards: Iterable[gs.Node]) -> set[int]:
     return found
 
 
-def _feeds(node: gs.Node, shaped: gs.Node, nodes: Sequence[gs.Node]) -> bool:
-    """Whether what a node makes says how long another's output is."""
+def _feeds(node: gs.Node, shaping: Iterable[gs.Node], nodes: Sequence[gs.Node]) -> bool:
+    """Whether what a node makes says how long the output of another is."""
     tainted = _tainted(nodes, [node])
-    slots = SHAPED_BY[shaped.op]
-    return any(id(t) in tainted for i, t in enumerate(shaped.inputs) if i in slots)
+    return any(id(t) in tainted for each in shaping for i, t in enumerate(each.inputs) if i in SHAPED_BY[each.op])
 
 
 # Tensors as outputs

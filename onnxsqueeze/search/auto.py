@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxsqueeze.engine.footprint import refuse_memory
@@ -19,15 +16,16 @@ from onnxsqueeze.engine.result import Result
 from onnxsqueeze.engine.score import with_score
 from onnxsqueeze.engine.squeeze import asked, closed
 from onnxsqueeze.engine.use import with_use
-from onnxsqueeze.errors import ToleranceError, UsageError
+from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
 from onnxsqueeze.ir.files import save
 from onnxsqueeze.report.run import Report
 from onnxsqueeze.runtime.device import CORES
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.search.hunt import EFFORTS, Hunt
-from onnxsqueeze.search.store import Store
+from onnxsqueeze.search.store import Store, kept_in
 from onnxsqueeze.search.trials import Trials
 from onnxsqueeze.search.wishes import NAME, Wish, wish
+from onnxsqueeze.statistics.store import save_statistics
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -80,37 +78,28 @@ def auto(
     if validate == "none":
         raise UsageError('auto measures what it tries: validate="none" leaves that out; drop one of them')
     wish(wanted, 1, score is not None, max_score_drop, min_sqnr)  # what cannot be is refused before any work
-    refuse_places({"output=": None if dry_run else output}, {"the model": model}, calibration=calibration)
+    stats = tuple(stats)
+    _, unwritten = statistics_files(stats)
+    written = {"output=": None if dry_run else output}
+    refuse_places(written, {"the model": model}, calibration=calibration, stats=stats)
     opened = opened_for(
-        model,
-        calibration,
-        effort,
-        seed,
-        stats,
-        mean,
-        std,
-        scale,
-        outputs,
-        score,
-        max_score_drop,
-        target,
-        threads,
-        batch,
-        progress,
-    )
+        model, calibration, effort, progress, seed=seed, stats=stats, mean=mean, std=std, scale=scale, outputs=outputs,
+        score=score, max_score_drop=max_score_drop, target=target, threads=threads, batch=batch,
+    )  # fmt: skip
     target_wish = wish(wanted, opened.before.bytes, score is not None, max_score_drop, min_sqnr)
-    with ExitStack() as stack:
-        folder = Path(cache) if cache is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with kept_in(cache) as folder:
         trials = Trials(opened, Store(folder, opened), "packed" in (*target_wish.limits, target_wish.best))
         hunt = Hunt(trials, opened, [(target_wish, 1.0)], EFFORTS[effort], start)
         hunt.go(progress)
+        if unwritten is not None:
+            save_statistics(unwritten, opened.run.stages)
         result = _taken(hunt, opened, target_wish, wanted, start, memory or max_memory is not None, dry_run, progress)
-    report = result.report
-    refuse_memory(report, max_memory)
-    if output is not None and not dry_run:
-        progress("saving", 0, 1)
-        after = replace(report.after, bytes=save(result.graph, output))
-        report = replace(report, output=str(output), after=after, seconds=time.perf_counter() - start)
+        report = result.report
+        refuse_memory(report, max_memory)
+        if output is not None and not dry_run:
+            progress("saving", 0, 1)
+            after = replace(report.after, bytes=save(result.graph, output))
+            report = replace(report, output=str(output), after=after, seconds=time.perf_counter() - start)
     return replace(result, report=report)
 
 
@@ -118,18 +107,19 @@ def opened_for(
     model: AnyModel,
     calibration: Any,
     effort: str,
-    seed: int | None,
-    stats: Iterable[str | os.PathLike[str]],
-    mean: Any,
-    std: Any,
-    scale: float | None,
-    outputs: str | Mapping[str, str] | None,
-    score: str | Callable[..., Any] | None,
-    max_score_drop: float | None,
-    target: str | os.PathLike[str] | None,
-    threads: int | None,
-    batch: int | None,
     progress: Progress,
+    *,
+    seed: int | None = None,
+    stats: Iterable[str | os.PathLike[str]] = (),
+    mean: Any = None,
+    std: Any = None,
+    scale: float | None = None,
+    outputs: str | Mapping[str, str] | None = None,
+    score: str | Callable[..., Any] | None = None,
+    max_score_drop: float | None = None,
+    target: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
 ) -> Opened:
     """Return the model and its feeds as a search starts from them; UsageError if there is nothing to measure on."""
     if effort not in EFFORTS:
@@ -156,21 +146,23 @@ def _taken(
     dry_run: bool,
     progress: Progress,
 ) -> Result:
-    """Return the best plan that keeps the limits on further feeds, and when it is timed once more."""
+    """Return the best plan that keeps the limits on further feeds, on all, and when it is timed once more."""
     ranked = hunt.ranked(wanted)
+    if not ranked:
+        raise ModelError(f"no pipeline came to anything: {next(iter(hunt.tries.values())).problem}")
     sure = [each for each in ranked if hunt.confirmed(each, wanted)] or ranked
     best = None
     for pipeline in sure[:CONFIRMED]:
         course = hunt.trials.course(pipeline)
         made = closed(opened, course, progress, dry_run=dry_run, memory=memory)
-        kept = hunt.confirmed(pipeline, wanted, _ratio(made[0], opened.recipe))
+        kept = hunt.confirmed(pipeline, wanted, *_last(made[0], opened.recipe))
         if best is None or kept:
             best, chosen, taken = made, pipeline, course
         if kept:
             break
     assert best is not None
     report, graph = best
-    kept = hunt.confirmed(chosen, wanted, _ratio(report, opened.recipe))
+    kept = hunt.confirmed(chosen, wanted, *_last(report, opened.recipe))
     search = hunt.told(chosen, wanted, text, time.perf_counter() - start)
     report = replace(report, search=search, notes=(*report.notes, *search.advice), seconds=time.perf_counter() - start)
     if not kept:
@@ -182,12 +174,13 @@ def _taken(
     return Result(graph, report, hunt.trials.store.recipe(taken), opened.original)
 
 
-def _ratio(report: Report, recipe: Recipe) -> float | None:
-    """Return the ratio of run times on the threads and the batch that the plan is for."""
+def _last(report: Report, recipe: Recipe) -> tuple[float | None, float | None]:
+    """Return the ratio of run times on the threads and the batch that the plan is for, and the error on all feeds."""
+    error = None if report.sqnr_db is None else 10 ** (-report.sqnr_db / 10)
     for each in report.latencies:
         if each.threads == (recipe.threads or CORES) and recipe.batch in (None, each.batch):
-            return each.ratio
-    return report.latency_ratio
+            return each.ratio, error
+    return report.latency_ratio, error
 
 
 def _nearest(report: Report, pipeline: str) -> str:

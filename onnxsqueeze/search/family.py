@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +21,7 @@ from onnxsqueeze.report.run import Report
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.search.auto import opened_for
 from onnxsqueeze.search.hunt import EFFORTS, Hunt
-from onnxsqueeze.search.store import Store
+from onnxsqueeze.search.store import Store, kept_in
 from onnxsqueeze.search.trials import Trials
 from onnxsqueeze.search.wishes import Wish
 
@@ -112,10 +110,10 @@ def family(
     places = {f"output= {name}": folder / name for file in files for name in (f"{file}.onnx", f"{file}.toml")}
     refuse_places({**places, "the manifest": folder / "manifest.json"}, {"the model": model}, calibration=calibration)
     opened = opened_for(
-        model, calibration, effort, seed, stats, mean, std, scale, outputs, None, None, target, None, None, progress
-    )
-    with ExitStack() as stack:
-        kept = Path(cache) if cache is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model, calibration, effort, progress, seed=seed, stats=stats, mean=mean, std=std, scale=scale, outputs=outputs,
+        target=target,
+    )  # fmt: skip
+    with kept_in(cache) as kept:
         trials = Trials(opened, Store(kept, opened), False)
         hunt = Hunt(trials, opened, [(Wish({by: share}), 1.0) for share in shares[1:]], EFFORTS[effort], start)
         hunt.go(progress)

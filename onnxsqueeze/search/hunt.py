@@ -66,6 +66,8 @@ class Hunt:
         self._remember()
         try:
             for each in self._first():
+                if self.predictor.known and time.perf_counter() > self.deadline:
+                    break
                 self._try(each, progress)
             while (found := choice.choose(self.wishes, self.pool, self.predictor, self._expected, least)) is not None:
                 each, number = found
@@ -117,12 +119,15 @@ class Hunt:
             if alone and not any(each in self.predictor.known for each in alone):
                 yield min(alone, key=lambda each: wanted.rank(self.predictor(each)))
 
-    def confirmed(self, pipeline: str, wanted: Wish, latency: float | None = None) -> bool:
-        """Whether a plan keeps the limits on the feeds that confirm too, and with a latency measured since."""
+    def confirmed(self, pipeline: str, wanted: Wish, latency: float | None = None, error: float | None = None) -> bool:
+        """Whether a plan keeps the limits on the feeds that confirm too, and with what was measured since."""
         found, lost = self.tries[pipeline].measured, self.tries[pipeline].confirmed
         assert found is not None
         drop = max(found.drop, found.drop if lost is None else lost)
-        error = drop if self.unscored else found.error
+        if self.unscored:
+            drop = error = max(drop, drop if error is None else error)
+        else:
+            error = max(found.error, found.error if error is None else error)
         return wanted.excess(replace(found, latency=latency or found.latency, drop=drop, error=error)) == 0
 
     def ranked(self, wanted: Wish) -> list[str]:

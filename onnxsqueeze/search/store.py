@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from onnxsqueeze.report.run import StepReport
 from onnxsqueeze.report.search import Figures
 from onnxsqueeze.targets.processor import flags, machine
 
-__all__ = ["Kept", "Store"]
+__all__ = ["Kept", "Store", "kept_in"]
 
 LARGEST = 64 << 20
 """Bytes of a file of figures."""
@@ -50,6 +53,16 @@ class Kept:
     problem: str = ""
     seconds: float = 0.0
     confirmed: float | None = None
+
+
+@contextmanager
+def kept_in(cache: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Yield the folder of a cache, or one that is there until the block ends."""
+    if cache is not None:
+        yield Path(cache)
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # what is mapped stays, on some systems
+        yield Path(folder)
 
 
 class Store:

@@ -149,7 +149,7 @@ class Times:
             kernel(self.conv, shares.conv),
             kernel(self.depthwise, shares.depthwise),
             kernel(self.matmul, shares.matmul),
-            self.weight,
+            (self.weight[0] / batch, self.weight[1] / batch),
             (self.run_time[0] * shares.matmul[0], self.run_time[1] * shares.matmul[1]),
             {op: (a * one, b * other) for op, (a, b) in self.carry.items()},
         )

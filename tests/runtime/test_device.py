@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from onnxsqueeze.cli.main import main
 from onnxsqueeze.runtime import device
-from onnxsqueeze.runtime.device import POINTS, Chain, beside, fit, profile
+from onnxsqueeze.runtime.device import BEFORE_POOLS, POINTS, Chain, beside, borders, fit, profile
 from onnxsqueeze.targets.profiles import find
 
 
@@ -87,3 +88,30 @@ def test_the_command_writes_a_profile_and_refuses_other_names(tmp_path: Path, mo
 
     assert (good.exit_code, bad.exit_code) == (0, 2)
     assert find(tmp_path / "mine.toml").base == "ort-web"
+
+
+def test_pools_are_timed_behind_the_conv_that_is_taken_off() -> None:
+    kind, reads, shape, _ = POINTS[BEFORE_POOLS]
+
+    assert (kind, reads, shape) == ("conv", 64, device.SHAPE)
+
+
+def test_pairs_are_timed_where_they_are_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[tuple[int, int, int]] = []
+
+    def counted(_: object, shape: tuple[int, ...], step: device.Layer, int8: bool) -> float:
+        data = Chain(shape, int8).bytes(step, 5)
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(folder / f"{len(counts)}.onnx")
+        ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        ops = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        counts.append((ops.count("QuantizeLinear"), ops.count("DequantizeLinear"), ops.count("Neg")))
+        return 5000.0 if len(counts) == 1 else 1000.0
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        monkeypatch.setattr(device.Clock, "of", counted)
+        quantize, dequantize = borders()
+
+    assert counts == [(5, 5, 5), (0, 0, 5)]
+    assert quantize + dequantize == pytest.approx(4000 / np.prod(device.SHAPE))

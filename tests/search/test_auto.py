@@ -50,9 +50,9 @@ def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_tries")
 def test_a_limit_is_kept_and_no_single_pass_within_it_is_more_accurate(
-    model: onnx.ModelProto, feeds: list[dict[str, Any]]
+    model: onnx.ModelProto, feeds: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    result = auto(model, "auto{size=0.4}", feeds)
+    result = auto(model, "auto{size=0.4}", feeds, stats=[tmp_path / "statistics.npz"])
     search = result.report.search
     assert search is not None
     chosen = search.tries[search.chosen]
@@ -62,6 +62,7 @@ def test_a_limit_is_kept_and_no_single_pass_within_it_is_more_accurate(
     assert result.report.after.bytes <= 0.4 * result.report.before.bytes
     assert chosen.measured.error <= 1.02 * min(each.error for each in within)
     assert search.feeds == (35, 3, 2)
+    assert (tmp_path / "statistics.npz").exists()
     assert {"canonical", "int8", "bits{weights=4}"} <= {each.pipeline for each in search.tries}
     assert all(each.recipe for each in (search.tries[number] for number in search.frontier))
     assert json.loads(result.report.to_json())["search"]["correlation"].keys() == {"size", "latency", "error"}

@@ -69,3 +69,13 @@ def test_a_target_says_that_dense_integers_win_by_its_gain_where_they_do(name: s
 
     assert other < one
     assert other == times.gain * 1000.0 * (times.conv[1][0] + times.conv[1][1] * 256)
+
+
+def test_a_weight_that_is_read_for_one_row_costs_more_than_its_products() -> None:
+    web = find("ort-web").times
+    one, eight = (web.layer("Gemm", (256, 256), rows * 256, transposed=True) for rows in (1, 8))
+
+    assert one[1] > 1.2 * one[0]
+    assert eight[1] < 0.8 * eight[0]
+    shares = find("ort-web").parallel.on(1)
+    assert web.on(shares, 8.0).weight[1] == pytest.approx(web.weight[1] / 8)
