@@ -73,8 +73,10 @@ class Depthwise(Selected[Factored]):
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Factored] | Skip]:
         """Yield a site for every convolution that the budget rewrites."""
         find = partial(self._candidates, view.target.work)
-        bound = self.rank, self.rank is None and self.ratio is None
-        units, skips, positions = factorize.pose(view, stats, self, find, separable.branches, bound)
+        free = self.rank is not None or self.ratio is not None
+        units, skips, positions = factorize.pose(
+            view, stats, self, find, separable.branches, bound=self.rank, free=free
+        )
         limit, work = self.max_error or DEFAULT_ERROR, view.target.work
         problem = Factoring(
             units, separable.outline, separable.branches, work, self.by, self.ratio, limit, shares=False
@@ -88,8 +90,6 @@ class Depthwise(Selected[Factored]):
         layer = fitting.layer
         if prod(layer.kernel) < 4:
             return "it has no kernel to separate"
-        if fitting.unsure and self.ratio is None and self.rank is None:
-            return fitting.unsure
         found = list(separable.candidates(fitting, rank=self.rank))
         if self.rank is not None or not found:
             return found

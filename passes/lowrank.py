@@ -81,9 +81,9 @@ class LowRank(Selected[Factored]):
         free = (self.ratio, self.energy, self.rank) != (None, None, None)
 
         def find(fitting: Fitting) -> Iterable[Candidate] | str:
-            return fitting.unsure if fitting.unsure and not free else forms.candidates(fitting, rank=self.rank)
+            return forms.candidates(fitting, rank=self.rank)
 
-        units, skips, positions = factorize.pose(view, stats, self, find, forms.compose, (self.rank, free))
+        units, skips, positions = factorize.pose(view, stats, self, find, forms.compose, bound=self.rank, free=free)
         limit = self.max_error or DEFAULT_ERROR
         problem = Factoring(units, forms.outline, forms.compose, view.target.work, self.by, self.ratio, limit)
         problem.positions = positions

@@ -40,7 +40,7 @@ class Builder:
         elif kind < 0.1 and len(shape) > 1:
             values[rng.integers(shape[0])] *= 10.0 ** rng.integers(-38, 12)
         elif kind < 0.13:
-            values[:] = 0
+            values[...] = 0
         elif kind < 0.16:
             values = np.rint(values * 4)
         elif kind < 0.165:
@@ -179,6 +179,8 @@ def recurrent(b: Builder, x: str, s: Shape) -> str:
 
 LAYERS: tuple[Layer, ...] = (linear, linear, conv, conv, affine, affine, activation, activation, norm, moved, joined,
                              attention, branch, recurrent)  # fmt: skip
+WIDEST, LARGEST = 256, 50_000
+"""Elements of the last axis, and of a tensor, from which on it is reduced."""
 STARTS: tuple[Shape, ...] = ((64,), (7, 32), (3, 20, 20), (8, 9, 9), (5, 5))
 
 
@@ -191,6 +193,9 @@ def generated(rng: np.random.Generator) -> onnx.ModelProto:
     b.old.append(x)
     for _ in range(int(rng.integers(1, 15))):
         x = LAYERS[int(rng.integers(len(LAYERS)))](b, x, b.shapes[x])
+        shape = b.shapes[x]
+        if shape[-1] > WIDEST or np.prod(shape) > LARGEST:
+            x = b.put("ReduceMean", [x], (*shape[:-1], 1), axes=[-1], keepdims=1)
         if rng.random() < 0.1:
             x = str(rng.choice(b.old))
     outputs = dict.fromkeys([b.old[-1], x])

@@ -139,9 +139,8 @@ def feeds(data: bytes, count: int, seed: int) -> list[dict[str, Any]]:
                 continue
             shape = [d.dim_value or 2 for d in kind.shape.dim]
             dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-            drawn = (
-                rng.normal(size=shape) if dtype.kind == "f" or dtype.name == "bfloat16" else rng.integers(0, 2, shape)
-            )
+            floats = dtype.kind == "f" or dtype.name == "bfloat16"
+            drawn = rng.normal(size=shape) if floats else rng.integers(0, 2, shape)
             feed[info.name] = np.asarray(drawn).astype(dtype)
         found.append(feed)
     return found

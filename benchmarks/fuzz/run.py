@@ -159,6 +159,8 @@ class Worker:
             if not line:
                 self.stop()
                 return {**last, "words": f"{last['words']} ({process.wait()})"}
+            if not line.startswith("{"):  # ONNX's own words
+                continue
             last = json.loads(line)
             if not last.pop("if dead", False):
                 return last

@@ -18,7 +18,7 @@ from onnxsqueeze.ir.sizes import tensors
 from onnxsqueeze.measure.answers import Answers, answer, decibels
 from onnxsqueeze.runtime.session import Session, shortened
 
-__all__ = ["CollapseError", "culprits", "judge"]
+__all__ = ["CollapseError", "culprits", "judge", "objection_to"]
 
 P = TypeVar("P", bound=Hashable)
 
@@ -122,12 +122,12 @@ def _noise(graph: Graph, feeds: Sequence[Mapping[str, Array]], answers: Answers,
 
 def _check(graph: Graph, given: Graph) -> None:
     """Raise ModelError if ONNX's checker objects to the graph and did not object to what the pass was given."""
-    objection = _objection(graph)
-    if objection is not None and _objection(given) is None:
+    objection = objection_to(graph)
+    if objection is not None and objection_to(given) is None:
         raise ModelError(f"the checker refuses the result: {objection}")
 
 
-def _objection(graph: Graph) -> str | None:
+def objection_to(graph: Graph) -> str | None:
     """Return what ONNX's checker says against the graph, None if nothing."""
     model = encode(graph, skeleton=True)
     for tensor in tensors(model):

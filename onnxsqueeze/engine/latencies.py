@@ -22,6 +22,8 @@ FIRST = 0.4
 """Processor seconds that the first measurement takes at least."""
 SECONDS, ROUNDS = 0.3, 40
 """What each measurement may take besides the first."""
+SLOW = 500.0
+"""Milliseconds of a run from which a model is timed on feeds as they come alone."""
 BATCHES = 3
 """Batch sizes of feeds that are timed."""
 Progress = Callable[[str, int, int], None]
@@ -33,8 +35,9 @@ def latencies(
 ) -> tuple[Timed, ...]:
     """Return the times of feeds as they come on one thread, and then those on other threads and batch sizes.
 
-    The models are the original and the result, or one if they are the same, which is timed on feeds as they come alone.
-    The others are one sample, the first batch sizes of the feeds, and all threads; and what the plan is for.
+    The models are the original and the result, or one if they are the same, which is timed on feeds as they come alone,
+    as slow ones are. The others are one sample, the first batch sizes of the feeds, and all threads; and what the plan
+    is for.
     """
     progress("timing", 0, 1)
     threads, batch = recipe.threads, recipe.batch
@@ -42,7 +45,7 @@ def latencies(
     used = list(feeds[:8])
     times = latency(pair, used, FIRST)
     found = [Timed(1, samples_in(used[0]), times.milliseconds[0], times.milliseconds[-1], times.ratio)]
-    if len(models) == 1:
+    if len(models) == 1 or max(times.milliseconds) > SLOW:
         return tuple(found)
     sizes: dict[int, Feed] = {}
     for feed in used:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from onnxsqueeze.engine.run import Progress, Run
 from onnxsqueeze.engine.score import Score, keeping, scoring
 from onnxsqueeze.engine.step import refuse_quantized
 from onnxsqueeze.engine.use import made_for
-from onnxsqueeze.errors import ModelError, UsageError
+from onnxsqueeze.errors import ModelError, PassError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import Feed, Feeds, Input, inputs_of
+from onnxsqueeze.graph.edit import sort
+from onnxsqueeze.graph.walk import walk
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
@@ -75,8 +78,9 @@ def open_run(
     """
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     original = load(model)
+    _refuse_broken(original)
     original.made_for = made_for(recipe, ())
-    for each in recipe.steps:
+    for each in takewhile(lambda each: not each.pass_.restores, recipe.steps):
         refuse_quantized(each.pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
     recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
@@ -105,6 +109,18 @@ def open_run(
     if feed is not None and before.macs is None:
         notes.append(UNCOUNTED)
     return Opened(recipe, path, original, rig, run, data, held, scorer, before, feed, bool(stats), notes)
+
+
+def _refuse_broken(graph: Graph) -> None:
+    """Raise ModelError for a graph that no runtime could run: a pass would be blamed for it."""
+    for node, _ in walk(graph):
+        for tensor in node.outputs:
+            if tensor.name and len({id(maker) for maker in tensor.inputs}) > 1:
+                raise ModelError(f"the model is broken: two nodes make '{tensor.name}'; export it again")
+    try:
+        sort(graph.copy())
+    except PassError as error:
+        raise ModelError(f"the model is broken: {error}; export it again") from None
 
 
 def _feeds(

@@ -11,7 +11,7 @@ from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.engine import options, promises
 from onnxsqueeze.engine.growth import LargerError, growth
-from onnxsqueeze.engine.judge import CollapseError, culprits, judge
+from onnxsqueeze.engine.judge import CollapseError, culprits, judge, objection_to
 from onnxsqueeze.engine.opset import in_opset
 from onnxsqueeze.engine.run import Run
 from onnxsqueeze.errors import ContractError, FeedError, ModelError, PassError, PlaceError, SqueezeError, UsageError
@@ -69,6 +69,9 @@ def run_pass(pass_: Pass, implicit: bool, graph: Graph, run: Run, stage: str) ->
         where = f"{error.filename}: " if error.filename else ""
         raise SqueezeError(f"the pass '{pass_.name}' cannot go on: {where}{error.strerror or error}") from error
     except Exception as error:
+        broken = objection_to(graph)
+        if broken is not None:  # the pass may not be to blame
+            raise ModelError(f"the model is broken: {broken}; the pass '{pass_.name}' cannot go on") from error
         raise PassError(f"the pass '{pass_.name}' failed on this model: {type(error).__name__}: {error}") from error
     for stats in run.stages.values():
         stats.derived.clear()
@@ -190,7 +193,8 @@ def refuse_quantized(pass_: Pass, graph: Graph) -> None:
     found = quantized(graph) if pass_.float_only else []
     if found:
         what = f"{len(found)} nodes such as {found[0]}"
-        raise UsageError(f"the model is already quantized ({what}): {pass_.name} needs the float model")
+        way = f"give the float model, or write float32{{integers}} in front of {pass_.name}, which makes one of it"
+        raise UsageError(f"the model is already quantized ({what}): {pass_.name} needs the float model; {way}")
 
 
 def quantized(graph: Graph) -> list[str]:

@@ -54,10 +54,13 @@ def mint(graph: Graph, hint: str) -> str:
     names = graph.index.names
     if names is None:
         names = graph.index.names = _names(graph)
-    name, count = hint, 1
+        graph.index.minted.clear()
+    count = graph.index.minted.get(hint, 1)
+    name = hint if count == 1 else f"{hint}_{count}"
     while name in names:
         count += 1
         name = f"{hint}_{count}"
+    graph.index.minted[hint] = count
     names.add(name)
     return name
 

@@ -87,6 +87,8 @@ class Index:
 
     names: set[str] | None = None
     """The names of all tensors and nodes, those of bodies included."""
+    minted: dict[str, int] = field(default_factory=dict)
+    """The number that the last name of a hint ends in, so that many of one hint are not counted through again."""
     places: dict[str, tuple[gs.Node, Graph | None]] | None = None
     """The nodes by their keys, each with the body that holds it, None for the graph itself."""
     last: int = 0

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsqueeze.errors import SqueezeError
 from onnxsqueeze.runtime.session import Session
 
 __all__ = ["Latency", "latency", "profile"]
@@ -106,13 +107,19 @@ def profile(
     """Run the model with ONNX Runtime's profiler; return median milliseconds per (name, operator), and of a run.
 
     The nodes are those that ONNX Runtime has made of the model: a fused one carries the name of one of its nodes, or
-    of the tensor that it makes. Two runs more are made to warm up, and not counted.
+    of the tensor that it makes. Two runs more are made to warm up, and not counted. Raises SqueezeError if the
+    temporary folder is full.
     """
     with tempfile.TemporaryDirectory() as where:
         session = Session(model, folder, threads=1, profile=Path(where) / "profile")
         for i in range(runs + 2):
             session.run(feeds[i % min(len(feeds), runs)])
-        events = json.loads(Path(session.end_profile()).read_text(encoding="utf-8"))
+        try:
+            events = json.loads(Path(session.end_profile()).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # ONNX Runtime says nothing of what it cannot write
+            raise SqueezeError(
+                f"ONNX Runtime could not write its profile to {tempfile.gettempdir()}: make room there, or set TMPDIR"
+            ) from None
     nodes: dict[tuple[str, str], list[float]] = {}
     whole: list[float] = []
     for event in events:

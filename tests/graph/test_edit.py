@@ -83,3 +83,15 @@ def test_two_tensors_of_one_name_are_refused() -> None:
 
     with pytest.raises(PassError, match="two tensors are called 'x'"):
         edit.tidy(graph)
+
+
+def test_names_of_one_hint_are_counted_on_and_never_given_twice() -> None:
+    graph = load(chain(2))
+    taken = edit.mint(graph, "new_3")
+
+    names = [edit.mint(graph, "new") for _ in range(4)]
+
+    assert taken == "new_3"
+    assert names == ["new", "new_2", "new_4", "new_5"]
+    edit.tidy(graph)
+    assert edit.mint(graph, "new") == "new"  # nothing bears the name: none of them has entered the graph

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,14 @@ from onnx import helper
 from onnxsqueeze import squeeze
 from onnxsqueeze.contract.plan import Site
 from onnxsqueeze.errors import UsageError
+from onnxsqueeze.graph.view import View
+from onnxsqueeze.ir.decode import decode
+from onnxsqueeze.linear.fitting import Fitting
 from onnxsqueeze.passes.lowrank import LowRank
 from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.techniques.lowrank import forms
 
 
 def two_convs(seed: int = 0, channels: int = 48, size: int = 12) -> onnx.ModelProto:
@@ -252,3 +259,31 @@ def test_the_pass_is_given_by_name_and_by_object_alike() -> None:
     by_object = squeeze(two_convs(), LowRank(rank=8), feeds).model
 
     assert by_name.SerializeToString(deterministic=True) == by_object.SerializeToString(deterministic=True)
+
+
+def test_a_second_plan_takes_the_candidates_of_the_first_and_layers_of_one_input_share_its_covariance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view = View(decode(attention()))
+    stats = collect(view.graph, LowRank().needs(view), tokens(12))
+    asked: list[str] = []
+    found = forms.candidates
+
+    def counted(each: Fitting, rank: int | None) -> Iterable[forms.Candidate]:
+        asked.append(each.layer.key)
+        return found(each, rank=rank)
+
+    monkeypatch.setattr(forms, "candidates", counted)
+
+    first = list(LowRank(ratio=0.5).plan(view, stats))
+    count = len(asked)
+    second = list(LowRank(max_error=0.01).plan(view, stats))
+
+    assert count == len(asked) == 3
+    assert {entry.key for entry in first} & {entry.key for entry in second}
+    problem = next(entry.work for entry in first if isinstance(entry, Site)).problem
+    kept = [each.covariance for unit in problem.units for each in unit.fittings]
+    assert len(kept) == 3
+    assert all(each is kept[0] for each in kept)
+    list(LowRank(ratio=0.5).plan(view, Statistics(stats.ranges, stats.moments)))
+    assert len(asked) == 6  # other statistics

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 
+from onnxsqueeze.errors import SqueezeError
 from onnxsqueeze.runtime import timing
+from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.runtime.timing import CONFIDENCE, Latency, latency
 
 
@@ -67,3 +71,18 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     assert hits / 4000 >= CONFIDENCE - 0.0015
     assert timing._interval([1.0] * 10) == (0.0, math.inf)
     assert timing._interval(list(map(float, range(11)))) == (0.0, 10.0)
+
+
+def test_a_profile_that_was_cut_short_says_where_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What ONNX Runtime leaves behind in a folder that is full."""
+    cut = tmp_path / "profile.json"
+    cut.write_text('[{"cat": "Session", "na', encoding="utf-8")
+    monkeypatch.setattr(Session, "end_profile", lambda self: str(cut))
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    )
+
+    with pytest.raises(SqueezeError, match="make room there"):
+        timing.profile(model, None, [{"x": np.zeros(2, np.float32)}])

@@ -81,8 +81,10 @@ def _exchangeable(
     if node.op != "Add" or constant.size != 1 or id(node) in taken:
         return None
     scale = view.producer(node.inputs[slot])
-    factor = None if scale is None else scalar_factor(view, scale, _variable_input(view, scale))
-    if scale is None or factor is None or scale.op != "Mul" or view.only_consumer(scale.outputs[0]) != node:
+    if scale is None or scale.op != "Mul" or view.only_consumer(scale.outputs[0]) != node:
+        return None
+    factor = scalar_factor(view, scale, _variable_input(view, scale))
+    if factor is None:
         return None
     shift = view.scalar(node.inputs[1 - slot])
     if shift is None or not fits(factor, shift, shift / factor):

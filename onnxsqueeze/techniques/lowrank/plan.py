@@ -57,11 +57,12 @@ def apply(site: Site[Factored], graph: Graph, label: str) -> None:
 
 
 def pose(
-    view: View, stats: Statistics, pass_: Selected, find: Find, compose: Compose, bound: Hashable
+    view: View, stats: Statistics, pass_: Selected, find: Find, compose: Compose, *, bound: Hashable, free: bool
 ) -> tuple[list[Unit], list[Skip], dict[str, int]]:
     """Return the layers with their candidates, by the input they share, why others stay, and the output positions.
 
-    ``bound`` are the options on which the candidates of a layer hang.
+    ``bound`` are the options on which the candidates of a layer hang; without a budget of error the pass is ``free`` to
+    take layers of which too little was seen to promise one.
     """
     units: list[Unit] = []
     skips: list[Skip] = []
@@ -79,6 +80,8 @@ def pose(
             known[layer] = answer if isinstance(answer, str) else judged(fitting, answer, compose)
             forms.forget(fitting)
         answer = known[layer]
+        if fitting.unsure and not free and not isinstance(answer, str):
+            answer = fitting.unsure
         found = [] if isinstance(answer, str) else answer
         if not found:
             reason = answer if isinstance(answer, str) else "it answers nothing on the calibration feeds"

@@ -119,10 +119,12 @@ class Precision:
         }  # fmt: skip
         bench = self.bench
         found = impacts(bench.original, bench.feeds[:1], alone, bench.progress, bench.ruler, most=bench.most)
+        measured, effect = 0, 1.0
         for step, keys in enumerate(fresh):
             if keys[0] in found:
                 effect = found[keys[0]][0]
-            else:
+            elif bench.most is None or measured < bench.most:  # else that of a neighbour: the model takes long
+                measured += 1
                 self.bench.progress("measuring weights", step, len(fresh))
                 effect = self.bench.error(self.bench.variant(quantize_site, [sites[key] for key in keys]))
             self._known[keys[0]] = effect
