@@ -31,14 +31,18 @@ LONG = {
 }
 """Files that are longer. The list may only get shorter."""
 TOGETHER = {
+    "tests/engine/test_exits.py": (
+        "cli/exits",
+        *(f"techniques/exits/{name}" for name in ("cuts", "features", "gather", "head", "shares", "split")),
+        "techniques/exits/routers/router",
+    ),
     "tests/engine/test_calibrate.py": (
-        "cli/calibrate",
-        "engine/chunks",
-        "engine/workers",
-        "engine/convergence",
-        "statistics/partial",
+        *("cli/calibrate", "engine/chunks", "engine/workers", "engine/convergence", "statistics/partial"),
     ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
+    "tests/passes/test_clean.py": ("measure/evaluated",),
+    "tests/passes/test_half.py": ("techniques/floats/narrowed",),
+    "tests/techniques/floats/test_restored.py": ("techniques/floats/integers",),
     "tests/runtime/test_device.py": ("cli/profile_target",),
     "tests/runtime/test_memory.py": ("engine/footprint",),
     "tests/engine/test_use.py": ("engine/latencies", "engine/elsewhere"),

@@ -17,6 +17,7 @@ from onnxsqueeze.cli.options import (
     number,
     numbers,
     seed,
+    share,
     write_report,
 )
 from onnxsqueeze.errors import ToleranceError, UsageError
@@ -33,6 +34,7 @@ COMMANDS = {
     "inspect": ("onnxsqueeze.cli.inspect:command", "Say what every layer costs and what the model needs."),
     "family": ("onnxsqueeze.cli.family:command", "Write a model in several sizes, to choose from."),
     "sensitivity": ("onnxsqueeze.cli.sensitivity:command", "Say what each layer does to the answers."),
+    "exits": ("onnxsqueeze.cli.exits:command", "Let a model answer early where it is sure."),
     "calibrate": ("onnxsqueeze.cli.calibrate:calibrate", "Measure much data, by many workers or in shards."),
     "merge": ("onnxsqueeze.cli.calibrate:merge", "Put the shards that calibrate has measured together."),
     "pack": ("onnxsqueeze.cli.pack:pack", "Write a model as an entropy-coded container for the wire."),
@@ -85,11 +87,6 @@ class CommandLine(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
-
-
-def share(text: str) -> float:
-    """Return a share that is given as a number or in per cent."""
-    return number(text[:-1]) / 100 if text.endswith("%") else number(text)
 
 
 def size(text: str) -> float:

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["GIVEN", "command_line", "console_on", "number", "numbers", "seed", "write_report"]
+__all__ = ["GIVEN", "command_line", "console_on", "number", "numbers", "seed", "share", "write_report"]
 
 GIVEN = "onnxsqueeze.given"
 LARGEST_SEED = 2**63 - 1
@@ -34,6 +34,11 @@ def numbers(text: str) -> float | list[float]:
     """Return one number for all channels, or one for each with commas between them."""
     values = [number(each) for each in text.split(",")]
     return values if len(values) > 1 else values[0]
+
+
+def share(text: str) -> float:
+    """Return a share that is given as a number or in per cent."""
+    return number(text[:-1]) / 100 if text.endswith("%") else number(text)
 
 
 def seed(text: str) -> int:
