@@ -21,7 +21,7 @@ def show_search(search: Search, console: Console) -> None:
     line(console, summary(search), style="dim")
     table = grid("left", "right", "right", "right", "right", "left")
     table.add_row("", "size", "latency", "SQNR dB", "confirmed", "pipeline", style="dim")
-    for number in sorted({*search.frontier, search.chosen}, key=lambda each: _size(search.tries[each])):
+    for number in sorted({*search.frontier, search.chosen}, key=lambda each: search.cost(search.tries[each])):
         each = search.tries[number]
         found = each.measured
         if found is None:
@@ -51,8 +51,3 @@ def lost(each: Try, search: Search) -> str:
     if each.confirmed is None:
         return ""
     return f"{100 * each.confirmed:.2f} points" if search.score else decibels(each.confirmed)
-
-
-def _size(each: Try) -> float:
-    found = each.measured
-    return 0.0 if found is None else found.size if found.packed is None else found.packed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnxsqueeze.plain import fields_of, plain
@@ -67,9 +68,20 @@ class Search:
     advice: tuple[str, ...]
     stopped: str
     """Why it came to an end."""
+    axis: str
+    """The cost that the frontier is drawn over: size, latency, packed, or trade, the geometric mean of the first."""
     score: str
     """The name of the score whose loss ``drop`` and ``confirmed`` are, "" if they are errors."""
     seconds: float
+
+    def cost(self, each: Try) -> float:
+        """Return what a try costs on the axis of the frontier, as a share of the original; 1 if it came to nothing."""
+        found = each.measured
+        if found is None:
+            return 1.0
+        if self.axis == "trade":
+            return math.sqrt(found.size * found.latency)
+        return float(getattr(found, self.axis) or 1.0)
 
     @property
     def correlation(self) -> dict[str, float | None]:

@@ -158,6 +158,7 @@ class Hunt:
             feeds=(len(self.opened.run.calib), len(trials.choosing), len(trials.confirming)),
             advice=tuple(advice(self.tries[chosen], self.predictor.known, wanted, self.opened)),
             stopped=self.stopped,
+            axis=self.axis,
             score="" if self.unscored or self.opened.scorer is None else self.opened.scorer.name,
             seconds=seconds,
         )

@@ -10,15 +10,15 @@ from onnxsqueeze.words import decibels
 
 __all__ = ["tried"]
 
+NAMES = {"trade": "the geometric mean of size and latency", "packed": "packed size"}
 BEST, WORST = 60.0, 0.0
 """The SQNR in dB between which points are drawn; others stand at the edge."""
 
 
 def tried(search: Search) -> dict[str, object]:
     """Return the points of all tries (x and y in a field of 100 x 60), the line of the frontier, and the rows."""
-    axis = "packed size" if any(each.measured and each.measured.packed is not None for each in search.tries) else "size"
     shown = [(number, each) for number, each in enumerate(search.tries) if each.measured is not None]
-    costs = {number: _cost(each) for number, each in shown}
+    costs = {number: search.cost(each) for number, each in shown}
     low, high = min(costs.values(), default=0.0), max(costs.values(), default=1.0)
     kinds = {number: _kind(number, search) for number in range(len(search.tries))}
     points = [
@@ -36,7 +36,7 @@ def tried(search: Search) -> dict[str, object]:
         "asked": search.asked,
         "summary": summary(search),
         "ranks": ", ".join(f"{axis} {rank:.2f}" for axis, rank in search.correlation.items() if rank is not None),
-        "axis": f"{axis} times latency, root",
+        "axis": NAMES.get(search.axis, search.axis),
         "points": sorted(points, key=lambda each: each["kind"] != "other"),
         "line": " ".join(f"{each['x']:.2f},{each['y']:.2f}" for each in line),
         "left": _share(low),
@@ -66,12 +66,6 @@ def _row(number: int, each: Try, kind: str, search: Search) -> dict[str, object]
         "confirmed": lost(each, search),
         "note": each.problem or note,
     }
-
-
-def _cost(each: Try) -> float:
-    found = each.measured
-    assert found is not None
-    return math.sqrt((found.size if found.packed is None else found.packed) * found.latency)
 
 
 def _db(each: Try) -> float:
