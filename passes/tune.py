@@ -113,6 +113,9 @@ class Tune(Selected[None]):
             wanted=self._wants,
         )
         for each in tune(graph, bench.teacher, bench, plan):
+            mine, curve = [site for site in done if site.key in each.keys], each.curve()
+            if mine and curve is not None:
+                mine[-1].detail["curve"] = curve
             yield each.words()
 
     def _wants(self, node: gs.Node) -> bool:

@@ -15,6 +15,7 @@ from onnxsqueeze.contract.bench import Bench
 from onnxsqueeze.errors import FeedError, ModelError
 from onnxsqueeze.graph.opset import raise_opset
 from onnxsqueeze.graph.view import View
+from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import decibels
@@ -63,6 +64,15 @@ class Tuned:
     name: str
     fitted: Fitted | None = None
     left: str = ""
+    keys: tuple[str, ...] = ()
+    """The nodes of the block."""
+
+    def curve(self) -> dict[str, object] | None:
+        """Return the loss on unseen samples by steps, as reports draw it."""
+        if self.fitted is None or len(self.fitted.looks) < 2:
+            return None
+        x, y = ([float(f"{one:.4g}") for one in column] for column in zip(*self.fitted.looks, strict=True))
+        return {"x": x, "y": y, "chosen": x[y.index(min(y))], "label": f"steps, {self.name.partition(',')[0]}"}
 
     def words(self) -> str:
         """Say it for the report."""
@@ -135,7 +145,8 @@ class _Work:
                 continue
             self.stopped = bool(fitted.stopped)
             better = fitted.after < fitted.before
-            yield Tuned(name, fitted, "" if better else "it is no less")
+            keys = tuple(key_of(node) for node in block.nodes)
+            yield Tuned(name, fitted, "" if better else "it is no less", keys)
             for leaf, value in zip(block.leaves, fitted.values, strict=True) if better else ():
                 leaf.put(value)
                 moved = True

@@ -35,6 +35,9 @@ def test_answers_come_nearer_on_feeds_that_nothing_has_seen(first: str, gain: fl
     assert db(after) >= db(before) + gain
     assert after.report.after.bytes <= 1.001 * before.report.after.bytes
     assert any(note.startswith("answers: ") for note in tuned(after).notes)
+    curves = [curve for site in tuned(after).done if isinstance(curve := site.detail.get("curve"), dict)]
+    assert curves
+    assert all(len(curve["x"]) == len(curve["y"]) > 2 and curve["x"][0] == 0 for curve in curves)
 
 
 def digits() -> NDArray[np.float32]:
@@ -90,6 +93,17 @@ def test_only_what_is_asked_for_moves() -> None:
     assert layer.name
     assert len(moved) <= 1 < len(before)
     assert any(skip.reason == "not asked for" for skip in tuned(result).skipped)
+
+
+@pytest.mark.parametrize("first", ["int8", "palette{3}", "bits{weights=3 activations=8}", "half"])
+def test_what_is_stored_in_another_form_is_trained_in_that_form(first: str) -> None:
+    before = squeeze(MODELS / "mlp.onnx", first)
+    after = squeeze(MODELS / "mlp.onnx", f"{first},tune{{steps=5}}")
+
+    assert not [note for note in tuned(after).notes if "left as it is" in note]
+    assert [node.op for node in after.graph.nodes] == [node.op for node in before.graph.nodes]
+    assert after.report.after.bytes == before.report.after.bytes
+    assert db(after) >= db(before) - 0.5
 
 
 def test_pruning_in_steps_trains_after_each() -> None:
