@@ -12,13 +12,15 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.linear import select
 from onnxsqueeze.linear.bias import bias_tensor, set_bias
+from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.quantization.apply import Quantized, quantize
-from onnxsqueeze.techniques.quantization.emit.nbits import gathered, restored
+from onnxsqueeze.techniques.quantization.emit.nbits import restored
+from onnxsqueeze.techniques.quantization.emit.rows import multiplied, rows_of
 from onnxsqueeze.techniques.quantization.emit.weights import values_of
-from onnxsqueeze.techniques.quantization.lowbits import BITS, Weight, chosen_bits, plain_bits, weights
+from onnxsqueeze.techniques.quantization.lowbits import BITS, Weight, chosen_bits, heads, plain_bits, weights
 
 __all__ = ["Bits"]
 
@@ -48,6 +50,8 @@ class Bits(Selected[FewBits]):
 
     * Weights are stored: nodes that the runtime folds when it loads the model restore them, and the arithmetic stays in
       float. Tables that are gathered stay small in memory, too.
+    * A layer that multiplies few rows in a run, as a decoder does, multiplies by the weight in few bits, if the target
+      is no slower so; so does one whose weight is a table that is also gathered.
     * With ``activations=8`` layers compute in 8-bit integers where ``int8`` would let them, with one scale per output.
     """
 
@@ -64,6 +68,8 @@ class Bits(Selected[FewBits]):
     """With ``auto``: the share of the weights' bytes that may be left."""
     activations: int = 32
     """8: layers compute in 8-bit integers where that pays; 32: the arithmetic stays in float."""
+    rows: int = 0
+    """Rows that layers multiply in a run where shapes leave that open; 0: as in the calibration data."""
     _: KW_ONLY
     only: tuple[str, ...] = ()
     """Globs on node names or output names: nothing else gets fewer bits."""
@@ -77,10 +83,17 @@ class Bits(Selected[FewBits]):
             raise ValueError("activations is 8 or 32")
         if not 0 < self.size < 1:
             raise ValueError("size is over 0 and under 1")
+        if self.rows < 0:
+            raise ValueError("rows is 0 or more")
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield a Gram matrix per input of a layer, and with integer arithmetic what ``int8`` needs."""
         yield from select.needs(view, self)
+        for node in view.of("Gather"):
+            layers = heads(view, node) if self._wants(node) and not view.in_body(node) else None
+            layer = describe(view, layers[0], shared=True) if layers else None
+            if isinstance(layer, Linear) and layer.columns <= select.LARGEST:
+                yield layer.gram
         if self.activations == 8:
             yield from self._int8.needs(view)
 
@@ -114,7 +127,11 @@ class Bits(Selected[FewBits]):
             values = values_of(tensor)
             found = weight.fit(work.bits, values)
             if weight.rank is not None:
-                gathered(graph, scope, node, found, weight.rank)
+                rows = rows_of(graph, str(tensor.name), found)
+                rows.gathered(graph, scope, node, weight.rank)
+                for key in weight.heads:
+                    head, place = edit.find(graph, key)
+                    rows.multiplied(graph, place, head, graph.target.decoding.level)
                 continue
             if weight.biased and weight.moments is not None:
                 bias = bias_tensor(node)
@@ -122,6 +139,9 @@ class Bits(Selected[FewBits]):
                 shift = (weight.rows(values).astype(np.float64) - found.weight) @ weight.moments.mean
                 name = f"{tensor.name}_bias" if bias is None else bias.name
                 set_bias(node, edit.constant(graph, f"{name}_corrected", (old + shift).astype(np.float32)))
+            if weight.few:
+                multiplied(graph, scope, node, found, weight.fused)
+                continue
             restored(graph, scope, tensor, found, weight.columns_first)
 
     @property
@@ -135,7 +155,7 @@ class Bits(Selected[FewBits]):
         integer = {site.key: site.work for site in base if isinstance(site, Site) and site.work.form != "stored"}
         groups: list[list[Weight]] = []
         skips: list[Skip] = []
-        for entry in weights(view, stats, self._wants):
+        for entry in weights(view, stats, self._wants, 4 if self.auto else self.weights, self.rows):
             if isinstance(entry, Skip):
                 skips.append(entry)
                 continue
@@ -157,7 +177,8 @@ class Bits(Selected[FewBits]):
                 mine, each = known.pop(key)
                 detail: dict[str, object] = {"op": node.op, "bits": each}
                 error = max(weight.error(each) for weight in mine) if bench is not None else None
-                stored.append(Site(key, f"stored in {each} bits", detail, error, FewBits(mine, each)))
+                action = f"multiplied in {each} bits" if any(w.product for w in mine) else f"stored in {each} bits"
+                stored.append(Site(key, action, detail, error, FewBits(mine, each)))
         yield from stored  # at last: a weight that another layer shares must still be float when that one is rewritten
 
     def _bits(self, groups: Sequence[Sequence[Weight]], bench: Bench | None) -> list[int]:
@@ -176,7 +197,8 @@ class Bits(Selected[FewBits]):
             rewrites = {
                 group[0].key: [partial(_put, group=group, bits=bits)] for group, bits in zip(groups, probe, strict=True)
             }
-            found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler, most=bench.most)
+            also = {group[0].key: group[0].heads for group in groups if group[0].heads}
+            found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler, also, bench.most)
             for group, bits in zip(groups, probe, strict=True):
                 if group[0].key in found:
                     local = max(weight.error(bits) for weight in group)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.plugin import Graph, Pass, Site, Skip, Statistics, View, edit, is_standard, key_of
-from onnxsqueeze.techniques.canonical import affine, einsum, fused, hard_sigmoid, kernel_forms, regressor
+from onnxsqueeze.techniques.canonical import affine, einsum, fused, hard_sigmoid, kernel_forms, regressor, spellings
 
 __all__ = ["Canonical"]
 
@@ -30,17 +30,21 @@ class Canonical(Pass[Work]):
       its activation, which it fuses again.
     * Add in front of LayerNormalization becomes Sum, Softmax over an inner axis is spelled out, and masked scores are
       bounded from below in front of Softmax: ``kernel_forms`` says why.
+    * Weights of Conv and recurrent layers, and tables, that would be dequantized in every run are restored when the
+      model is loaded, or after the rows are gathered; ``spellings`` has these and others that are only told of.
     """
 
     name: ClassVar[str] = "canonical"
     summary: ClassVar[str] = "one operator for spelled-out activations; scales and shifts folded into the next layer"
+    float_only: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
     lossless: ClassVar[bool] = True
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Work] | Skip]:
         """Yield what can be rewritten now; the engine asks again until there is nothing left."""
         taken: set[int] = set()
-        forms = [form for form in _FORMS if not form.name or form.name in view.target.operators.kernels]
+        named = (*view.target.operators.kernels, *view.target.spellings.slow)
+        forms = [form for form in _FORMS if not form.name or form.name in named]
         for node in view.nodes:
             form = next((form for form in forms if form.fits(view, node)), None)
             if form is not None:
@@ -78,7 +82,15 @@ _FORMS = (
         "softmax", "Softmax over an inner axis spelled out", kernel_forms.is_inner_softmax, kernel_forms.spell_softmax
     ),
     _Form("mask", "masked scores bounded", kernel_forms.is_masked_softmax, kernel_forms.bound),
+    _Form(
+        "table-restored", "rows of a table gathered before they are dequantized", spellings.is_restored_table,
+        spellings.gather_first,
+    ),
+    _Form(
+        "kernel-restored", "weight restored when the model is loaded", spellings.is_restored_weight,
+        spellings.restore_at_load,
+    ),
     _Form("", "Einsum with a weight as MatMul", einsum.is_product, einsum.write_as_product),
     _Form("", "fused layer taken apart", fused.is_fused, fused.take_apart),
     _Form("", "LinearRegressor as Gemm", regressor.is_regressor, regressor.write_as_gemm),
-)
+)  # fmt: skip

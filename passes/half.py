@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -11,8 +11,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.linear.weighted import is_stored, weighted
-from onnxsqueeze.plugin import Graph, Selected, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.plugin import Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.floats.halved import HALVES, exact_half, halve
+from onnxsqueeze.techniques.floats.narrowed import Narrow, narrow, ranges, refusal
 
 __all__ = ["Half"]
 
@@ -27,6 +28,8 @@ class Halved:
     """What a site carries: which inputs of its node are halved, and to which type."""
 
     slots: tuple[tuple[int, np.dtype[Any]], ...]
+    computed: Narrow | None = None
+    """What of the node computes in 16 bits instead."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Half(Selected[Halved]):
 
     With ``exact`` only weights are taken all of whose values are values of a 16-bit type already, as exporters leave
     them: the answers are the same to the bit. This runs after every pipeline with ``clean``.
+
+    With ``compute`` operators compute in the 16-bit type, for engines that are faster so; inputs and outputs of the
+    model stay float32. What overflows or underflows on the calibration data stays in float32, between Casts.
     """
 
     name: ClassVar[str] = "half"
@@ -49,6 +55,8 @@ class Half(Selected[Halved]):
     """The 16-bit type: float16 or bfloat16."""
     exact: bool = False
     """Only weights whose values are all of a 16-bit type, whichever it is."""
+    compute: bool = False
+    """Compute in the 16-bit type, too."""
     _: KW_ONLY
     only: tuple[str, ...] = ()
     """Globs on node names or output names: only their weights."""
@@ -58,6 +66,12 @@ class Half(Selected[Halved]):
     def __post_init__(self) -> None:
         if self.type not in ("float16", "bfloat16"):
             raise ValueError(f"type is float16 or bfloat16, not {self.type!r}")
+        if self.compute and self.exact:
+            raise ValueError("compute rounds what is computed, and exact rounds nothing: write one of them")
+
+    def needs(self, view: View) -> Iterable[Need]:
+        """Yield the ranges of what is computed, where it is to be in 16 bits."""
+        return ranges(view, self._kind) if self.compute else ()
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Halved] | Skip]:
         """Yield a site for every node with a float32 weight that can be written in 16 bits; a shared one only once."""
@@ -65,6 +79,9 @@ class Half(Selected[Halved]):
         if view.opset < least:
             reason = f"{self.type} needs opset {least}"
             yield from (Skip(key_of(each.node), reason) for each in weighted(view) if not self.exact)
+            return
+        if self.compute:
+            yield from self._computed(view, stats)
             return
         owners: dict[int, str] = {}
         told: set[str] = set()
@@ -102,8 +119,30 @@ class Half(Selected[Halved]):
     def apply(self, site: Site[Halved], graph: Graph) -> None:
         """Halve the weights of one node."""
         node, scope = edit.find(graph, site.key)
+        if site.work.computed is not None:
+            narrow(graph, node, site.work.computed)
         for slot, dtype in site.work.slots:
             halve(graph, scope, node.inputs[slot], dtype)
+
+    def _computed(self, view: View, stats: Statistics) -> Iterator[Site[Halved] | Skip]:
+        """Yield a site for every node that can compute in 16 bits."""
+        for node in view.nodes:
+            if not self.wanted((node.name, key_of(node))):
+                continue
+            work = Narrow.of(view, node, self._kind)
+            reason = "" if work is None else refusal(view, stats, node, work)
+            if work is not None and not reason:
+                yield Site(key_of(node), f"computes in {self.type}", {"op": node.op}, work=Halved((), work))
+            elif reason:
+                yield Skip(key_of(node), reason)
+        narrowed = {key_of(node) for node in view.nodes if Narrow.of(view, node, self._kind) is not None}
+        for each in weighted(view):
+            if key_of(each.node) not in narrowed and self.wanted((each.node.name, key_of(each.node))):
+                yield Skip(key_of(each.node), each.apart or f"{each.node.op} does not compute in {self.type}")
+
+    @property
+    def _kind(self) -> np.dtype[Any]:
+        return HALVES[self.type == "bfloat16"]
 
     def _dtype(self, view: View, tensor: gs.Tensor) -> np.dtype[Any] | str:
         """Return the type to store a weight in, or why it stays as it is."""

@@ -14,6 +14,7 @@ from onnxsqueeze.graph.walk import is_standard, key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.targets.target import Target
+from onnxsqueeze.techniques.canonical.spellings import spellings
 
 __all__ = ["Breach", "breaches", "words"]
 
@@ -225,8 +226,14 @@ def _saturation(view: View, target: Target) -> Iterator[Breach]:
         yield from (Breach("integers.pairs", each.key, "its sums can saturate") for each in found if each is not worst)
 
 
+def _spellings(view: View, target: Target) -> Iterator[Breach]:
+    for each in spellings(view, target):
+        yield Breach("spellings.slow", each.key, f"{each.problem} ({each.name})", notice=True)
+
+
 _RULES: tuple[Callable[[View, Target], Iterator[Breach]], ...] = (
     _opset, _operators, _shapes, _sizes, _weights, _activations, _biases, _pairs_around, _saturation,
+    _spellings,
 )  # fmt: skip
 
 

@@ -151,6 +151,9 @@ def show(found: Inspection, console: Console) -> None:
             line(console, f"{what}: {', '.join(values[:8])}{rest}", style="dim")
     if found.saturating:
         line(console, warning(found.saturating), style="yellow")
+    for told in {each.name: each for each in reversed(found.spellings)}.values():
+        more = sum(each.name == told.name for each in found.spellings) - 1
+        line(console, f"{told.key}: {told.problem}{f', and {more} more such' if more else ''}", style="yellow")
     console.print()
     _costs(found, console)
     _weights(found, console)

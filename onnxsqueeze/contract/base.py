@@ -54,6 +54,11 @@ class Pass(ABC, Generic[W]):
     lossless: ClassVar[bool] = False
     """Whether answers stay the same but for rounding: under 60 dB SQNR what makes them differ is taken back."""
 
+    @property
+    def restores(self) -> bool:
+        """Whether it leaves a float graph of a quantized one, for passes behind it that need one."""
+        return False
+
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""
         return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def open_run(
     original = load(model)
     _refuse_broken(original)
     original.made_for = made_for(recipe, ())
-    for each in recipe.steps:
+    for each in takewhile(lambda each: not each.pass_.restores, recipe.steps):
         refuse_quantized(each.pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
     recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)

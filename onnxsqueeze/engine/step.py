@@ -193,7 +193,8 @@ def refuse_quantized(pass_: Pass, graph: Graph) -> None:
     found = quantized(graph) if pass_.float_only else []
     if found:
         what = f"{len(found)} nodes such as {found[0]}"
-        raise UsageError(f"the model is already quantized ({what}): {pass_.name} needs the float model")
+        way = f"give the float model, or write float32{{integers}} in front of {pass_.name}, which makes one of it"
+        raise UsageError(f"the model is already quantized ({what}): {pass_.name} needs the float model; {way}")
 
 
 def quantized(graph: Graph) -> list[str]:

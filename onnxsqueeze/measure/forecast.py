@@ -13,7 +13,7 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.shapes import activations
-from onnxsqueeze.targets.times import Times
+from onnxsqueeze.targets.times import UNBLOCKED, Times
 
 __all__ = ["Forecast"]
 
@@ -98,7 +98,8 @@ class Forecast:
             group, transposed = int(node.attrs.get("group", 1)), bool(node.attrs.get("transB", 0))
             if op == "MatMul" and not integer:
                 return times.call + size * times.run_time[0] * weight[-2] + times.weight[0] * prod(weight)
-            return times.call + times.layer(op, weight, size, group, transposed)[integer]
+            lost = UNBLOCKED if op == "Conv" and not integer and self._from_integers(node.inputs[1]) else 0.0
+            return times.call + (1 + lost) * times.layer(op, weight, size, group, transposed)[integer]
         if op == "MatMulInteger":
             shape = self.shapes.get(str(node.inputs[0].name)) or (1,)
             return times.call + size * (times.run_time[1] * shape[-1] + 0.2)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from onnxsqueeze.targets.times import Parallel, Times, Work
 
-__all__ = ["Activations", "Bias", "GraphRules", "Integers", "Line", "Operators", "Target", "Verify", "Weights"]
+__all__ = [
+    "Activations",
+    "Bias",
+    "Decoding",
+    "GraphRules",
+    "Integers",
+    "Line",
+    "Operators",
+    "Spellings",
+    "Target",
+    "Verify",
+    "Weights",
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,29 @@ class Weights:
     """Sizes of blocks that may share a scale."""
     kept: tuple[str, ...]
     """Operators whose weight stays integers in memory behind a DequantizeLinear, which restores it at every run."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Layers that multiply a few rows at a time by a weight that stays in few bits, as decoders do."""
+
+    form: Literal["dequantize", "operator", "none"]
+    """dequantize: DequantizeLinear in blocks in front of MatMul, which the runtime fuses, from opset 21 on and where it
+    does; operator: MatMulNBits; none: weights are restored when the model is loaded."""
+    level: int
+    """The accuracy level of MatMulNBits: with 4 it rounds its input to 8 bits in blocks."""
+    rows: Mapping[str, int]
+    """Up to how many rows that is no slower than float, by the bits of the weight."""
+    least: int
+    """Elements of a weight from which on it is."""
+
+
+@dataclass(frozen=True)
+class Spellings:
+    """Ways to write quantized models that are valid, and slow or rounded more than they say."""
+
+    slow: tuple[str, ...]
+    """Those that are so here, by their names in ``onnxsqueeze.techniques.canonical.spellings``."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +167,8 @@ class Target:
     graph: GraphRules
     integers: Integers
     weights: Weights
+    decoding: Decoding
+    spellings: Spellings
     activations: Activations
     bias: Bias
     operators: Operators

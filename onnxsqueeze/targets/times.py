@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-__all__ = ["Parallel", "Shape", "Times", "Work", "macs", "parameters"]
+__all__ = ["UNBLOCKED", "Parallel", "Shape", "Times", "Work", "macs", "parameters"]
 
+UNBLOCKED = 0.15
+"""The share of its float time that a Conv loses whose weight is no constant: its kernel in blocked layout needs one."""
 Pair = tuple[float, float]
 """What an output costs, and what each input value that it reads costs; or float and int8."""
 

@@ -9,6 +9,7 @@ from onnxsqueeze import squeeze
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.measure.forecast import Forecast
 from onnxsqueeze.targets.profiles import default, find
+from onnxsqueeze.targets.times import UNBLOCKED
 
 TIMES = default().times
 TEXT = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,64,20,20] x) => (float[1,64,20,20] y) {
@@ -45,14 +46,15 @@ def test_layers_between_pairs_take_what_integers_take_there() -> None:
 
 
 def test_stored_weights_take_no_time_and_weights_restored_at_every_run_some() -> None:
-    outputs = 9 * 64 * 64
+    weights, outputs = 9 * 64 * 64, 64 * 20 * 20
     folded, lean = (
         Forecast(squeeze(model(), f"int8{{{goal}arithmetic=false}}", FEEDS).graph, FEEDS[0]).nanoseconds(TIMES)
         for goal in ("", "goal=memory ")
     )
 
     assert folded == pytest.approx(Forecast(load(model()), FEEDS[0]).nanoseconds(TIMES), rel=1e-6)
-    assert lean == pytest.approx(folded + 2 * TIMES.dequantize * outputs, rel=1e-6)
+    slower = UNBLOCKED * TIMES.layer("Conv", (64, 64, 3, 3), outputs)[0]
+    assert lean == pytest.approx(folded + 2 * (TIMES.dequantize * weights + slower), rel=1e-6)
 
 
 def test_what_is_inside_of_bodies_is_not_predicted() -> None:

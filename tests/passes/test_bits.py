@@ -149,6 +149,59 @@ def test_a_table_is_gathered_in_few_bits_and_a_recurrent_layer_stored() -> None:
     assert found.report.sqnr_db > 12
 
 
+def products(length: int | str) -> onnx.ModelProto:
+    """Return a model of two layers, with a gate between them, on rows of 512 channels."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Sigmoid", ["h"], ["g"]),
+        helper.make_node("MatMul", ["g", "v"], ["y"]),
+    ]
+    held = [constant(name, rng.normal(size=(512, 512)) / 20) for name in ("w", "v")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, length, 512])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, length, 512])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("length", "rows", "fed", "few"),
+    [(1, 0, 1, True), (64, 1, 64, False), ("n", 0, 1, True), ("n", 0, 64, False), ("n", 1, 64, True)],
+)
+def test_layers_of_few_rows_multiply_in_few_bits(
+    length: int | str, rows: int, fed: int, few: bool, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    feeds: Feeds = [{"x": rng.standard_normal((1, fed, 512)).astype(np.float32)} for _ in range(16)]
+    found = squeeze(products(length), f"bits{{4 rows={rows}}}", feeds)
+    Session(found.model, optimized=tmp_path / "optimized.onnx")
+    ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+
+    assert {site.action for site in found.report.steps[-1].done} == {f"{'multiplied' if few else 'stored'} in 4 bits"}
+    assert ops.count("MatMulNBits") == (2 if few else 0)
+    assert "DequantizeLinear" not in ops
+    assert {node.op_type for node in found.model.graph.node if node.domain} == set()
+    assert size(found.model) < 0.145 * size(products(1))
+    assert found.report.sqnr_db is not None
+    assert found.report.sqnr_db > 18
+
+
+def test_inspect_says_how_many_bits_a_weight_in_blocks_takes() -> None:
+    found = squeeze(products(1), "bits{4}", target="ort-x64").model
+    assert {layer.quantization for layer in inspect_model(found).layers if layer.op == "MatMul"} <= {
+        "weight of 4.3 bits", "weight stored in 4.3 bits",
+    }  # fmt: skip
+    few = squeeze(products(1), "bits{2}").model
+    products_ = [layer for layer in inspect_model(few).layers if layer.op == "com.microsoft::MatMulNBits"]
+    assert {layer.quantization for layer in products_} == {"weight of 2.3 bits in blocks of 32"}
+
+
+def test_a_target_without_kernels_of_few_bits_gets_stored_weights() -> None:
+    found = squeeze(products(1), "bits{4}", target="ort-web")
+
+    assert {site.action for site in found.report.steps[-1].done} == {"stored in 4 bits"}
+
+
 @pytest.mark.parametrize("pipeline", ["bits{5}", "bits{activations=4}", "bits{auto size=2}", "bits{4 weights=3}"])
 def test_what_is_not_possible_is_refused(pipeline: str) -> None:
     with pytest.raises(UsageError, match="bits"):
@@ -165,7 +218,7 @@ def test_a_number_alone_is_the_first_option() -> None:
 @pytest.mark.parametrize(
     ("pipeline", "words"),
     [
-        ("bits{4}", "weight stored in 4.5 bits"),
+        ("bits{4}", "weight stored in 4.3 bits"),
         ("bits{3 activations=8}", "quantized input, weight of 3.1 bits"),
         ("half", "weight stored in 16.0 bits"),
     ],

@@ -117,3 +117,67 @@ def test_a_weight_that_the_caller_may_override_stays() -> None:
     _, done = steps("clean", made)
 
     assert done == {"clean": 0, "half{exact}": 1}
+
+
+def gated(scale: float = 1.0, eps: float = 1e-3) -> onnx.ModelProto:
+    """Return a normalisation and two layers of which the last may overflow float16."""
+    rng = np.random.default_rng(0)
+    held = [constant(n, rng.standard_normal((64, 64)) / 8) for n in "vw"]
+    held += [constant("e", np.float32(eps)), constant("k", np.float32(scale))]
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["h"]),
+        helper.make_node("Mul", ["h", "h"], ["q"]),
+        helper.make_node("Add", ["q", "e"], ["d"]),
+        helper.make_node("Div", ["h", "d"], ["n"]),
+        helper.make_node("MatMul", ["h", "w"], ["g"]),
+        helper.make_node("Mul", ["g", "k"], ["l"]),
+        helper.make_node("Add", ["l", "h"], ["y"]),
+    ]
+    proto = model(nodes, held, {"x": [3, 64]}, {"y": [3, 64]})
+    proto.graph.output.append(helper.make_tensor_value_info("n", TensorProto.FLOAT, [3, 64]))
+    return proto
+
+
+def fed(count: int = 8) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": 1 + rng.random((3, 64)).astype(np.float32)} for _ in range(count)]
+
+
+def types_of(found: onnx.ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(found)
+    return {info.name: info.type.tensor_type.elem_type for info in inferred.graph.value_info}
+
+
+def test_a_model_computes_in_float16_and_keeps_its_interface() -> None:
+    made = gated()
+    found = squeeze(made, "half{compute}", fed())
+    ops = Counter(node.op_type for node in found.model.graph.node)
+
+    assert [s.name for s in (*found.model.graph.input, *found.model.graph.output)] == ["x", "y", "n"]
+    assert {v.type.tensor_type.elem_type for v in (*found.model.graph.input, *found.model.graph.output)} == {1}
+    assert ops == {"MatMul": 2, "Mul": 2, "Add": 2, "Div": 1, "Cast": 3}
+    assert len(found.model.SerializeToString()) < 0.55 * len(made.SerializeToString())
+    assert found.report.sqnr_db is not None
+    assert found.report.sqnr_db > 45
+    assert sum(kind == TensorProto.FLOAT16 for kind in types_of(found.model).values()) == 8
+
+
+@pytest.mark.parametrize(
+    ("scale", "eps", "left", "words"),
+    [(1e5, 1e-3, {"l", "y"}, "ends at 65504"), (1.0, 1e-12, {"d"}, "holds 1e-12"), (1e-9, 1e-3, {"l"}, "holds 1e-09")],
+)
+def test_what_overflows_or_underflows_stays_in_float32(scale: float, eps: float, left: set[str], words: str) -> None:
+    found = squeeze(gated(scale, eps), "half{compute}", fed())
+    step = next(each for each in found.report.steps if each.spec.startswith("half"))
+    reasons = {each.key: each.reason for each in step.skipped}
+
+    assert left <= reasons.keys()
+    assert words in " ".join(reasons.values())
+    assert {"h", "g"} <= {site.key for site in step.done}
+    assert found.report.sqnr_db is not None
+    assert found.report.sqnr_db > 30
+
+
+def test_exact_weights_and_rounded_arithmetic_are_not_both_asked_for() -> None:
+    with pytest.raises(UsageError, match="write one of them"):
+        squeeze(gated(), "half{compute exact}")

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxsqueeze.analysis.inspection.weights import WeightStatistics, bits_a_weight, statistics
+from onnxsqueeze.analysis.inspection.weights import WeightStatistics, bits_a_weight, bits_in_blocks, statistics
 from onnxsqueeze.feeds.sizes import Taken, Wanted, taken
 from onnxsqueeze.graph.constants import constant_of, stored
 from onnxsqueeze.graph.shapes.inferred import Shape
@@ -31,6 +31,7 @@ from onnxsqueeze.plain import plain
 from onnxsqueeze.runtime import timing
 from onnxsqueeze.runtime.memory import Memory
 from onnxsqueeze.runtime.memory import memory as footprint
+from onnxsqueeze.techniques.canonical.spellings import Spelling, spellings
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -107,6 +108,8 @@ class Inspection:
     """What ONNX Runtime spent in nodes of its own, and between nodes."""
     saturating: tuple[Saturation, ...] = ()
     """Layers whose integer sums can be wrong on x86-64 processors without VNNI."""
+    spellings: tuple[Spelling, ...] = ()
+    """Nodes that are spelled in a way that is slow on ONNX Runtime's CPU provider."""
     memory: Memory | None = None
     """What it takes at run time; None where it was not measured."""
     taken: Taken | None = None
@@ -172,6 +175,7 @@ def inspect_model(
         milliseconds=run,
         unattributed_ms=rest,
         saturating=saturating(graph),
+        spellings=tuple(spellings(View(graph))),
         memory=footprint(_path(graph) or graph, feeds[0]) if memory else None,
         taken=sized,
         share_of=share_of,
@@ -271,6 +275,9 @@ def _how_quantized(view: View, node: gs.Node) -> str:
             parts.append(f"weight of {bits:.1f} bits")
         elif i == 0:
             parts.append("quantized input")
+    in_blocks = bits_in_blocks(node)
+    if in_blocks is not None:
+        parts.append(f"weight of {in_blocks:.1f} bits in blocks of {node.attrs.get('block_size')}")
     if node.op in ("MatMulInteger", "ConvInteger") or node.op.startswith("QLinear"):
         parts.append("integer arithmetic")
     return ", ".join(parts)

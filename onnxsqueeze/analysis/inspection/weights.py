@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.graph.constants import stored
 from onnxsqueeze.ir.weights import peek
 
-__all__ = ["WeightStatistics", "bits_a_weight", "effective_rank", "statistics"]
+__all__ = ["WeightStatistics", "bits_a_weight", "bits_in_blocks", "effective_rank", "statistics"]
 
 RANK_LIMIT = 4096
 """The effective rank of a matrix whose smaller side is longer is not computed: it would take minutes."""
@@ -66,11 +67,26 @@ def bits_a_weight(tensor: gs.Tensor, elements: int) -> float | None:
 
     None if the tensor is a constant itself, or depends on more than constants.
     """
+    size = _bytes_behind(tensor.inputs) if elements else None
+    return None if size is None else 8 * size / elements
+
+
+def bits_in_blocks(node: gs.Node) -> float | None:
+    """Return how many bits of the file an element of the weight of a MatMulNBits takes, with scales and zero points."""
+    elements = int(node.attrs.get("K", 0)) * int(node.attrs.get("N", 0)) if node.op == "MatMulNBits" else 0
+    held = [tensor for tensor in node.inputs[1:4] if tensor.name]
+    constants = {id(t): t for t in held if isinstance(t, gs.Constant)}
+    behind = _bytes_behind([t.inputs[0] for t in held if t.inputs])
+    if not elements or (behind is None and len(constants) < len(held)):
+        return None
+    return 8 * (sum(int(t._values.nbytes) for t in constants.values()) + (behind or 0)) / elements
+
+
+def _bytes_behind(nodes: Iterable[gs.Node]) -> int | None:
+    """Return the bytes of the constants that nodes compute from, None if they depend on more than constants."""
     leaves: dict[int, gs.Constant] = {}
     seen: set[int] = set()
-    stack = list(tensor.inputs)
-    if not stack or not elements:
-        return None
+    stack = list(nodes)
     while stack:
         node = stack.pop()
         if id(node) in seen:
@@ -84,7 +100,7 @@ def bits_a_weight(tensor: gs.Tensor, elements: int) -> float | None:
             elif each.name:
                 return None
     size = sum(int(c._values.nbytes) for c in leaves.values() if np.dtype(c.dtype) != np.int64)
-    return 8 * size / elements if leaves else None
+    return size if leaves else None
 
 
 def _figures(matrix: NDArray[np.float64]) -> dict[str, Any]:

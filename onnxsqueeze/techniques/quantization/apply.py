@@ -190,7 +190,7 @@ def _few_bits(
     second = work.second
     if second is not None and work.moments is not None and work.mean is not None:  # the bias takes over the mean error
         second = shrunk(work.moments.second - np.outer(work.moments.mean, work.moments.mean), work.moments.n)
-    fitted = fit(rows, Grid(work.bits), rows.shape[1], second, signs=False, half=False, floor=floor.reshape(-1, 1))
+    fitted = fit(rows, Grid(work.bits), rows.shape[1], second, signs=False, compact=False, floor=floor.reshape(-1, 1))
     if node.op == "Conv" or node.attrs.get("transB", 0):
         return fitted.scales.reshape(-1, *(1,) * (values.ndim - 1)), fitted.q.reshape(values.shape)
     return fitted.scales.T, np.ascontiguousarray(fitted.q.T)

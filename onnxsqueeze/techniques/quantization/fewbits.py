@@ -13,7 +13,7 @@ from onnxsqueeze.linear.compensation import LARGEST, feedback
 from onnxsqueeze.techniques.quantization.grids import TINY
 from onnxsqueeze.techniques.quantization.rounding import compensated
 
-__all__ = ["Fit", "Grid", "block_of", "fit", "rows_of"]
+__all__ = ["LEVELS", "Fit", "Grid", "block_of", "fit", "product_block", "rows_of"]
 
 Floats = NDArray[np.floating]
 
@@ -25,6 +25,10 @@ BLOCK = 32
 """How many neighbouring weights share a scale, where the length of a row allows it."""
 HALF = 2.0**-14
 """The smallest normal number of float16: smaller scales are written in float32."""
+LEVELS = 5
+"""From so many blocks in a row on, a byte for each and a float32 for the row take less than a float16 for each."""
+COARSEST = 4 / 127
+"""The least share of a row's largest scale that 8 bits hold well: it is rounded by an eighth at most."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Fit:
-    """Integers (N, K) and scales (N, K/block): ``W ≈ scale·q``; scales may be negative where both signs were tried."""
+    """Integers (N, K) and scales (N, K/block): ``W ≈ scale·q``; scales may be negative where both signs were tried.
+
+    Where there are ``steps`` (N, K/block), scales have two levels: they are steps times ``tops`` (N), one per row.
+    """
 
     q: NDArray[np.int8]
     scales: NDArray[np.float32]
     grid: Grid
+    steps: NDArray[np.int8] | None = None
+    tops: NDArray[np.float32] | None = None
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -65,6 +74,11 @@ def block_of(row: int) -> int:
     return min(near, key=lambda d: (abs(d - BLOCK), d), default=row)
 
 
+def product_block(row: int) -> int:
+    """Return a block that kernels of few bits are fast on and that divides a row; 0 if there is none."""
+    return next((block for block in (32, 64, 128, 16) if row % block == 0), 0)
+
+
 def fit(
     rows: Floats,
     grid: Grid,
@@ -72,29 +86,45 @@ def fit(
     second: Floats | None = None,
     *,
     signs: bool = True,
-    half: bool = True,
+    compact: bool = True,
     floor: Floats | float = 0.0,
 ) -> Fit:
     """Return integers and scales for a weight ``rows`` (N, K), one scale per ``block`` neighbours of a row.
 
     ``second`` (K, K) is the covariance or ``E[xxᵀ]`` of the inputs: scales are then weighted by its diagonal, and the
     integers chosen one column after the other so that each makes up for the errors of those before it. ``signs``: the
-    scale may be negative, so that the largest weight of a block falls on the side with one integer more. ``half``:
-    scales are values of float16 where that can hold them. ``floor`` is the smallest scale allowed, where none is
-    negative.
+    scale may be negative, so that the largest weight of a block falls on the side with one integer more. ``compact``:
+    scales are integers of 8 bits times one number per row where rows have ``LEVELS`` blocks, else values of float16
+    where that can hold them; the integers are chosen for the scales as they are written. ``floor`` is the smallest
+    scale allowed, where none is negative.
     """
     rows = np.ascontiguousarray(rows, np.float32)
     diagonal = None if second is None else np.maximum(np.diag(second), 0).astype(np.float32)
     scales = _searched(rows, grid, block, diagonal, signs)
     scales = scales if signs else np.maximum(scales, np.asarray(floor, np.float32))
     size = np.abs(scales)
-    if half and size.size and size.min() >= HALF and size.max() <= 65504:
+    steps: NDArray[np.int8] | None = None
+    tops: NDArray[np.float32] | None = None
+    if compact and _has_levels(size):
+        tops = size.max(axis=1) / np.float32(127)
+        least = np.maximum(np.rint(size / tops[:, None]), 1)
+        steps = np.where(scales < 0, -least, least).astype(np.int8)
+        scales = np.asarray(steps * tops[:, None], np.float32)
+    elif compact and size.size and size.min() >= HALF and size.max() <= 65504:
         scales = scales.astype(np.float16).astype(np.float32)
     if second is None or rows.shape[1] > LARGEST:
-        return Fit(_nearest(rows, scales, block, grid), scales, grid)
+        return Fit(_nearest(rows, scales, block, grid), scales, grid, steps, tops)
     every = np.repeat(scales.T, block, axis=0)
     found = compensated(rows.T, every, feedback(second), limits=(grid.low, grid.high))
-    return Fit(np.ascontiguousarray(found.T), scales, grid)
+    return Fit(np.ascontiguousarray(found.T), scales, grid, steps, tops)
+
+
+def _has_levels(size: Floats) -> bool:
+    """Return whether sizes of scales (N, B) are well kept as integers of 8 bits: none but of zeros is far too small."""
+    if size.shape[1] < LEVELS:
+        return False
+    least = size.max(axis=1, keepdims=True) * np.float32(COARSEST)
+    return bool(((size >= least) | (size <= np.float32(TINY * 128))).all())
 
 
 def _chunks(rows: Floats) -> Sequence[slice]:

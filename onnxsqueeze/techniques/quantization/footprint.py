@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of, walk
 from onnxsqueeze.ir.objects import subgraphs
+from onnxsqueeze.targets.times import UNBLOCKED
 from onnxsqueeze.techniques.quantization.apply import Quantized
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.emit.lean import can_be_lean
@@ -42,8 +43,6 @@ SLACK = 1 << 20
 
 CHEAP = 0.02
 """The share of the float run time that weights may take which are restored at every run, so that memory is no more."""
-UNBLOCKED = 0.15
-"""The share of its float time that a Conv loses whose weight is no constant: its kernel in blocked layout needs one."""
 HUNGRY = (
     "restoring the stored weights when the model is loaded takes about {} of memory more than the float model does; "
     "goal=memory restores them at every run, in more time"

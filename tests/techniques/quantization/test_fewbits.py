@@ -43,6 +43,15 @@ def test_with_data_the_error_is_8_db_under_that_of_rounding_to_nearest(bits: int
     assert found.q.max() <= Grid(bits).high
 
 
+def test_scales_of_both_signs_serve_integers_that_cancel_errors() -> None:
+    rows, second = layer()
+    found = fit(rows, Grid(4), 32, second)
+
+    assert (found.scales < 0).any()
+    assert (found.q != 0).reshape(len(rows), -1, 32).any(axis=2).all()
+    assert db(rows, found, second) > db(rows, fit(rows, Grid(4), 32, second, signs=False), second)
+
+
 @pytest.mark.parametrize(("bits", "gain"), [(2, 5), (3, 2), (4, 1), (6, 0.2)])
 def test_without_data_searched_scales_beat_the_largest_weights(bits: int, gain: float) -> None:
     rows, _ = layer()
@@ -62,7 +71,10 @@ def test_no_weight_is_off_by_more_than_clipping_and_rounding_allow(
 
     assert np.abs(target - found.q).max() <= 0.5 + 1e-4
     assert signs or (found.scales > 0).all()
-    assert np.array_equal(found.scales.astype(np.float16).astype(np.float32), found.scales)
+    if found.steps is None or found.tops is None:
+        assert np.array_equal(found.scales.astype(np.float16).astype(np.float32), found.scales)
+    else:
+        assert np.array_equal(found.steps * found.tops[:, None], found.scales)
 
 
 def test_weights_of_any_size_are_held() -> None:
@@ -72,6 +84,19 @@ def test_weights_of_any_size_are_held() -> None:
     np.testing.assert_allclose(found.weight[2:], rows[2:], rtol=0.02, atol=1e-9)
     assert not found.weight[0].any()
     assert np.abs(found.weight[1]).max() < 1e-28
+
+
+def test_two_levels_of_scales_cost_little_and_are_left_where_they_would_not_hold_a_block() -> None:
+    rows, _ = layer(k=320)
+    found = fit(rows, Grid(4), 32)
+    apart = rows.copy()
+    apart[:, :32] *= 1e3
+    held = fit(apart, Grid(4), 32)
+
+    assert found.steps is not None
+    assert db(rows, found) > db(rows, fit(rows, Grid(4), 32, compact=False)) - 0.05
+    assert held.steps is None
+    assert db(apart[:, 32:], Fit(held.q[:, 32:], held.scales[:, 1:], held.grid)) > db(rows, found) - 0.1
 
 
 def test_a_scale_is_not_smaller_than_allowed() -> None:

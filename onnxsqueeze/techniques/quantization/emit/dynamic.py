@@ -99,7 +99,7 @@ def dynamic(
     weight: gs.Tensor
     if shared is None and bits < 8:
         moments = None if second is None else second * inverse
-        few = fit(values.T, Grid(bits), len(values), moments, signs=False, half=False)
+        few = fit(values.T, Grid(bits), len(values), moments, signs=False, compact=False)
         weight_scale = edit.constant(graph, f"{hint}_scale", few.scales.reshape(-1))
         weight = decoded(graph, scope, hint, np.ascontiguousarray(few.q.T), few.grid, onnx.TensorProto.INT8, node)
     elif shared is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +18,7 @@ from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.techniques.quantization.emit.weights import FloatArray
 from onnxsqueeze.techniques.quantization.fewbits import HALF, Fit, Grid
 
-__all__ = ["Packed", "blocks", "decoded", "gathered", "pack", "packed", "repacked", "restored", "unpack"]
+__all__ = ["Packed", "blocks", "decoded", "pack", "packed", "repacked", "restored", "scale_of", "unpack"]
 
 Codes = NDArray[np.uint8]
 TYPED = 21
@@ -148,23 +148,45 @@ def _unpacked(graph: Graph, home: Graph, hint: str, packed: gs.Tensor, bits: int
     return edit.insert(graph, home, "BitShift", [x, right], f"{hint}_low", {"direction": "RIGHT"}, before=before)
 
 
-def scale_of(graph: Graph, home: Graph, hint: str, scales: FloatArray, before: gs.Node) -> gs.Tensor:
-    """Return scales as a float tensor, from an initializer of float16 if they are values of it."""
-    half = scales.astype(np.float16)
-    if np.array_equal(half.astype(np.float32), scales) and np.abs(scales).min(initial=1) >= HALF:
-        constant = edit.constant(graph, f"{hint}_scale", half)
-        attrs = {"to": onnx.TensorProto.FLOAT}
-        return edit.insert(graph, home, "Cast", [constant], f"{hint}_scale_float", attrs, before=before)
-    return edit.constant(graph, f"{hint}_scale", np.ascontiguousarray(scales, np.float32))
+def scale_of(graph: Graph, home: Graph, hint: str, found: Fit, shape: Sequence[int], before: gs.Node) -> gs.Tensor:
+    """Return the scales of a fit as a float tensor of a shape that broadcasts; (K/b, …, N) where N comes last.
+
+    They are written as steps of 8 bits times one number per row, else in float16 if they are values of it.
+    """
+    last = shape[-1] == len(found.q) and shape[0] == found.scales.shape[1]
+    if found.steps is not None and found.tops is not None:
+        steps = (found.steps.T if last else found.steps).reshape(shape)
+        rest = [1] * (len(shape) - 1)
+        tops = edit.constant(graph, f"{hint}_top", found.tops.reshape([*rest, -1] if last else [-1, *rest]))
+        held = edit.constant(graph, f"{hint}_steps", np.ascontiguousarray(steps))
+        to = {"to": onnx.TensorProto.FLOAT}
+        cast = edit.insert(graph, home, "Cast", [held], f"{hint}_steps_float", to, before=before)
+        return edit.insert(graph, home, "Mul", [cast, tops], f"{hint}_scale", before=before)
+    scales = np.ascontiguousarray((found.scales.T if last else found.scales).reshape(shape))
+    half = _as_half(scales)
+    if half is None:
+        return edit.constant(graph, f"{hint}_scale", scales)
+    constant, attrs = edit.constant(graph, f"{hint}_scale", half), {"to": onnx.TensorProto.FLOAT}
+    return edit.insert(graph, home, "Cast", [constant], f"{hint}_scale_float", attrs, before=before)
 
 
-def blocks(found: Fit, columns_first: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return integers and scales that broadcast: (N, K/b, b) and (N, K/b, 1), or (K/b, b, N) and (K/b, 1, N)."""
-    count = found.scales.shape[1]
+def _as_half(scales: FloatArray) -> NDArray[np.float16] | None:
+    """Return scales in float16 if they are normal values of it."""
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    exact = np.array_equal(half.astype(np.float32), scales) and np.abs(scales).min(initial=1) >= HALF
+    return half if exact else None
+
+
+def blocks(found: Fit, columns_first: bool) -> tuple[NDArray[np.int8], tuple[int, ...]]:
+    """Return integers, and the shape in which scales broadcast to them.
+
+    (N, K/b, b) and (N, K/b, 1), or (K/b, b, N) and (K/b, 1, N).
+    """
+    rows, count = found.scales.shape
     if columns_first:
-        q = np.ascontiguousarray(found.q.T).reshape(count, -1, len(found.q))
-        return q, np.ascontiguousarray(found.scales.T)[:, None, :]
-    return found.q.reshape(len(found.q), count, -1), found.scales[..., None]
+        return np.ascontiguousarray(found.q.T).reshape(count, -1, rows), (count, 1, rows)
+    return found.q.reshape(rows, count, -1), (rows, count, 1)
 
 
 def restored(graph: Graph, scope: Graph, tensor: gs.Constant, found: Fit, columns_first: bool) -> None:
@@ -174,48 +196,10 @@ def restored(graph: Graph, scope: Graph, tensor: gs.Constant, found: Fit, column
     """
     home = edit.home(graph, scope, tensor)
     first, hint = home.nodes[0], str(tensor.name)
-    q, scales = blocks(found, columns_first)
+    q, shape_ = blocks(found, columns_first)
     x = decoded(graph, home, hint, q, found.grid, onnx.TensorProto.FLOAT, first)
-    scale = scale_of(graph, home, hint, scales, first)
+    scale = scale_of(graph, home, hint, found, shape_, first)
     x = edit.insert(graph, home, "Mul", [x, scale], f"{hint}_blocks", before=first)
     shape = edit.constant(graph, f"{hint}_shape", np.array(tensor.shape, np.int64))
     x = edit.insert(graph, home, "Reshape", [x, shape], f"{hint}_restored", before=first)
     edit.redirect(tensor, x)
-
-
-def gathered(graph: Graph, scope: Graph, node: gs.Node, found: Fit, rank: int) -> None:
-    """Gather rows of few bits and their scales, and restore only those: the table stays small in memory, too.
-
-    ``rank`` is that of the indices. The table is kept as (rows, blocks, bytes).
-    """
-    tensor, indices, bits = node.inputs[0], node.inputs[1], found.grid.bits
-    hint, out = str(tensor.name), str(node.outputs[0].name)
-    q, scales = blocks(found, columns_first=False)
-    table = edit.constant(graph, f"{hint}_int{bits}", q if bits == 8 else pack(q, bits))
-    rows = edit.insert(graph, scope, "Gather", [table, indices], f"{out}_int{bits}", {"axis": 0}, before=node)
-    if bits != 8:
-        step = np.uint8(8 - bits)
-        parts = []
-        for place in range(8 // bits):
-            left = edit.constant(graph, f"{hint}_left", np.uint8(8 - bits - place * bits))
-            right = edit.constant(graph, f"{hint}_right", step)
-            x = edit.insert(graph, scope, "BitShift", [rows, left], f"{out}_high", {"direction": "LEFT"}, before=node)
-            parts.append(
-                edit.insert(graph, scope, "BitShift", [x, right], f"{out}_low", {"direction": "RIGHT"}, before=node)
-            )
-        rows = edit.insert(graph, scope, "Concat", parts, f"{out}_codes", {"axis": -1}, before=node)
-    x = edit.insert(graph, scope, "Cast", [rows], f"{out}_cast", {"to": onnx.TensorProto.FLOAT}, before=node)
-    if bits != 8:
-        middle = edit.constant(graph, f"{hint}_middle", np.float32(1 << (bits - 1)))
-        x = edit.insert(graph, scope, "Sub", [x, middle], f"{out}_signed", before=node)
-    half = scales.astype(np.float16)
-    exact = np.array_equal(half.astype(np.float32), scales)
-    column = edit.constant(graph, f"{hint}_scale", half if exact else scales)
-    scale = edit.insert(graph, scope, "Gather", [column, indices], f"{out}_scale", {"axis": 0}, before=node)
-    if exact:
-        scale = edit.insert(
-            graph, scope, "Cast", [scale], f"{out}_scale_float", {"to": onnx.TensorProto.FLOAT}, before=node
-        )
-    x = edit.insert(graph, scope, "Mul", [x, scale], f"{out}_blocks", before=node)
-    shape = edit.constant(graph, f"{out}_shape", np.array([0] * rank + [prod(tensor.shape[1:])], np.int64))
-    edit.replace(graph, scope, node, "Reshape", [x, shape])

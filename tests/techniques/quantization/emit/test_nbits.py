@@ -23,7 +23,7 @@ from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic
-from onnxsqueeze.techniques.quantization.emit.nbits import decoded, gathered, pack, restored, unpack
+from onnxsqueeze.techniques.quantization.emit.nbits import decoded, pack, restored, unpack
 from onnxsqueeze.techniques.quantization.fewbits import Fit, Grid, fit, rows_of
 from onnxsqueeze.techniques.quantization.grids import Affine
 
@@ -85,7 +85,7 @@ def test_stored_weights_fold_when_they_are_loaded(
     weight = RNG.standard_normal(shape).astype(np.float32)
     graph = graph_of(op, weight, x, opset, **attrs)
     rows = rows_of(weight, op, bool(attrs))
-    found = fit(rows, Grid(bits), rows.shape[1] if op == "Conv" else 32)
+    found = fit(rows, Grid(bits), rows.shape[1] if op == "Conv" else 16)
     restored(graph, graph, graph.nodes[0].inputs[1], found, columns_first=op == "MatMul")
     session, ops = optimized(graph, tmp_path)
     values = found.weight.T if op == "MatMul" else found.weight.reshape(shape)
@@ -101,7 +101,7 @@ def test_stored_weights_fold_when_they_are_loaded(
 @each_opset
 def test_integer_convolutions_read_few_bits_at_full_speed(bits: int, opset: int, tmp_path: Path) -> None:
     weight = RNG.standard_normal((16, 8, 3, 3)).astype(np.float32)
-    found = fit(weight.reshape(16, -1), Grid(bits), 72, signs=False, half=False)
+    found = fit(weight.reshape(16, -1), Grid(bits), 72, signs=False, compact=False)
     q, affine = found.q.reshape(weight.shape), Affine(0.05, 128)
 
     def made(bits: int) -> Graph:
@@ -128,30 +128,11 @@ def test_layers_that_quantize_their_input_read_few_bits_at_full_speed(bits: int,
     dynamic(graph, graph, graph.nodes[0], bits=bits)
     _, ops = optimized(graph, tmp_path)
     feed = {"x": RNG.standard_normal([5, 96]).astype(np.float32)}
-    values = fit(weight.T, Grid(bits), 96, signs=False, half=False).weight.T
+    values = fit(weight.T, Grid(bits), 96, signs=False, compact=False).weight.T
 
     assert ops == {"DynamicQuantizeMatMul": 1}
     np.testing.assert_allclose(answer(graph, feed), np.matmul(feed["x"], values), atol=0.3)
     np.testing.assert_allclose(answer(graph, feed), answer(graph, feed, optimize="none"), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("block", [16, 64])
-def test_a_table_is_gathered_before_it_is_restored(bits: int, block: int, tmp_path: Path) -> None:
-    table = RNG.standard_normal((50, 64)).astype(np.float32)
-    node = helper.make_node("Gather", ["w", "x"], ["y"])
-    inputs = [helper.make_tensor_value_info("x", TensorProto.INT64, [2, 3])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3, 64])]
-    proto = helper.make_graph([node], "g", inputs, outputs, [constant("w", table)])
-    graph = load(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 13)], ir_version=8))
-    found = fit(table, Grid(bits), block)
-    gathered(graph, graph, graph.nodes[0], found, rank=2)
-    session, _ = optimized(graph, tmp_path)
-    indices = RNG.integers(0, 50, (2, 3))
-
-    np.testing.assert_array_equal(session.run({"x": indices})["y"], found.weight[indices])
-    left = onnx.load(tmp_path / "optimized.onnx").graph.initializer
-    assert max(np.prod(tensor.dims) for tensor in left) <= table.size * bits / 8  # no table in float is left
 
 
 def test_scales_of_any_size_are_written(tmp_path: Path) -> None:
