@@ -75,7 +75,10 @@ def main() -> None:
     given = parser.parse_args()
     for model in given.models:
         with tempfile.TemporaryDirectory() as cache:
-            reports = [(text, *searched(model, text, given.effort, Path(cache))) for text in given.budgets]
+            reports = []
+            for text in given.budgets:
+                reports.append((text, *searched(model, text, given.effort, Path(cache))))
+                print(f"{model.stem} {text}: {reports[-1][2]:.0f} s, {reports[-1][1].pipeline}", flush=True)
         start = time.perf_counter()
         hand = by_hand(model)
         print(f"{model.stem}: {len(hand)} of {len(BY_HAND)} by hand in {time.perf_counter() - start:.0f} s", flush=True)

@@ -34,6 +34,8 @@ PATIENCE = 9
 """Tries in a row that bring nothing for what the user wants, and end the search for it."""
 MUCH = 12
 """Tries that are much to start from."""
+ADDED = 4
+"""Tries in a row that bring nothing where there was much to start from."""
 FIRST = ("float", "int8", "4 bits", "4 bits in integers")
 """Forms of numbers that every search tries: whatever is taken is held against them."""
 ALONE = ("lowrank", "prune")
@@ -92,7 +94,7 @@ class Hunt:
             if pipeline in of:
                 self._note(of[pipeline], kept, None, True)
         if len(self.predictor.known) >= MUCH and self.seconds <= EFFORTS["default"]:
-            self.patience = 2
+            self.patience = min(self.patience, ADDED)
             self.wishes = [(wish, weight if weight == 1 else 0.0) for wish, weight in self.wishes]
 
     def _reached(self, number: int) -> tuple[float, float]:
