@@ -46,10 +46,10 @@ def part(text: str) -> tuple[int, int]:
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
 def calibrate(model: str, calib: str | None, workers: int | None, dask: str | None, **settings: Any) -> None:
-    """Measure on much data what the passes need, and keep it.
+    """Measure much data, by many workers or in shards.
 
-    The same bytes come out with one worker or many, in one run or in shards, or with a run that was stopped and called
-    again.
+    What the passes need is measured and kept. The same bytes come out with one worker or many, in one run or in shards,
+    or with a run that was stopped and called again.
     """
     if workers is not None and dask is not None:
         raise UsageError("--workers and --dask are two ways to the same: give one")

@@ -176,7 +176,7 @@ def main(
     from onnxsqueeze.report import terminal
     from onnxsqueeze.search.wishes import NAME, is_auto
 
-    what = Recipe.load(recipe) if recipe is not None else pipeline or NAME
+    what = Recipe.load(recipe) if recipe is not None else NAME if pipeline is None else pipeline
     searches = is_auto(what)
     if not searches and (effort is not None or cache is not None):
         raise UsageError("--effort and --cache are for searches: use -p auto, or leave them out")

@@ -185,7 +185,11 @@ TABLE: dict[str, tuple[str, int, str]] = {
         "the model is already quantized (2 nodes such as QuantizeLinear): int8 needs the float model",
     ),
     # the pipeline
-    "no pipeline": ("model.onnx", 2, "no pipeline: say what to do with -p, for example onnxsqueeze model.onnx -p"),
+    "a search that may measure nothing": (
+        "model.onnx --validate none",
+        2,
+        "auto measures what it tries: --validate none",
+    ),
     "an empty pipeline": ("model.onnx -p ~", 2, "the pipeline is empty: name a pass, like lowrank,int8\n  \n  ^"),
     "an unknown pass": ("model.onnx -p lowrnk,int8", 2, "no pass 'lowrnk'; did you mean 'lowrank'?"),
     "an unknown option": ("model.onnx -p lowrank{enrgy=0.9}", 2, "lowrank: no option 'enrgy'; it has "),
