@@ -11,7 +11,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.linear import select
-from onnxsqueeze.linear.bias import bias_tensor, set_bias
 from onnxsqueeze.linear.layers import Linear, describe
 from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.passes.int8 import Int8
@@ -19,7 +18,7 @@ from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statist
 from onnxsqueeze.techniques.quantization.apply import Quantized, quantize
 from onnxsqueeze.techniques.quantization.emit.nbits import restored
 from onnxsqueeze.techniques.quantization.emit.rows import multiplied, rows_of
-from onnxsqueeze.techniques.quantization.emit.weights import values_of
+from onnxsqueeze.techniques.quantization.emit.weights import correct_bias, values_of
 from onnxsqueeze.techniques.quantization.lowbits import BITS, Weight, chosen_bits, heads, plain_bits, weights
 
 __all__ = ["Bits"]
@@ -134,11 +133,8 @@ class Bits(Selected[FewBits]):
                     rows.multiplied(graph, place, head, graph.target.decoding.level)
                 continue
             if weight.biased and weight.moments is not None:
-                bias = bias_tensor(node)
-                old = 0 if bias is None else values_of(bias)
-                shift = (weight.rows(values).astype(np.float64) - found.weight) @ weight.moments.mean
-                name = f"{tensor.name}_bias" if bias is None else bias.name
-                set_bias(node, edit.constant(graph, f"{name}_corrected", (old + shift).astype(np.float32)))
+                error = weight.rows(values).astype(np.float64) - found.weight
+                correct_bias(graph, node, tensor, error @ weight.moments.mean)
             if weight.few:
                 multiplied(graph, scope, node, found, weight.fused)
                 continue

@@ -11,11 +11,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxsqueeze.linear import select
-from onnxsqueeze.linear.bias import bias_tensor, set_bias
 from onnxsqueeze.measure.switchboard import impacts
 from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
 from onnxsqueeze.techniques.quantization.emit.lookup import looked_up
-from onnxsqueeze.techniques.quantization.emit.weights import values_of
+from onnxsqueeze.techniques.quantization.emit.weights import correct_bias, values_of
 from onnxsqueeze.techniques.quantization.indexed import Indexed
 from onnxsqueeze.techniques.quantization.lowbits import BITS, chosen_bits, plain_bits, weights
 from onnxsqueeze.words import amount
@@ -115,11 +114,8 @@ class Palette(Selected[Leveled]):
             values = values_of(tensor)
             found = weight.palette(site.work.bits, values)
             if weight.biased and weight.moments is not None:
-                bias = bias_tensor(node)
-                old = 0 if bias is None else values_of(bias)
-                shift = (weight.rows(values).astype(np.float64) - found.weight) @ weight.moments.mean
-                name = f"{tensor.name}_bias" if bias is None else bias.name
-                set_bias(node, edit.constant(graph, f"{name}_corrected", (old + shift).astype(np.float32)))
+                error = weight.rows(values).astype(np.float64) - found.weight
+                correct_bias(graph, node, tensor, error @ weight.moments.mean)
             looked_up(graph, scope, tensor, found, site.work.bits, weight.shape, weight.columns_first)
 
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:

@@ -108,9 +108,7 @@ def calibrate(
     progress("loading", 0, 1)
     original = load(model)
     inputs = inputs_of(encode(original, skeleton=True))
-    pixels = (("mean", mean), ("std", std), ("scale", scale))
-    how: dict[str, Any] = {key: value for key, value in pixels if value is not None}
-    data = read_feeds(source, inputs, seed=seed, model_path=path, **how)
+    data = read_feeds(source, inputs, mean=mean, std=std, scale=scale, seed=seed, model_path=path)
     calib, _ = data.split()
     rig = mount(original, None, True)
     graph, stage, needs = _asked(rig, pipeline, seed, progress)
@@ -126,7 +124,7 @@ def calibrate(
             key="",
             needs=tuple(needs),
             source=_where(source) if reads else None,
-            how=tuple(sorted((name, tuple(v) if isinstance(v, list) else v) for name, v in how.items())),
+            how=(("mean", mean), ("std", std), ("scale", scale)),
             inputs=inputs,
             seed=seed,
             total=len(calib),

@@ -120,6 +120,5 @@ def _read(task: Task) -> Feeds:
     found = _DATA.get(task.key)
     if found is None:
         _DATA.clear()
-        how: Any = {name: list(value) if isinstance(value, tuple) else value for name, value in task.how}
-        _DATA[task.key] = found = read_feeds(task.source, task.inputs, seed=task.seed, **how).split()[0]
+        _DATA[task.key] = found = read_feeds(task.source, task.inputs, seed=task.seed, **dict(task.how)).split()[0]
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsqueeze.engine.places import refuse_places
+from onnxsqueeze.engine.run import Progress
 from onnxsqueeze.errors import UsageError
 from onnxsqueeze.feeds.reading import read
 from onnxsqueeze.feeds.types import Feeds, inputs_of
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Distilled", "distill"]
 
 Array = NDArray[Any]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

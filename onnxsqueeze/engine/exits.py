@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxsqueeze.engine.places import refuse_places
+from onnxsqueeze.engine.run import Progress
 from onnxsqueeze.errors import FeedError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -48,7 +49,6 @@ PAYS = 0.1
 TIMED = 3
 """Exits that are timed, the most promising first."""
 RATES = np.linspace(0.025, 1.0, 40)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,8 @@ def exits(
     )
     progress("loading", 0, 1)
     graph = load(model)
-    pixels: dict[str, Any] = {
-        key: value for key, value in (("mean", mean), ("std", std), ("scale", scale)) if value is not None
-    }
-    data = read_feeds(source, inputs_of(encode(graph, skeleton=True)), seed=seed, model_path=path, **pixels)
+    inputs = inputs_of(encode(graph, skeleton=True))
+    data = read_feeds(source, inputs, mean=mean, std=std, scale=scale, seed=seed, model_path=path)
     view = View(graph)
     told = parse(outputs) if outputs is not None else None
     scores, logits = _kind(view, None if told is None else kinds(view, told))

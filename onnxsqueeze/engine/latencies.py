@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsqueeze.engine.recipe import Recipe
+from onnxsqueeze.engine.run import Progress
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.report.run import Timed
 from onnxsqueeze.runtime.batches import of_batch, samples_in
@@ -26,7 +27,6 @@ SLOW = 500.0
 """Milliseconds of a run from which a model is timed on feeds as they come alone."""
 BATCHES = 3
 """Batch sizes of feeds that are timed."""
-Progress = Callable[[str, int, int], None]
 Feed = Mapping[str, NDArray[np.generic]]
 
 

@@ -24,6 +24,7 @@ from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import FROM_PYTHON, Ingredient, Recipe
 from onnxsqueeze.engine.reference import held_words
 from onnxsqueeze.engine.result import Result
+from onnxsqueeze.engine.run import Progress
 from onnxsqueeze.engine.score import refuse_drop, scored, with_score
 from onnxsqueeze.engine.use import with_use
 from onnxsqueeze.errors import ToleranceError, UsageError
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["asked", "closed", "squeeze"]
 
-Progress = Callable[[str, int, int], None]
 UNCOUNTED = "the multiply-accumulates of a feed are unknown: neither inference nor a run gives all shapes of its layers"
 LOG = logging.getLogger("onnxsqueeze")
 LOG.addHandler(logging.NullHandler())

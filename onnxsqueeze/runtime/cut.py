@@ -13,9 +13,28 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.session import Instrument
 
-__all__ = ["Part", "before", "behind", "varying"]
+__all__ = ["Part", "before", "behind", "cut", "varying"]
 
 Array = NDArray[np.generic]
+Kind = tuple["np.dtype[np.generic] | None", Sequence["int | str | None"]]
+"""The type of a tensor and its shape."""
+
+
+def cut(graph: Graph, given: Mapping[str, Kind], wanted: Sequence[str]) -> Graph:
+    """Return what makes the ``wanted`` tensors of those that are ``given`` with their types and shapes, as a graph."""
+    copy = edit.duplicate(graph)
+    made: dict[str, gs.Tensor] = {str(t.name): t for node in copy.nodes for t in node.outputs if t.name}
+    own = {str(t.name) for t in copy.inputs}
+    for name, (dtype, shape) in given.items():
+        if name in made and name not in own:
+            tensor = made[name]
+            tensor.inputs.clear()
+            tensor.dtype, tensor.shape = dtype, list(shape)
+            copy.inputs.append(tensor)
+    copy.outputs = [made[name] for name in wanted]
+    edit.tidy(copy)
+    copy.inputs = [t for t in copy.inputs if t.outputs]
+    return copy
 
 
 class Part(Instrument):
@@ -25,18 +44,7 @@ class Part(Instrument):
     """
 
     def __init__(self, graph: Graph, wanted: Sequence[str], given: Mapping[str, Array], optimize: str = "all") -> None:
-        copy = edit.duplicate(graph)
-        made: dict[str, gs.Tensor] = {str(t.name): t for node in copy.nodes for t in node.outputs if t.name}
-        own = {str(t.name) for t in copy.inputs}
-        for name, value in given.items():
-            if name in made and name not in own:
-                tensor = made[name]
-                tensor.inputs.clear()
-                tensor.dtype, tensor.shape = value.dtype, [None] * value.ndim
-                copy.inputs.append(tensor)
-        copy.outputs = [made[name] for name in wanted]
-        edit.tidy(copy)
-        copy.inputs = [t for t in copy.inputs if t.outputs]
+        copy = cut(graph, {name: (value.dtype, [None] * value.ndim) for name, value in given.items()}, wanted)
         self.inputs = [str(t.name) for t in copy.inputs]
         super().__init__(copy, optimize=optimize)
 

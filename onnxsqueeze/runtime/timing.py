@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.errors import SqueezeError
 from onnxsqueeze.runtime.session import Session
 
-__all__ = ["Latency", "latency", "profile"]
+__all__ = ["Latency", "latency", "milliseconds", "profile"]
 
 CONFIDENCE = 0.999
 """How sure the interval of a ratio of times is."""
@@ -63,15 +63,15 @@ def latency(
     20 ms, one feed from 500 ms on; one round is all if a run takes over 1 s. ``seconds`` are processor time.
     """
     rounds: list[list[float]] = []
-    clocks = (_clock, _clock, time.perf_counter) if threads == 1 else (time.perf_counter,) * 3
-    first = max(_milliseconds(session, feeds[0], clocks) for session in sessions)
+    clocks = None if threads == 1 else (time.perf_counter,) * 3
+    first = max(milliseconds(session, feeds[0], clocks) for session in sessions)
     repeat = 3 if first < 20 else 1
     used = feeds if first < 20 else feeds[:2] if first < 500 else feeds[:1]
     least = max(3 * len(used), LEAST) if first < 500 else 3 if first < 1000 else 1
     spent = 0.0
     while (spent < 1000 * seconds and len(rounds) < most) or len(rounds) < least:
         feed = used[len(rounds) % len(used)]
-        runs = [[_milliseconds(session, feed, clocks) for _ in range(repeat)] for session in sessions]
+        runs = [[milliseconds(session, feed, clocks) for _ in range(repeat)] for session in sessions]
         rounds.append([min(times) for times in runs])
         spent += sum(map(sum, runs))
     best = [
@@ -90,10 +90,11 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return (ordered[outside], ordered[-1 - outside]) if outside >= 0 else (0.0, inf)
 
 
-def _milliseconds(
-    session: Session, feed: Mapping[str, NDArray[np.generic]], clocks: Sequence[Callable[[], float]]
+def milliseconds(
+    session: Session, feed: Mapping[str, NDArray[np.generic]], clocks: Sequence[Callable[[], float]] | None = None
 ) -> float:
-    for clock in clocks:
+    """Return the time of one run of a session: by these ``clocks``, or the processor time of this thread."""
+    for clock in (_clock, _clock, time.perf_counter) if clocks is None else clocks:
         start = clock()
         session.run(feed)
         if (passed := clock() - start) > 0:  # the time of a thread is sometimes brought up to date only later

@@ -13,6 +13,7 @@ from onnxsqueeze.engine.opening import Opened, open_run
 from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import Recipe
 from onnxsqueeze.engine.result import Result
+from onnxsqueeze.engine.run import Progress
 from onnxsqueeze.engine.score import with_score
 from onnxsqueeze.engine.squeeze import asked, closed
 from onnxsqueeze.engine.use import with_use
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["auto", "opened_for"]
 
-Progress = Callable[[str, int, int], None]
 CONFIRMED = 3
 """Plans that are held against the limits on feeds that nothing was chosen by."""
 

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.objects import Graph
+from onnxsqueeze.runtime.cut import cut
 from onnxsqueeze.techniques.exits.features import pooled
 from onnxsqueeze.techniques.exits.head import Head
 
@@ -50,8 +51,8 @@ def stem(graph: Graph, depths: Sequence[Depth], head: Head, probabilities: bool)
     copy = edit.duplicate(graph)
     output = str(copy.outputs[0].name)
     made = tensors(copy)
-    cut = made[depths[-1][0]]
-    cut.dtype, cut.shape = View(copy).dtype(cut), [_batch(graph), *depths[-1][1][1:]]
+    crossing = made[depths[-1][0]]
+    crossing.dtype, crossing.shape = View(copy).dtype(crossing), [_batch(graph), *depths[-1][1][1:]]
     features = [
         found[0] for name, shape, most, fixed in depths if (found := pooled(copy, made[name], shape, most, fixed))
     ]
@@ -76,23 +77,16 @@ def stem(graph: Graph, depths: Sequence[Depth], head: Head, probabilities: bool)
     )  # fmt: skip
     for tensor, shape in ((answer, [_batch(graph), head.weight.shape[1]]), (confidence, [_batch(graph)])):
         tensor.dtype, tensor.shape = np.float32, shape
-    copy.outputs = [answer, confidence, cut]
+    copy.outputs = [answer, confidence, crossing]
     edit.tidy(copy)
-    names = {"answer": str(answer.name), "confidence": str(confidence.name), "crossing": str(cut.name)}
+    names = {"answer": str(answer.name), "confidence": str(confidence.name), "crossing": str(crossing.name)}
     return copy, names
 
 
-def rest(graph: Graph, cut: str, shape: Sequence[int]) -> Graph:
+def rest(graph: Graph, tensor: str, shape: Sequence[int]) -> Graph:
     """Return the nodes behind the cut, with the tensor there as the only input."""
-    copy = edit.duplicate(graph)
-    tensor = tensors(copy)[cut]
-    dtype = View(copy).dtype(tensor)
-    tensor.inputs.clear()
-    tensor.dtype, tensor.shape = dtype, [_batch(graph), *shape[1:]]
-    copy.inputs.append(tensor)
-    edit.tidy(copy)
-    copy.inputs = [tensor]
-    return copy
+    dtype = View(graph).dtype(tensors(graph)[tensor])
+    return cut(graph, {tensor: (dtype, [_batch(graph), *shape[1:]])}, [str(t.name) for t in graph.outputs])
 
 
 def joined(first: onnx.ModelProto, second: onnx.ModelProto, names: dict[str, str], limit: float) -> onnx.ModelProto:

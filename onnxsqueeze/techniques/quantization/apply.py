@@ -26,6 +26,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     Integers,
     Kept,
+    correct_bias,
     known,
     laid,
     multiplied,
@@ -236,10 +237,7 @@ def _stored(graph: Graph, scope: Graph, node: gs.Node, work: Quantized) -> None:
         bias = bias_tensor(node)
         if bias is not None and not isinstance(bias, gs.Constant):
             continue
-        old = np.zeros(len(values), np.float32) if bias is None else values_of(bias)
-        corrected = (old + _mean_error(node, values, after.astype(np.float64), work)).astype(np.float32)
-        name = before.name + "_bias" if bias is None else bias.name
-        set_bias(node, edit.constant(graph, f"{name}_corrected", corrected))
+        correct_bias(graph, node, before, _mean_error(node, values, after.astype(np.float64), work))
 
 
 def _mean_error(

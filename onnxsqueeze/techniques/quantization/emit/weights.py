@@ -17,6 +17,7 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.constants import constant_value, followed
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.weights import Derived
+from onnxsqueeze.linear.bias import bias_tensor, set_bias
 from onnxsqueeze.targets.pairs import limited_scales, rounded, rows_of, weight_of
 from onnxsqueeze.techniques.quantization.grids import TINY, weight_scales
 
@@ -27,6 +28,7 @@ __all__ = [
     "Integers",
     "Kept",
     "Reading",
+    "correct_bias",
     "integers",
     "known",
     "laid",
@@ -224,6 +226,14 @@ def wide_scales(values: FloatArray) -> FloatArray:
 def reader(tensor: gs.Tensor) -> Callable[[], FloatArray] | None:
     """Return a function that reads an initializer again later; None for weights that nodes compute."""
     return (lambda: values_of(tensor)) if isinstance(tensor, gs.Constant) else None
+
+
+def correct_bias(graph: Graph, node: gs.Node, weight: gs.Tensor, error: NDArray[np.float64]) -> None:
+    """Take off a layer's bias the mean ``error`` (N) that another weight in the place of ``weight`` makes."""
+    bias = bias_tensor(node)
+    old = 0 if bias is None else values_of(bias)
+    name = f"{weight.name}_bias" if bias is None else bias.name
+    set_bias(node, edit.constant(graph, f"{name}_corrected", (old + error).astype(np.float32)))
 
 
 def values_of(tensor: gs.Tensor) -> FloatArray:
