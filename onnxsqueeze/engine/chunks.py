@@ -19,9 +19,11 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Need
+from onnxsqueeze.statistics.partial import Partial
+from onnxsqueeze.statistics.store import load_partial, save_partial
 from onnxsqueeze.statistics.sweep import Part, collect
 
-__all__ = ["Task", "digest", "measure"]
+__all__ = ["Task", "digest", "measure", "measure_to", "measured_in"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,22 @@ def measure(model: Any, task: Task, feeds: Sequence[Feed] | None) -> Statistics:
     except FeedError as error:
         where = chunk.where()
         raise error if where in str(error) else FeedError(f"{where}: {error}") from error
+
+
+def measure_to(file: str, model: Any, task: Task, feeds: Sequence[Feed] | None) -> None:
+    """Write the statistics of one chunk to a file, for ``measured_in``.
+
+    A process that is killed while it sends much back leaves half a message in the pipe of all of them, and whoever
+    reads it waits for ever; the few bytes that are left to send arrive whole or not at all.
+    """
+    save_partial(file, Partial(task.key, "", 1, {(0, 0): measure(model, task, feeds)}))
+
+
+def measured_in(file: str) -> Statistics:
+    """Return the statistics that ``measure_to`` has written, and remove the file."""
+    found = load_partial(file).whole()
+    Path(file).unlink()
+    return found
 
 
 class _Chunk(Sequence[Feed]):

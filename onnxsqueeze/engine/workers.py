@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from onnxsqueeze.engine.chunks import Task, measure
+from onnxsqueeze.engine.chunks import Task, measure, measure_to, measured_in
 from onnxsqueeze.errors import UsageError
 
 __all__ = ["Workers"]
@@ -19,7 +20,10 @@ TRIES = 3
 
 
 class Workers:
-    """Chunks under way in an executor, or here if there is none."""
+    """Chunks under way in an executor, or here if there is none.
+
+    An executor that is made here has its workers on this machine, and they write what they measure to files.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class Workers:
         self._make: Callable[[], Executor] | None = None if own else cast("Callable[[], Executor]", executor)
         self._executor: Executor | None = cast("Executor | None", executor) if own else None
         self._place, self._tasks, self._feeds, self._stack = place, tasks, feeds, stack
+        self._folder = None if own else stack.enter_context(TemporaryDirectory(prefix="onnxsqueeze-"))
         self._tries: dict[int, int] = {}
 
     def results(self, chunks: Sequence[int]) -> Generator[tuple[int, Any], None, None]:
@@ -53,7 +58,7 @@ class Workers:
                     for future in done:
                         chunk = under_way.pop(future)
                         try:
-                            ready[chunk] = future.result()
+                            ready[chunk] = self._received(chunk, future)
                         except BrokenExecutor as error:
                             lost = [chunk, *under_way.values()]
                             under_way.clear()
@@ -69,7 +74,17 @@ class Workers:
         if self._executor is None:
             assert self._make is not None
             self._executor = self._stack.enter_context(self._make())
-        return self._executor.submit(measure, self._place, self._tasks[chunk], self._given(chunk))
+        given = self._place, self._tasks[chunk], self._given(chunk)
+        if self._folder is None:
+            return self._executor.submit(measure, *given)
+        return self._executor.submit(measure_to, self._file(chunk), *given)
+
+    def _received(self, chunk: int, future: Future[Any]) -> Any:
+        found = future.result()
+        return found if self._folder is None else measured_in(self._file(chunk))
+
+    def _file(self, chunk: int) -> str:
+        return f"{self._folder}/{chunk}.npz"
 
     def _given(self, chunk: int) -> list[Any] | None:
         return None if self._feeds is None else [self._feeds[i] for i in self._tasks[chunk].feeds]
