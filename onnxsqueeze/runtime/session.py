@@ -43,7 +43,8 @@ class Session:
     run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores. ``optimized`` names
     a file that receives the graph as ONNX Runtime has rewritten it, ``profile`` the beginning of the name of the file
     that ``end_profile`` writes. ``exact_sums`` keeps integer sums from saturating on every processor, at a price in
-    speed. Raises ModelError with ONNX Runtime's reason in one sentence.
+    speed where they would; by default that is so for graphs whose target adds up in 32 bits, so that a plan for it does
+    not hang on the processor that makes it. Raises ModelError with ONNX Runtime's reason in one sentence.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Session:
         threads: int = 0,
         optimized: Path | None = None,
         profile: Path | None = None,
-        exact_sums: bool = False,
+        exact_sums: bool | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimize]
@@ -65,6 +66,8 @@ class Session:
         options.enable_mem_pattern = threads != 0
         # threads that wait by spinning take from others, and from this process's own algebra, what they do not use
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if exact_sums is None:
+            exact_sums = isinstance(model, Graph) and not model.target.integers.pairs
         if exact_sums:
             options.add_session_config_entry("session.x64quantprecision", "1")
         if profile is not None:

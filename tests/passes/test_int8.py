@@ -134,8 +134,13 @@ def test_the_runtimes_optimizations_change_a_quantized_model_by_rounding_only(na
     assert sqnr(result.model, result.model, feeds[:2], ("none", "all")) >= 35
 
 
-def test_a_small_net_runs_in_integers_from_end_to_end(tmp_path: Path) -> None:
-    result = blindly(small_net(), "int8", small_feeds())
+@pytest.mark.parametrize("rectified", [False, True])
+def test_a_small_net_runs_in_integers_from_end_to_end(rectified: bool, tmp_path: Path) -> None:
+    proto = small_net()
+    if rectified:  # as a residual network has it
+        proto.graph.node.insert(4, helper.make_node("Relu", ["a"], ["r2"]))
+        proto.graph.node[5].input[0] = "r2"
+    result = blindly(proto, "int8", small_feeds())
     Session(result.graph, optimized=tmp_path / "optimized.onnx")
     found = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
 
@@ -144,7 +149,7 @@ def test_a_small_net_runs_in_integers_from_end_to_end(tmp_path: Path) -> None:
     assert found["QGemm"] == found["QLinearAdd"] == 1
     assert found["Conv"] + found["Gemm"] + found["Add"] + found["Relu"] + found["FusedConv"] == 0
     assert found["QuantizeLinear"] == 1
-    assert sqnr(small_net(), result.model, small_feeds(3)) > 30
+    assert sqnr(proto, result.model, small_feeds(3)) > 30
     assert sqnr(result.model, result.model, small_feeds(3), ("none", "all")) >= 35
 
 
