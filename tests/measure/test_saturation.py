@@ -156,9 +156,9 @@ def test_a_plan_for_what_adds_up_in_32_bits_is_measured_so_on_every_processor(ex
     graph = load(qdq("MatMul", full(64, 8), [2, 64]))
     graph.made_for = find("generic-qdq")
     feed = {"x": np.ones((2, 64), np.float32)}
-    usual, plain = (Session(graph, optimize=level, exact_sums=exact).run(feed)["y"] for level in ("all", "none"))
+    usual, plain = (Session(graph, optimize=level, exact_sums=exact).run(feed) for level in ("all", "none"))
 
-    assert np.allclose(usual, plain) == (exact is None or not saturates_here())
+    assert (worst(compare([plain], [usual])) > 60) == (exact is None or not saturates_here())
 
 
 def test_without_data_nothing_saturates_either() -> None:
