@@ -16,6 +16,7 @@ from onnxsqueeze.errors import UsageError
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.passes.int8 import Int8
+from onnxsqueeze.report.run import StepReport
 from onnxsqueeze.runtime.session import Session
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -467,3 +468,20 @@ def test_weights_that_are_only_stored_get_16_bits_where_8_harm_most() -> None:
 
     assert set(done) == {"stored", "stored in 16 bits"}
     assert done["stored in 16 bits"] == 1
+
+
+def test_arithmetic_that_unseen_feeds_refute_is_taken_back() -> None:
+    """Feeds that are too quiet give ranges that clip what comes later; feeds 4 and 12 of 16 are held out."""
+    quiet = small_feeds(16)
+    loud = [{"x": 3 * each["x"]} if i in (4, 12) else each for i, each in enumerate(quiet)]
+
+    def step(feeds: Feeds, pipeline: str = "int8") -> StepReport:
+        return squeeze(small_net(), pipeline, feeds, target="ort-x64-vnni").report.steps[-1]
+
+    assert "static" in {site.action for site in step(quiet).done}
+    told = step(loud)
+    assert told.notes[0].endswith(
+        "dB SQNR on feeds that were not used to calibrate: done in its mildest form, int8{arithmetic=false}"
+    )
+    assert {site.action for site in told.done} <= {"stored", "stored in 16 bits"}
+    assert "static" in {site.action for site in step(loud, "int8{max-drop=1}").done}
