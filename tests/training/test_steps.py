@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.training.blocks import blocks, crossings
+from onnxsqueeze.training.capture import captured
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
@@ -134,6 +136,18 @@ def test_no_time_means_no_steps() -> None:
     assert "time" in found.stopped
 
 
+def test_with_little_time_the_steps_are_fewer_and_the_rate_falls_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = itertools.count(), []
+    monkeypatch.setattr("onnxsqueeze.training.fit.time.monotonic", lambda: float(next(clock)))
+    found = trained(SQUARES, progress=lambda loss, step, steps: told.append((step, steps)), until=60.0)
+
+    assert "time" in found.stopped
+    assert 20 < found.steps < 60
+    assert told[-1] == (found.steps, found.steps)
+    assert Schedule(found.steps, 0.05, 16, (0,)).at(found.steps - 1) < 0.001
+    assert found.after < found.before
+
+
 def test_samples_are_joined_only_where_none_feels_another() -> None:
     for text, joined in ((ROWS, True), (MEAN, False)):
         steps = steps_of(text, SQUARES)
@@ -152,6 +166,20 @@ def test_a_part_computes_what_the_whole_does() -> None:
 
     assert [value.name for value in part.graph.input] == ["r"]
     assert np.array_equal(Session(part).run({"r": r})["y"], whole["y"])  # type: ignore[arg-type]
+
+
+def test_tensors_are_the_same_from_the_inputs_and_from_inside() -> None:
+    model = model_of(RESIDUAL)
+    rng = np.random.default_rng(0)
+    feeds = [{name: rng.standard_normal((rows, 6)).astype(np.float32) for name in ("x", "mask")} for rows in (3, 5)]
+    inside = captured(model, None, feeds, ["r"])
+    onward = [{**feed, **known} for feed, known in zip(feeds, inside, strict=True)]
+
+    for one, other in zip(
+        captured(model, None, feeds, ["t", "y"]), captured(model, None, onward, ["t", "y"]), strict=True
+    ):
+        assert all(np.array_equal(one[name], other[name]) for name in ("t", "y"))
+    assert captured(model, None, [{"r": inside[0]["r"], "mask": feeds[0]["mask"]}], ["t"])[0]["t"].shape == (3, 6)
 
 
 def test_blocks_end_where_one_tensor_crosses() -> None:
