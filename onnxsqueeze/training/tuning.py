@@ -29,7 +29,7 @@ from onnxsqueeze.training.capture import KEPT, captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, target_of
+from onnxsqueeze.training.losses import Loss, scale_of, target_of
 from onnxsqueeze.training.mixing import mixed
 from onnxsqueeze.training.steps import Steps
 from onnxsqueeze.training.tape import Unsupported
@@ -219,10 +219,12 @@ class _Work:
     def _onward(
         self, model: onnx.ModelProto, folder: Path | None, known: Inside, feeds: Sequence[int], names: Sequence[str]
     ) -> Inside:
-        """Return tensors of a model by feed, run from those that are known where all of these feeds are."""
-        rest = known if all(i in known for i in feeds) else {}
-        given = [{**self.feeds[i], **rest.get(i, {})} for i in feeds]
-        return dict(zip(feeds, captured(model, folder, given, names), strict=True))
+        """Return tensors of a model by feed, run from those that are known of it."""
+        found: Inside = {}
+        for part in ([i for i in feeds if i in known], [i for i in feeds if i not in known]):
+            given = [{**self.feeds[i], **known.get(i, {})} for i in part]
+            found.update(zip(part, captured(model, folder, given, names), strict=True))
+        return found
 
     def _refuse(self, block: Block, targets: Sequence[Mapping[str, Array]]) -> None:
         for output in block.outputs:
@@ -230,10 +232,9 @@ class _Work:
                 raise Unsupported(f"'{output}' is not finite in the original")
 
     def _loss(self, output: str, targets: Sequence[Mapping[str, Array]], whole: bool) -> Loss:
-        values = np.concatenate([np.asarray(each[output], np.float64).ravel() for each in targets])
-        scale = max(float(values.var()), 1e-12)
+        values = [each[output] for each in targets]
         kind = self.judge.ruler.kinds.get(output)
-        if whole and kind is not None and kind.name == "scores" and targets[0][output].ndim > 1:
-            probabilities = bool((values >= 0).all() and (values <= 1).all())
+        if whole and kind is not None and kind.name == "scores" and values[0].ndim > 1:
+            probabilities = all(bool((each >= 0).all() and (each <= 1).all()) for each in values)
             return Loss(output, "scores", temperature=self.plan.temperature, probabilities=probabilities)
-        return Loss(output, "squares", scale)
+        return Loss(output, "squares", scale_of(values, None if kind is None else kind.layout))
