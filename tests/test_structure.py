@@ -37,7 +37,7 @@ TOGETHER = {
         "techniques/exits/routers/router",
     ),
     "tests/engine/test_calibrate.py": (
-        *("cli/calibrate", "engine/chunks", "engine/workers", "engine/convergence", "statistics/partial"),
+        *("cli/calibrate", "engine/chunks", "workers", "engine/convergence", "statistics/partial"),
     ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/passes/test_clean.py": ("measure/evaluated",),
