@@ -80,6 +80,11 @@ class Workers:
             return str(path)
         return data if self._share is None else self._share(data)
 
+    def free(self, lent: Any) -> None:
+        """Take back what was lent: no call will need it any more."""
+        if self.folder is not None:
+            Path(lent).unlink()
+
     def put(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Give a call, which is under way at once if there is an executor."""
         given = _Given(call, arguments)
@@ -108,10 +113,11 @@ class Workers:
         self._given.popleft()
         return first.call(*first.arguments)
 
-    def drop(self) -> None:
-        """Forget the calls that were not taken back; those that have begun elsewhere end there."""
-        while self._given:
-            future = self._given.popleft().future
+    def drop(self, position: int | None = None) -> None:
+        """Forget a call that would be taken after so many others, or all; what has begun elsewhere ends there."""
+        for place in reversed(range(len(self._given)) if position is None else (position,)):
+            future = self._given[place].future
+            del self._given[place]
             if future is not None:
                 future.cancel()
 

@@ -52,6 +52,8 @@ TOGETHER = {
     "tests/engine/test_judge.py": ("engine/opset", "engine/run"),
     "tests/engine/test_guard.py": ("engine/reference", "report/verdict"),
     "tests/search/test_hunt.py": ("search/next", "search/predict", "search/space"),
+    "tests/search/test_away.py": ("cli/workers", "search/start"),
+    "tests/measure/test_switchboard.py": ("measure/switches",),
     "tests/search/test_auto.py": (
         "cli/family",
         "report/frontier",

@@ -31,10 +31,15 @@ def test_here_calls_are_made_when_they_are_taken_and_those_that_are_dropped_neve
     assert made == [0, 1] and len(workers) == 0
 
 
+def _slept(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
 def test_what_ends_first_is_not_taken_first() -> None:
     with ThreadPoolExecutor(2) as threads, Workers(threads, share=len) as workers:
         for seconds in (0.05, 0.0, 0.0):
-            workers.put(lambda each: time.sleep(each) or each, seconds)
+            workers.put(_slept, seconds)
 
         assert [workers.take() for _ in range(3)] == [0.05, 0.0, 0.0]
         assert workers.lend(b"four") == 4

@@ -72,7 +72,8 @@ def auto(
     ``wanted`` is text such as ``auto{latency=0.5}``: limits on latency, size, packed size and loss (``Auto`` has them),
     of which any may stand together. ``effort`` is quick, default or max: about 1, 5 or 20 minutes at most; a keyboard
     interrupt ends the search, and the best so far is returned. What was measured is kept in the folder ``cache``, if
-    there is one, for the next search. All else is as for ``squeeze``, and ``report.search`` holds all tries.
+    there is one, for the next search. Workers of an ``executor`` run the pipelines, as in ``calibrate``: what is found
+    is the same but for the clock. All else is as for ``squeeze``, and ``report.search`` holds all tries.
 
     Raises UsageError, ModelError, or ToleranceError if nothing within the limits was found; then nothing is written.
     """

@@ -6,9 +6,8 @@ import os
 import pickle
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +21,7 @@ from onnxsqueeze.ir.files import save
 from onnxsqueeze.runtime.threads import one_thread
 from onnxsqueeze.search.start import opened_for
 from onnxsqueeze.search.store import Store
-from onnxsqueeze.search.trials import Trials
+from onnxsqueeze.search.trials import Call, Trials
 from onnxsqueeze.workers import Workers
 
 __all__ = ["calls"]
@@ -30,14 +29,13 @@ __all__ = ["calls"]
 
 @dataclass(frozen=True)
 class _Setting:
-    """What a worker opens: the model (a path or its bytes), the data, and whatever else ``opened_for`` takes.
+    """What a worker opens besides the model: the data, and whatever else ``opened_for`` takes.
 
     ``before`` are the bytes of the model as the user gave it. What was measured goes into ``folder``, or, where that is
     None, back. By ``key`` a worker knows the setting again.
     """
 
     key: str
-    model: Any
     calibration: Any
     how: Mapping[str, Any]
     before: int
@@ -45,9 +43,7 @@ class _Setting:
     folder: Path | None
 
 
-def calls(
-    workers: Workers, opened: Opened, store: Store, packed: bool, how: Mapping[str, Any]
-) -> Callable[[Sequence[str]], Mapping[str, bytes]] | None:
+def calls(workers: Workers, opened: Opened, store: Store, packed: bool, how: Mapping[str, Any]) -> Call | None:
     """Return what a worker is to call with pipelines, None if there are no workers; ``how`` as ``opened_for`` has it.
 
     Raises UsageError for what cannot be sent to another process.
@@ -64,7 +60,7 @@ def calls(
         "target": _anywhere(how["target"]),
     }
     setting = _Setting(
-        uuid.uuid4().hex, model, _data(opened), how, opened.before.bytes, packed,
+        uuid.uuid4().hex, _data(opened), how, opened.before.bytes, packed,
         None if workers.folder is None else store.folder.resolve(),
     )  # fmt: skip
     try:
@@ -72,7 +68,7 @@ def calls(
     except Exception as error:  # whatever the user's own objects raise
         problem = "score= cannot be sent to workers: give it as text, module:function, or as a function of a module"
         raise UsageError(problem) from error
-    return partial(_away, setting)
+    return _away, model, setting  # engines put in what was lent only for an argument itself
 
 
 def _data(opened: Opened) -> Any:
@@ -92,13 +88,13 @@ def _anywhere(place: Any) -> Any:
 
 
 @one_thread
-def _away(setting: _Setting, pipelines: Sequence[str]) -> Mapping[str, bytes]:
+def _away(model: Any, setting: _Setting, pipelines: Sequence[str]) -> Mapping[str, bytes]:
     """Run pipelines, and return the files of a store with what came out, unless they could be written in its place."""
     if setting.folder is not None:
-        _trials(setting, setting.folder).tried(pipelines)
+        _trials(model, setting, setting.folder).tried(pipelines)
         return {}
     with TemporaryDirectory(prefix="onnxsqueeze-", ignore_cleanup_errors=True) as folder:
-        trials = _trials(setting, Path(folder))
+        trials = _trials(model, setting, Path(folder))
         trials.tried(pipelines)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
@@ -106,12 +102,11 @@ def _away(setting: _Setting, pipelines: Sequence[str]) -> Mapping[str, bytes]:
 _STATE = threading.local()
 
 
-def _trials(setting: _Setting, folder: Path) -> Trials:
+def _trials(model: Any, setting: _Setting, folder: Path) -> Trials:
     """Return trials on the model that keep what they find in ``folder``; a worker keeps the last one."""
     found: Trials | None = getattr(_STATE, "trials", None)
     if found is None or _STATE.key != setting.key:
         _STATE.trials = None
-        model = setting.model
         model = onnx.load_from_string(model) if isinstance(model, bytes) else model
         opened = opened_for(model, setting.calibration, lambda *_: None, **setting.how)
         opened.before = replace(opened.before, bytes=setting.before)

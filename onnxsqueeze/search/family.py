@@ -100,6 +100,7 @@ def family(
     For 4 that is 100, 50, 25 and 12 %; each has the least error that one search finds within its share, and is smaller,
     faster and less accurate than the one before. Beside each lies its recipe, and ``manifest.json`` has what was
     measured; ``pick(manifest, budget)`` chooses by it. A member that cannot be is left out, with a note.
+    ``executor`` and ``share`` are those of ``calibrate``.
     """
     start = time.perf_counter()
     progress = progress or (lambda stage, done, total: None)

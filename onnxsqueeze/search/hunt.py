@@ -39,9 +39,9 @@ MUCH = 12
 ADDED = 4
 """Tries in a row that bring nothing where there was much to start from."""
 EXHAUSTED = "nothing further is expected to gain much"
-ABREAST = 4
-"""Tries that are chosen before the first of them is known, by predictions: so many workers have something to do, and
-the search goes the same way with fewer."""
+ABREAST = 2
+"""Tries that are under way at once: each is chosen while the others are only predicted. So many workers have something
+to do, and the search goes the same way with fewer."""
 FIRST = ("float", "int8", "4 bits", "4 bits in integers")
 """Forms of numbers that every search tries: whatever is taken is held against them."""
 ALONE = ("lowrank", "prune")
@@ -80,15 +80,12 @@ class Hunt:
                 if not self._begun:
                     break
                 if self.predictor.known and not self.trials.begun and self._late(self._begun[0][0][-1]):
-                    self._begun.clear()
-                    self.trials.drop()
                     break
                 self._end()
         except KeyboardInterrupt as error:
             if type(error) is not KeyboardInterrupt or not self.predictor.known:
                 raise
             self.stopped = "it was interrupted"
-            self.trials.drop()
 
     def _next(self) -> tuple[list[Candidate], int] | None:
         """Return what to try next, for which wish; those that have begun are believed to be what is predicted."""
@@ -145,13 +142,20 @@ class Hunt:
         return (math.inf, math.inf) if first is None else wish.rank(self.predictor.known[first])
 
     def _judge(self, number: int, before: tuple[float, float]) -> None:
-        """Give a wish up for which several tries in a row have brought nothing."""
+        """Give a wish up for which several tries in a row have brought nothing.
+
+        What has begun for a point of the frontier is then forgotten; for what the user wants it is finished.
+        """
         wish, weight = self.wishes[number]
         excess, value = self._reached(number)
         better = excess < before[0] - LEAST or (excess == 0 and value < before[1] * (1 - LEAST))
         self._failed[number] = 0 if better else self._failed.get(number, 0) + 1
         if self._failed[number] >= (self.patience if weight == 1 else 2):
             self.wishes[number] = wish, 0.0
+            for position in reversed(range(len(self._begun))):
+                if self._begun[position][1] == number and weight != 1:
+                    del self._begun[position]
+                    self.trials.drop(position)
 
     def _first(self) -> Iterator[tuple[list[Candidate], None]]:
         """Yield what every search tries: forms of numbers, and each form of structure alone as it suits the wish."""

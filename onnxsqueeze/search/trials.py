@@ -33,15 +33,16 @@ from onnxsqueeze.runtime.timing import latency
 from onnxsqueeze.search.store import Kept, Store
 from onnxsqueeze.workers import Workers
 
-__all__ = ["Trials"]
+__all__ = ["Call", "Trials"]
 
 COURSES = 1 << 29
 """Bytes of graphs on their way that are held in memory, so that pipelines that begin alike share what they share."""
 SECONDS = 0.4
 """Processor time that a ratio of run times may take."""
 UNREADABLE = "what was found of it cannot be read"
-Call = Callable[[Sequence[str]], Mapping[str, bytes]]
-"""Runs pipelines, and returns the files of a store with what came out that is not in the store yet."""
+Call = tuple[Any, ...]
+"""What runs pipelines, and what it takes before them; it returns the files of a store with what came out, unless they
+are in the store already."""
 
 
 class Trials:
@@ -56,7 +57,7 @@ class Trials:
     ) -> None:
         self.opened, self.store, self.packed = opened, store, packed
         self.workers = Workers() if workers is None else workers
-        self._call = call or self.tried
+        self._call = call or (self.tried,)
         count = len(opened.run.reference)
         both = range(count)
         self.choosing, self.confirming = (both[::2], both[1::2]) if count > 1 else (both, both)
@@ -69,7 +70,7 @@ class Trials:
     def begin(self, *pipelines: str) -> None:
         """Let pipelines be run, each if those before it have come to something."""
         self._waiting.append(pipelines)
-        self.workers.put(self._call, pipelines)
+        self.workers.put(*self._call, pipelines)
 
     def finish(self) -> list[Kept]:
         """Return what is found of the pipelines that were begun first; fewer if one of them comes to nothing."""
@@ -88,10 +89,10 @@ class Trials:
         """Whether the pipelines that are next to be finished are being run already."""
         return self.workers.begun
 
-    def drop(self) -> None:
-        """Forget the pipelines that were begun."""
-        self._waiting.clear()
-        self.workers.drop()
+    def drop(self, position: int) -> None:
+        """Forget pipelines that were begun, which would be finished after so many others."""
+        del self._waiting[position]
+        self.workers.drop(position)
 
     def run(self, pipeline: str) -> Kept:
         """Run a pipeline and measure it; what was found is kept."""

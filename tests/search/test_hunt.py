@@ -67,8 +67,8 @@ class World:
         found = [self.figures(self.pool[each]) for each in pipelines]
         return [Kept(each, confirmed=each.drop, seconds=1.0) for each in found]
 
-    def drop(self) -> None:
-        self.waiting.clear()
+    def drop(self, position: int) -> None:
+        del self.waiting[position]
 
     def known(self) -> dict[str, Kept]:
         return {}
