@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
+from math import log10
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -103,7 +104,8 @@ class Int8(Selected[Quantized]):
             yield Range(layers.root(node.inputs[0]).name)
             yield Range(layers.root(layers.tail(node).outputs[0]).name)
         for node in layers.carried:
-            tensors = (layers.root(t) for t in (*layers.data_inputs(node), *node.outputs) if t.name)
+            ends = layers.tail(node).outputs
+            tensors = (layers.root(t) for t in (*layers.data_inputs(node), *ends) if t.name)
             yield from (Range(t.name) for t in tensors if view.value(t) is None)
         for node in layers.dynamic:
             if not view.in_body(node):
@@ -131,6 +133,10 @@ class Int8(Selected[Quantized]):
     def milder(self) -> Int8 | None:
         """Return the pass in which weights are only stored."""
         return replace(self, arithmetic=False) if self.arithmetic else None
+
+    def floor(self) -> float | None:
+        """Return the SQNR of twice the error that ``max_drop`` allows; weights alone are only held to not collapse."""
+        return -20 * log10(2 * self.max_drop) if self.arithmetic else None
 
     def level_needs(self, view: View) -> Iterable[Need]:
         """Yield what ``plan`` reads, and a Gram matrix per input of a layer, from which errors are predicted."""

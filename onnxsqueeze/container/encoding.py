@@ -24,6 +24,9 @@ SMALL = 64
 """Planes of fewer numbers are deflated with the text around them."""
 LANE = 2000
 """Bytes of a block for each lane, whose state takes four."""
+WORTH = 0.99
+"""A plane is coded if that makes it smaller than so much of it: to decode the second byte of float weights would take
+as long as their exponents, for a 300th of it."""
 PROBE = 1 << 14
 """Numbers on which it is tried whether repetitions pay."""
 
@@ -180,9 +183,9 @@ def _choose(plane: _Plane, pool: Pool) -> None:
     bits = named + sum(pool.price(counts)[0] for counts in each if counts.any())
     plain = 8.0 * len(plane.data)
     repeated = _repeated(plane.data, min(bits, plain))
-    if repeated < min(bits, plain):
+    if repeated < WORTH * min(bits, plain):
         return
-    if bits >= plain - 16:
+    if bits >= WORTH * plain:
         plane.method = RAW
         return
     plane.method = ENTROPY
@@ -196,7 +199,7 @@ def _repeated(data: Symbols, bits: float) -> float:
     probe = data[:PROBE]
     if len(zlib.compress(probe.tobytes(), 1)) * 8 * len(data) > 0.97 * bits * len(probe):
         return float("inf")
-    return 8.0 * len(zlib.compress(data.tobytes(), 9))
+    return 8.0 * len(zlib.compress(data.tobytes(), 6))  # 9 takes ten times as long where little repeats
 
 
 def _contexts(plane: _Plane) -> Symbols:

@@ -57,33 +57,39 @@ def decode(data: memoryview, contexts: Symbols | None, codes: Codes, lanes: int,
     if not tables.any(axis=1).all():
         raise ModelError("a table of frequencies is empty")
     symbol = np.concatenate([slots(each) for each in tables])
-    before = np.cumsum(tables, axis=1) - tables
-    both = (tables.astype(np.uint32) << np.uint32(BITS) | before.astype(np.uint32)).reshape(-1)
+    owner = symbol.reshape(-1, SLOTS).astype(np.intp)
+    ahead = np.arange(SLOTS, dtype=np.uint32) - np.take_along_axis(np.cumsum(tables, axis=1) - tables, owner, 1)
+    step = (np.take_along_axis(tables, owner, 1) << np.uint32(16) | ahead).astype(np.uint32).reshape(-1)
     states = np.frombuffer(data[: 4 * lanes], "<u4").astype(np.uint32)
     words = np.frombuffer(data[4 * lanes :], "<u2").astype(np.uint32)
     out = np.empty(count, np.uint8)
-    mask, shift = np.uint32(SLOTS - 1), np.uint32(BITS)
+    # arrays that are made once: small as they are, to make them would take as long as to fill them
+    x, place, f, slot = states, np.empty(lanes, np.intp), np.empty(lanes, np.uint32), np.empty(lanes, np.uint32)
     at = 0
     for start in range(0, count, lanes):
         part = out[start : start + lanes]
-        x = states[: len(part)]
-        slot = x & mask
+        if len(part) < lanes:  # the last step
+            x, place, f, slot = x[: len(part)], place[: len(part)], f[: len(part)], slot[: len(part)]
+        np.bitwise_and(x, np.uint32(SLOTS - 1), out=slot)
         if contexts is None:
-            symbol.take(slot, out=part, mode="clip")
-            f = both.take(part, mode="clip")
+            place[:] = slot
         else:
-            context = contexts[start : start + lanes].astype(np.uint32)
-            symbol.take(context << shift | slot, out=part, mode="clip")
-            f = both.take(context << np.uint32(8) | part, mode="clip")
-        x >>= shift
-        x *= f >> shift
-        x += slot
-        x -= f & mask
-        low = np.flatnonzero(x < LOW)
+            place[:] = contexts[start : start + lanes]
+            place <<= BITS
+            place |= slot
+        symbol.take(place, out=part, mode="clip")
+        step.take(place, out=f, mode="clip")
+        x >>= np.uint32(BITS)
+        x *= np.right_shift(f, np.uint32(16), out=slot)
+        x += np.bitwise_and(f, np.uint32(0xFFFF), out=f)
+        low = (x < LOW).nonzero()[0]
         end = at + len(low)
         if end > len(words):
             raise ModelError("coded data ends too soon")
-        x[low] = x[low] << np.uint32(16) | words[at:end]
+        full = x.take(low)
+        full <<= np.uint32(16)
+        full |= words[at:end]
+        x[low] = full
         at = end
     if at != len(words) or (states != LOW).any():
         raise ModelError("coded data does not end where it should")

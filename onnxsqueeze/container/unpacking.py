@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-
-import numpy as np
 
 from onnxsqueeze.container.decoding import decode
 from onnxsqueeze.container.format import Block, Member, scan
@@ -34,8 +33,11 @@ class Unpacked:
                 block, left = block[left:], max(left - len(block), 0)
 
     def read(self) -> dict[str, memoryview]:
-        """Return all files in memory, by their names; blocks are decoded where they are to stand."""
-        found = {member.name: np.empty(member.size, np.uint8).data for member in self.members}
+        """Return all files in memory, by their names; blocks are decoded where they are to stand.
+
+        Each is a mapping of its own, of which a reader may give parts back to the system.
+        """
+        found = {each.name: _memory(each.size) for each in self.members}
         work: list[tuple[Block, list[memoryview]]] = []
         rest = deque(data for data in found.values() if data)
         for block in self._blocks:
@@ -68,6 +70,14 @@ class Unpacked:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+
+
+def _memory(size: int) -> memoryview:
+    if not size:
+        return memoryview(b"")
+    if hasattr(mmap, "MAP_PRIVATE"):  # elsewhere there is no choice
+        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    return memoryview(mmap.mmap(-1, size))
 
 
 def _into(block: Block, room: list[memoryview]) -> None:

@@ -86,6 +86,14 @@ class Pass(ABC, Generic[W]):
         """Return the pass in its mildest useful form, tried where the answers collapse; None if there is none."""
         return None
 
+    def floor(self) -> float | None:
+        """Return the SQNR in dB of its own on unseen feeds under which the pass is tried in its mildest form.
+
+        None, if only a collapse counts. A pass that bounds its error on calibration feeds says how much less than that
+        bound it may turn out to keep.
+        """
+        return None
+
     def tune(self, graph: Graph, done: Sequence[Site[W]], bench: Bench) -> Iterable[str]:
         """Improve the rewritten graph in place by measuring it, and yield what was gained, in words for the report.
 

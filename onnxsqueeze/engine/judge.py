@@ -43,7 +43,7 @@ SAMPLES = 2
 
 
 class CollapseError(ModelError):
-    """The answers are so far away that the model is wrecked."""
+    """The answers are so far away that the model is wrecked, or that what the pass bounds does not hold."""
 
 
 def judge(pass_: Pass, graph: Graph, given: Graph, run: Run) -> float | None:
@@ -62,6 +62,9 @@ def judge(pass_: Pass, graph: Graph, given: Graph, run: Run) -> float | None:
     if low < (INVENTED if run.invented else COLLAPSE):
         raise CollapseError(f"the answers collapse to {low:.1f} dB SQNR")
     own = decibels(run.ruler.error(run.previous, found))
+    floor = pass_.floor()
+    if floor is not None and own < floor and not run.invented:
+        raise CollapseError(f"the answers are at {own:.1f} dB SQNR on feeds that were not used to calibrate")
     if before is not None:
         _refuse_loss(given, before, after, own, run)
         run.seen = graph, after, before[1]

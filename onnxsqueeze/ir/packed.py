@@ -24,7 +24,7 @@ from onnxsqueeze.ir.weights import Stored
 
 __all__ = ["Packing", "is_packed", "opened", "pack", "packing", "unpack", "unpacked"]
 
-THREADS = 4
+THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError
+from onnxsqueeze.errors import FeedError, ModelError, UnmeasuredError, UsageError
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load, save
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.ir.packed import is_packed, unpacked
-from onnxsqueeze.ir.reading import mapped, parsed
+from onnxsqueeze.ir.packed import is_packed
+from onnxsqueeze.ir.reading import mapped
 from onnxsqueeze.ir.sizes import file_size
+from onnxsqueeze.runtime.in_memory import InMemory, in_memory
 from onnxsqueeze.runtime.messages import explain
 from onnxsqueeze.runtime.threads import SESSION_THREADS
 
@@ -31,8 +32,6 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _PROTO_LIMIT = 2**31 - 1
-WEIGHTS = "weights of the container"
-"""What the weights of a model are called that has them in memory, as a data file."""
 IN_MEMORY = 1 << 26
 """Bytes; a larger graph from a file is written to a temporary folder, from which ONNX Runtime maps its weights."""
 
@@ -45,7 +44,8 @@ class Session:
     ``SESSION_THREADS`` says). ``optimized`` names
     a file that receives the graph as ONNX Runtime has rewritten it, ``profile`` the beginning of the name of the file
     that ``end_profile`` writes. ``exact_sums`` keeps integer sums from saturating on every processor, at a price in
-    speed. Raises ModelError with ONNX Runtime's reason in one sentence.
+    speed where they would; by default that is so for graphs whose target adds up in 32 bits, so that a plan for it does
+    not hang on the processor that makes it. Raises ModelError with ONNX Runtime's reason in one sentence.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Session:
         threads: int = 0,
         optimized: Path | None = None,
         profile: Path | None = None,
-        exact_sums: bool = False,
+        exact_sums: bool | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimize]
@@ -67,6 +67,8 @@ class Session:
         options.enable_mem_pattern = threads != 0
         # threads that wait by spinning take from others, and from this process's own algebra, what they do not use
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if exact_sums is None:
+            exact_sums = isinstance(model, Graph) and _adds_in_32_bits(model)
         if exact_sums:
             options.add_session_config_entry("session.x64quantprecision", "1")
         if profile is not None:
@@ -136,6 +138,15 @@ class Instrument:
         return self._session
 
 
+def _adds_in_32_bits(graph: Graph) -> bool:
+    """Return whether the target of a graph does, and exact sums can show it: ONNX Runtime then adds zero points of no
+    axes to weights that have none, and does not run those with scales per channel.
+    """
+    return not graph.target.integers.pairs and not any(
+        node.op == "DequantizeLinear" and len(node.inputs) < 3 for node in graph.nodes
+    )
+
+
 def nameable(path: Path) -> Graph | Path:
     """Return the path, or the model in it where ONNX Runtime cannot be told the path: it is not UTF-8."""
     try:
@@ -150,42 +161,42 @@ def session(
 ) -> ort.InferenceSession:
     """Return a session of ONNX Runtime for a model file, or for a container that ``pack`` has written.
 
-    A container is unpacked in memory, no file is written, and its weights are handed over as external data in memory.
-    ``options`` and ``providers`` are those of ``onnxruntime.InferenceSession``; the CPU is the default.
-    Raises ModelError if the file is damaged or ONNX Runtime does not load it, with its reason in one sentence.
+    A container is unpacked in memory and no file is written. ``options`` and ``providers`` are those of
+    ``onnxruntime.InferenceSession``; the CPU is the default. Without ``options`` large tables are not copied, which
+    takes less memory. Raises ModelError if the file is damaged or ONNX Runtime does not load it, with its reason in one
+    sentence.
 
     >>> session("models/mlp.onnx").get_inputs()[0].name
     'input'
     """
     path = Path(model)
+    wanted = list(providers or ["CPUExecutionProvider"])
+    held = in_memory(path, share=options is None) if is_packed(mapped(path)) else None
     options = ort.SessionOptions() if options is None else options
-    source: bytes | str = str(path)
-    files: dict[str, memoryview] = {}
-    if is_packed(mapped(path)):
-        files = unpacked(path)
-        whole = next(iter(files.values()))
-        proto, payloads = parsed(path, whole)
-        del files[next(iter(files))]
-        if payloads:
-            files[WEIGHTS] = whole
-        start = np.frombuffer(whole, np.uint8).ctypes.data
-        for index, raw in payloads.items():
-            tensor = proto.graph.initializer[index]
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                continue
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            at = np.frombuffer(raw, np.uint8).ctypes.data - start
-            for key, value in (("location", WEIGHTS), ("offset", at), ("length", raw.nbytes)):
-                tensor.external_data.add(key=key, value=str(value))
-        source = bytes(proto.SerializeToString())
     try:
-        if files:
-            names, sizes = list(files), [data.nbytes for data in files.values()]
-            options.add_external_initializers_from_files_in_memory(names, list(files.values()), sizes)
-        return ort.InferenceSession(source, options, providers=list(providers or ["CPUExecutionProvider"]))
+        if held is not None:
+            return _InMemory(held, options, wanted)
+        return ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:
         raise ModelError(f"ONNX Runtime {ort.__version__} does not load {path}: {explain(error)}") from error
+
+
+class _InMemory(ort.InferenceSession):  # type: ignore[misc]
+    """A session of a container, with the tables that it reads where they were unpacked."""
+
+    def __init__(self, held: InMemory, options: ort.SessionOptions, providers: list[str]) -> None:
+        names, files = list(held.files), list(held.files.values())
+        options.add_external_initializers_from_files_in_memory(names, files, [data.nbytes for data in files])
+        self.tables = {name: ort.OrtValue.ortvalue_from_numpy(table) for name, table in held.tables.items()}
+        options.add_external_initializers(list(self.tables), list(self.tables.values()))
+        for name, table in self.tables.items():
+            options.add_initializer(name, table)
+        super().__init__(held.model, options, providers=providers)
+        held.forget()
+
+    def set_providers(self, *_: object, **__: object) -> None:
+        """Refuse: ONNX Runtime would load the model once more, from memory that is not there any more."""
+        raise UsageError("the session of a container keeps its providers: open another one with onnxsqueeze.session")
 
 
 def _source(model: Graph | onnx.ModelProto | bytes | Path, stack: ExitStack) -> bytes | str:

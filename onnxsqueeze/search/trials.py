@@ -195,10 +195,11 @@ class Trials:
     def _latency(self, graph: Graph) -> float:
         opened, threads, batch = self.opened, self.opened.recipe.threads, self.opened.recipe.batch
         if self._session is None:
-            self._session = Session(opened.path or opened.original, threads=threads)
+            self._session = Session(opened.path or opened.original, threads=threads, exact_sums=False)
         feeds: Any = opened.held or opened.run.held
         few = [each if batch is None else of_batch(self._session, each, batch) for each in feeds[:4]]
-        return latency([self._session, Session(graph, threads=threads)], few, SECONDS, threads=threads).ratio
+        pair = [self._session, Session(graph, threads=threads, exact_sums=False)]
+        return latency(pair, few, SECONDS, threads=threads).ratio
 
     def _packed(self, graph: Graph) -> float:
         with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from onnxsqueeze.errors import UsageError
 from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.passes.int8 import Int8
+from onnxsqueeze.report.run import StepReport
 from onnxsqueeze.runtime.session import Session
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -134,8 +135,13 @@ def test_the_runtimes_optimizations_change_a_quantized_model_by_rounding_only(na
     assert sqnr(result.model, result.model, feeds[:2], ("none", "all")) >= 35
 
 
-def test_a_small_net_runs_in_integers_from_end_to_end(tmp_path: Path) -> None:
-    result = blindly(small_net(), "int8", small_feeds())
+@pytest.mark.parametrize("rectified", [False, True])
+def test_a_small_net_runs_in_integers_from_end_to_end(rectified: bool, tmp_path: Path) -> None:
+    proto = small_net()
+    if rectified:  # as a residual network has it
+        proto.graph.node.insert(4, helper.make_node("Relu", ["a"], ["r2"]))
+        proto.graph.node[5].input[0] = "r2"
+    result = blindly(proto, "int8", small_feeds())
     Session(result.graph, optimized=tmp_path / "optimized.onnx")
     found = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
 
@@ -144,7 +150,7 @@ def test_a_small_net_runs_in_integers_from_end_to_end(tmp_path: Path) -> None:
     assert found["QGemm"] == found["QLinearAdd"] == 1
     assert found["Conv"] + found["Gemm"] + found["Add"] + found["Relu"] + found["FusedConv"] == 0
     assert found["QuantizeLinear"] == 1
-    assert sqnr(small_net(), result.model, small_feeds(3)) > 30
+    assert sqnr(proto, result.model, small_feeds(3)) > 30
     assert sqnr(result.model, result.model, small_feeds(3), ("none", "all")) >= 35
 
 
@@ -467,3 +473,20 @@ def test_weights_that_are_only_stored_get_16_bits_where_8_harm_most() -> None:
 
     assert set(done) == {"stored", "stored in 16 bits"}
     assert done["stored in 16 bits"] == 1
+
+
+def test_arithmetic_that_unseen_feeds_refute_is_taken_back() -> None:
+    """Feeds that are too quiet give ranges that clip what comes later; feeds 4 and 12 of 16 are held out."""
+    quiet = small_feeds(16)
+    loud = [{"x": 3 * each["x"]} if i in (4, 12) else each for i, each in enumerate(quiet)]
+
+    def step(feeds: Feeds, pipeline: str = "int8") -> StepReport:
+        return squeeze(small_net(), pipeline, feeds, target="ort-x64-vnni").report.steps[-1]
+
+    assert "static" in {site.action for site in step(quiet).done}
+    told = step(loud)
+    assert told.notes[0].endswith(
+        "dB SQNR on feeds that were not used to calibrate: done in its mildest form, int8{arithmetic=false}"
+    )
+    assert {site.action for site in told.done} <= {"stored", "stored in 16 bits"}
+    assert "static" in {site.action for site in step(loud, "int8{max-drop=1}").done}

@@ -116,7 +116,9 @@ class Search:
             found = unslowed(found, self.bench)
         plan = explained(found, self.layers, self.effects)
         self.bench.notes.extend(in_float(plan))
-        self.bench.notes.extend(ranking(plan, self.effects))
+        inside = {site.key for site in sites_of(plan) if site.work.form in ("static", "integer", "gate")}
+        chosen = {id(node) for node in self.arithmetic.nodes if key_of(node) in inside}
+        self.bench.notes.extend(ranking(plan, self.effects, self.arithmetic.roundings(chosen)))
         if stored:
             self.bench.notes.append(NOTHING.format(self.view.target.name))
         return plan

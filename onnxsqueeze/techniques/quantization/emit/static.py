@@ -112,13 +112,13 @@ def bias(graph: Graph, node: gs.Node, slot: int, values: FloatArray, scale: Floa
         node.inputs.append(made)
 
 
-def carry(graph: Graph, node: gs.Node, inputs: Sequence[Affine | None], output: Affine | None) -> None:
-    """Put Q/DQ pairs around an operator that ONNX Runtime then runs on integers."""
+def carry(graph: Graph, node: gs.Node, tail: gs.Node, inputs: Sequence[Affine | None], output: Affine | None) -> None:
+    """Put Q/DQ pairs around an operator, and the ``tail`` that is one with it, that ONNX Runtime runs on integers."""
     for slot, affine in enumerate(inputs):
         if affine is not None:
             node.inputs[slot] = dequantized(graph, node.inputs[slot], affine)
     outputs = {id(t) for t in graph.outputs}
-    for tensor in node.outputs:
+    for tensor in tail.outputs:
         if output is not None and tensor.name and (tensor.outputs or id(tensor) in outputs):
             requantize(graph, tensor, output)
 
