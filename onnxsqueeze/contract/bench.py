@@ -22,6 +22,7 @@ from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import apart
 from onnxsqueeze.statistics.needs import Need
 from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.workers import Workers
 
 __all__ = ["Bench"]
 
@@ -74,6 +75,8 @@ class Bench:
         self._seconds = 0.0
         self.keeps: Callable[[Graph], bool] | None = None
         """Whether a graph keeps the limit that the user has set for a score of his own; None if there is none."""
+        self.workers: Workers | None = None
+        """Who measures besides this process."""
         self.notes: list[str] = []
         """What the report should say of the experiments."""
 

@@ -22,6 +22,7 @@ from onnxsqueeze.ir.reading import mapped
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.runtime.in_memory import InMemory, in_memory
 from onnxsqueeze.runtime.messages import explain
+from onnxsqueeze.runtime.threads import SESSION_THREADS
 
 __all__ = ["Instrument", "Session", "first_samples", "nameable", "session", "shortened"]
 
@@ -39,7 +40,8 @@ class Session:
     """An ONNX Runtime session on the CPU provider.
 
     ``folder`` is where external weights lie; a graph and a path know that themselves. ``optimize`` is ``all`` (as users
-    run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores. ``optimized`` names
+    run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores (or what
+    ``SESSION_THREADS`` says). ``optimized`` names
     a file that receives the graph as ONNX Runtime has rewritten it, ``profile`` the beginning of the name of the file
     that ``end_profile`` writes. ``exact_sums`` keeps integer sums from saturating on every processor, at a price in
     speed where they would; by default that is so for graphs whose target adds up in 32 bits, so that a plan for it does
@@ -59,7 +61,7 @@ class Session:
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimize]
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or SESSION_THREADS.get()
         options.log_severity_level = 4
         # memory planned in one block for each shape of inputs pays where one feed runs again and again, as timing does
         options.enable_mem_pattern = threads != 0
