@@ -14,9 +14,9 @@ from onnx import TensorProto
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, walk
-from onnxsqueeze.ir.dtypes import element_type
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.ir.weights import Derived, Weight
+from onnxsqueeze.techniques.floats.border import given, made
 from onnxsqueeze.techniques.floats.halved import HALVES
 
 __all__ = ["computes_in", "mostly_halves", "obstacle", "widen"]
@@ -86,23 +86,12 @@ def widen(graph: Graph) -> None:
     for node, scope, plain in casts:
         if plain:
             edit.replace(graph, scope, node, "Identity", [node.inputs[0]])
-    _keep_interface(graph, halves)
-
-
-def _keep_interface(graph: Graph, halves: set[int]) -> None:
-    first = graph.nodes[0]
     for tensor in graph.inputs:
         if id(tensor) in halves:
-            readers = list(tensor.outputs)
-            to = {"to": int(TensorProto.FLOAT)}
-            wide = edit.insert(graph, graph, "Cast", [tensor], f"{tensor.name}_float32", to, before=first)
-            edit.redirect(tensor, wide, only=readers)
+            given(graph, tensor)
     for tensor in graph.outputs:
         if id(tensor) in halves:
-            maker, raw = tensor.inputs[0], edit.variable(graph, f"{tensor.name}_float32")
-            maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = raw
-            edit.redirect(tensor, raw)
-            edit.insert(graph, graph, "Cast", [raw], [tensor], {"to": element_type(tensor.dtype)}, after=maker)
+            made(graph, tensor)
 
 
 def _tensors(graph: Graph) -> Iterator[gs.Tensor]:
