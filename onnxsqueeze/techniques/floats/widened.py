@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.constants import constant_of
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, walk
 from onnxsqueeze.ir.objects import Graph, subgraphs
@@ -29,15 +30,15 @@ _KIND = {"Cast": "to"}
 def computes_in(view: View) -> tuple[gs.Node, np.dtype[Any]] | None:
     """Return the first node that reads a 16-bit weight, and the type; None if there is none."""
     for node in view.nodes:
-        for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant) and np.dtype(tensor.dtype) in HALVES:
-                return node, np.dtype(tensor.dtype)
+        for held in filter(None, map(constant_of, node.inputs)):
+            if np.dtype(held.dtype) in HALVES:
+                return node, np.dtype(held.dtype)
     return None
 
 
 def mostly_halves(view: View) -> bool:
     """Return whether most float weights of a model are in 16 bits."""
-    tensors = {id(t): t for node in view.nodes for t in node.inputs if isinstance(t, gs.Constant)}
+    tensors = {id(t): t for node in view.nodes for t in filter(None, map(constant_of, node.inputs))}
     sizes = [(prod(t.shape), np.dtype(t.dtype)) for t in tensors.values()]
     halves = sum(size for size, dtype in sizes if dtype in HALVES)
     return bool(halves >= sum(size for size, dtype in sizes if dtype == np.float32))
