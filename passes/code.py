@@ -96,7 +96,15 @@ class Code(Selected[Coded]):
         skips: list[Site[Coded] | Skip] = [entry for entry in found_again if isinstance(entry, Skip)]
         trials = {layer.key: layer.step(TRIAL) for layer in layers}
         rewrites = {layer.key: [partial(layer.early.put, step=trials[layer.key])] for layer in layers}
-        found = impacts(bench.original, bench.unseen[:FEEDS], rewrites, bench.progress, bench.ruler, most=bench.most)
+        found = impacts(
+            bench.original,
+            bench.unseen[:FEEDS],
+            rewrites,
+            bench.progress,
+            bench.ruler,
+            most=bench.most,
+            workers=bench.workers,
+        )
         gains = {
             layer.key: found[layer.key][0] / max(layer.error(trials[layer.key]), 1e-12)
             for layer in layers

@@ -18,6 +18,7 @@ __all__ = ["KEPT", "captured", "fewer"]
 Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
 T = TypeVar("T")
+GOLDEN = (5**0.5 - 1) / 2
 KEPT = 1 << 28
 """Bytes of inputs and targets that are kept in memory at a time; of more, evenly spread feeds are left out."""
 
@@ -40,9 +41,12 @@ def captured(model: onnx.ModelProto, folder: Path | None, feeds: Feeds, names: S
 
 
 def fewer(feeds: Sequence[T], share: float) -> Sequence[T]:
-    """Return a share of the feeds, at least one, evenly spread."""
+    """Return a share of the feeds, at least one, evenly spread; of a smaller share all are in a larger one.
+
+    The first of the multiples of the golden ratio in order of their fractions are spread so (Weyl 1916).
+    """
     count = max(int(len(feeds) * share), 1)
-    return [feeds[i * len(feeds) // count] for i in range(count)] if feeds else feeds
+    return [feeds[i] for i in sorted(sorted(range(len(feeds)), key=lambda i: i * GOLDEN % 1)[:count])]
 
 
 def _anywhere(model: onnx.ModelProto, feed: Mapping[str, Array], names: Sequence[str]) -> onnx.ModelProto:

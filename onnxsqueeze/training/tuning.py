@@ -29,7 +29,7 @@ from onnxsqueeze.training.capture import KEPT, captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, target_of
+from onnxsqueeze.training.losses import Loss, scale_of, target_of
 from onnxsqueeze.training.mixing import mixed
 from onnxsqueeze.training.steps import Steps
 from onnxsqueeze.training.tape import Unsupported
@@ -147,14 +147,17 @@ class _Work:
     def train(self, parts: Mapping[str, Block], whole: bool = False) -> Iterator[Tuned]:
         """Train blocks one after the other; all are taken back if the answers get no better by them.
 
-        Each runs from where the last one began, on both sides.
+        Each runs from where the last one began, on both sides. Half of the time is shared alike, half by the numbers of
+        weights; what a block leaves is shared by the others, and the whole has as much as all of them.
         """
         before = [(leaf.constant, leaf.constant._values) for block in parts.values() for leaf in block.leaves]
         moved, self.inside = False, {}
+        sizes = [sum(leaf.start.size for leaf in block.leaves) for block in parts.values()]
+        shares = [0.5 / len(sizes) + 0.5 * size / sum(sizes) for size in sizes]
         for number, (name, block) in enumerate(parts.items()):
-            left = len(parts) - number + (self.plan.whole and not whole)
+            left = sum(shares[number:]) + (self.plan.whole and not whole)
             try:
-                fitted = self._fitted(block, name, number, whole, self._until(left))
+                fitted = self._fitted(block, name, number, whole, self._until(shares[number] / left))
             except (Unsupported, ModelError, FeedError) as reason:
                 yield Tuned(name, left=f"left as it is, {reason}")
                 continue
@@ -179,10 +182,10 @@ class _Work:
             constant._values = values
         yield Tuned("answers", left=f"all of this was taken back, for they went from {words}")
 
-    def _until(self, parts: int) -> float:
-        """Return when the next of so many parts ends: each has an equal share of the time that the last ones left."""
+    def _until(self, share: float) -> float:
+        """Return when a part ends that has this share of the time that is left."""
         now = time.monotonic()
-        return now + (self.plan.until - now) / parts
+        return now + (self.plan.until - now) * share
 
     def _fitted(self, block: Block, name: str, number: int, whole: bool, until: float) -> Fitted:
         model = encode(raise_opset(self.graph, OPSET))
@@ -219,10 +222,12 @@ class _Work:
     def _onward(
         self, model: onnx.ModelProto, folder: Path | None, known: Inside, feeds: Sequence[int], names: Sequence[str]
     ) -> Inside:
-        """Return tensors of a model by feed, run from those that are known where all of these feeds are."""
-        rest = known if all(i in known for i in feeds) else {}
-        given = [{**self.feeds[i], **rest.get(i, {})} for i in feeds]
-        return dict(zip(feeds, captured(model, folder, given, names), strict=True))
+        """Return tensors of a model by feed, run from those that are known of it."""
+        found: Inside = {}
+        for part in ([i for i in feeds if i in known], [i for i in feeds if i not in known]):
+            given = [{**self.feeds[i], **known.get(i, {})} for i in part]
+            found.update(zip(part, captured(model, folder, given, names), strict=True))
+        return found
 
     def _refuse(self, block: Block, targets: Sequence[Mapping[str, Array]]) -> None:
         for output in block.outputs:
@@ -230,10 +235,9 @@ class _Work:
                 raise Unsupported(f"'{output}' is not finite in the original")
 
     def _loss(self, output: str, targets: Sequence[Mapping[str, Array]], whole: bool) -> Loss:
-        values = np.concatenate([np.asarray(each[output], np.float64).ravel() for each in targets])
-        scale = max(float(values.var()), 1e-12)
+        values = [each[output] for each in targets]
         kind = self.judge.ruler.kinds.get(output)
-        if whole and kind is not None and kind.name == "scores" and targets[0][output].ndim > 1:
-            probabilities = bool((values >= 0).all() and (values <= 1).all())
+        if whole and kind is not None and kind.name == "scores" and values[0].ndim > 1:
+            probabilities = all(bool((each >= 0).all() and (each <= 1).all()) for each in values)
             return Loss(output, "scores", temperature=self.plan.temperature, probabilities=probabilities)
-        return Loss(output, "squares", scale)
+        return Loss(output, "squares", scale_of(values, None if kind is None else kind.layout))
