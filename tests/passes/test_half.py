@@ -201,19 +201,6 @@ def test_inputs_and_outputs_are_float16_where_that_is_asked_for(spec: str) -> No
         assert np.linalg.norm(one - other) < 2e-2 * np.linalg.norm(np.asarray(other))
 
 
-def test_an_output_that_is_read_inside_becomes_float16_for_the_caller_alone() -> None:
-    made = model(
-        [helper.make_node("Mul", ["x", "x"], ["y"]), helper.make_node("Exp", ["y"], ["z"])],
-        [],
-        {"x": [3, 64]},
-        {"y": [3, 64], "z": [3, 64]},
-    )
-    found = squeeze(made, "half{io=half}", fed())
-
-    assert {v.type.tensor_type.elem_type for v in found.model.graph.output} == {TensorProto.FLOAT16}
-    assert Counter(node.op_type for node in found.model.graph.node) == {"Mul": 1, "Exp": 1, "Cast": 3}
-
-
 def test_float16_at_the_border_does_not_go_with_other_types() -> None:
     with pytest.raises(UsageError, match="io is same or half"):
         squeeze(gated(), "half{io=float16}")
