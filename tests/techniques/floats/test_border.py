@@ -26,8 +26,9 @@ def test_an_output_becomes_float16_for_the_caller_alone(inside: bool) -> None:
 
     assert Counter(node.op for node in graph.nodes) == {"Mul": 1, "Exp": 1, "Cast": 3}
     for name, value in before.items():
-        assert np.asarray(after[name]).dtype == HALF
-        np.testing.assert_allclose(after[name], value, rtol=3e-3, atol=1e-3)
+        found = np.asarray(after[name])
+        assert found.dtype == HALF
+        np.testing.assert_allclose(found, np.asarray(value), rtol=3e-3, atol=1e-3)
 
 
 def test_what_computes_in_float16_already_is_fed_and_answers_without_a_cast() -> None:
