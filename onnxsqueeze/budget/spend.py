@@ -167,22 +167,39 @@ def uniform(layers: Sequence[Sequence[Option]], cost: float) -> list[Option] | N
 
 
 def within(
-    budget: float, solve: Callable[[float], Found], error_of: Callable[[Found], float], nothing: Found, *, tries: int
+    budget: float,
+    solve: Callable[[float], Found],
+    error_of: Callable[[Found], float],
+    nothing: Found,
+    *,
+    tries: int,
+    grow: int = 0,
 ) -> tuple[Found, float]:
     """Return what ``solve`` finds under a limit of predicted error and whose measured error keeps the budget, and that.
 
     The limit starts at the budget and shrinks, by a little more than the measured error exceeds the budget, until that
     holds. After ``tries`` measurements that failed it is 0, and if even that does not hold, ``nothing`` is left to do:
-    what was not measured is never returned.
+    what was not measured is never returned. Where under three quarters of the budget are used, up to ``grow`` times
+    a larger limit is tried, in the same way.
     """
     limit = budget
     for left in range(tries, -1, -1):
         found = solve(limit if left else 0.0)
         error = error_of(found)
         if error <= budget:
-            return found, error
+            break
         limit *= 0.8 * budget / error if isfinite(error) else 0.1
-    return nothing, 0.0
+    else:
+        return nothing, 0.0
+    for _ in range(grow if left else 0):
+        if not 0 < error < 0.75 * budget:
+            break
+        limit *= 0.95 * budget / error
+        larger = solve(limit)
+        if (measured := error_of(larger)) > budget:
+            break
+        found, error = larger, measured
+    return found, error
 
 
 def worth(saved: float, error: float) -> bool:
