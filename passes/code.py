@@ -122,7 +122,7 @@ class Code(Selected[Coded]):
             return bench.unseen_error(bench.variant(_early, sites)) if sites else 0.0
 
         nothing: list[Site[Coded] | Skip] = [Skip(each.key, "no step of it keeps max-error") for each in layers]
-        sites, _ = within(self._error, partial(self._sites, layers, gains), error_of, nothing, tries=TRIES, grow=2)
+        sites, _ = within(self._error, partial(self._sites, layers, gains), error_of, nothing, tries=TRIES, grow=3)
         return [*skips, *map(_as_fitted, sites)]
 
     def apply(self, site: Site[Coded], graph: Graph) -> None:

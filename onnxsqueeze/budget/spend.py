@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from typing import Literal, TypeVar
 
 __all__ = [
@@ -180,25 +180,27 @@ def within(
     The limit starts at the budget and shrinks, by a little more than the measured error exceeds the budget, until that
     holds. After ``tries`` measurements that failed it is 0, and if even that does not hold, ``nothing`` is left to do:
     what was not measured is never returned. Where under three quarters of the budget are used, up to ``grow`` times
-    a larger limit is tried, in the same way.
+    a larger limit is tried, under the least one that was too large.
     """
-    limit = budget
+    limit, over = budget, inf
     for left in range(tries, -1, -1):
         found = solve(limit if left else 0.0)
         error = error_of(found)
         if error <= budget:
             break
+        over = limit
         limit *= 0.8 * budget / error if isfinite(error) else 0.1
     else:
         return nothing, 0.0
     for _ in range(grow if left else 0):
         if not 0 < error < 0.75 * budget:
             break
-        limit *= 0.95 * budget / error
-        larger = solve(limit)
-        if (measured := error_of(larger)) > budget:
-            break
-        found, error = larger, measured
+        wider = min(limit * 0.95 * budget / error, sqrt(limit * over))
+        larger = solve(wider)
+        if (measured := error_of(larger)) <= budget:
+            found, error, limit = larger, measured, wider
+        else:
+            over = wider
     return found, error
 
 

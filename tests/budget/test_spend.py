@@ -136,4 +136,5 @@ def test_a_limit_that_uses_little_of_the_budget_grows_while_that_holds() -> None
 
     steep, error = within(0.1, solve, lambda found: 0.01 if found <= 0.1 else 1.0, -1.0, tries=5, grow=2)
     assert (steep, error) == (0.1, 0.01)
+    assert limits[2:] == pytest.approx([0.1, 0.95, (0.1 * 0.95) ** 0.5])
     assert within(0.1, solve, lambda found: found / 4, -1.0, tries=5) == (0.1, 0.025)

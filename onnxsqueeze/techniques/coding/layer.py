@@ -141,7 +141,7 @@ class CodedLayer:
         slot = 0 if node.op == "Gather" else 1
         found, old = self.fit(step), node.inputs[slot]
         name = old.name or key
-        shift = self.fitting.shift(found.matrix)
+        lost = self.fitting.shift(found.matrix)
         wide = found.values.astype(np.float64)
         values = (wide.reshape(old.shape) if slot == 0 else laid_out(node, wide)).astype(found.values.dtype)
         integers = edit.constant(graph, f"{name}_integers", values)
@@ -150,15 +150,16 @@ class CodedLayer:
             graph, scope, "Cast", [integers], f"{name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node
         )
         node.inputs[slot] = edit.insert(graph, scope, "Mul", [cast, scale], f"{name}_restored", before=node)
-        if shift is None:
-            return
-        shift = shift if self.rows is None else shift * self.rows
-        if node.op == "MatMul":
-            add_to_output(graph, scope, node, shift.astype(np.float32))
-        else:
-            tensor, bias = bias_tensor(node), bias_value(View(graph), node)
+        if lost is not None and self.rows is not None:
+            lost = lost * self.rows
+        tensor = bias_tensor(node)
+        plain = node.op in ("Conv", "Gemm") and isinstance(tensor, gs.Constant) and len(tensor.shape) == 1
+        if node.op == "MatMul" and lost is not None:
+            add_to_output(graph, scope, node, _short(lost))
+        elif lost is not None or plain:
+            bias = bias_value(View(graph), node) + (np.zeros(len(wide)) if lost is None else lost)
             hint = f"{tensor.name if tensor is not None else name + '_bias'}_coded"
-            set_bias(node, edit.constant(graph, hint, np.asarray(bias + shift, np.float32)))
+            set_bias(node, edit.constant(graph, hint, _short(bias)))
 
     def _steps(self, node: gs.Node, slot: int, step: float) -> NDArray[np.float32]:
         """Return the step, or those of rows in a shape that broadcasts over the weight as the node reads it."""
@@ -167,6 +168,12 @@ class CodedLayer:
         rank = len(node.inputs[slot].shape)
         first = slot == 0 or node.op == "Conv" or node.attrs.get("transB", 0)
         return np.asarray(self.rows * step, np.float32).reshape((-1, *(1,) * (rank - 1)) if first else (-1,))
+
+
+def _short(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return floats of 11 significant bits, 66 dB: the last bytes of a bias would take as much as a dozen weights."""
+    mantissas, exponents = np.frexp(values)
+    return np.asarray(np.ldexp(np.rint(mantissas * 2048) / 2048, exponents), np.float32)
 
 
 def _energy(part: NDArray[np.float32], spread: NDArray[np.float32] | None) -> float:
