@@ -16,7 +16,8 @@ from onnxsqueeze.errors import ToleranceError
 from onnxsqueeze.report.run import Report
 from onnxsqueeze.report.search import Figures
 from onnxsqueeze.runtime.threads import one_blas_thread
-from onnxsqueeze.search.auto import auto, opened_for
+from onnxsqueeze.search.auto import auto
+from onnxsqueeze.search.start import opened_for
 from onnxsqueeze.search.store import Store
 from onnxsqueeze.search.trials import Trials
 from onnxsqueeze.search.wishes import Wish, wish
@@ -33,9 +34,9 @@ BY_HAND = ["canonical", *FORMS, *STRUCTURES, *(f"{first},{then}" for first in ST
 @one_blas_thread
 def by_hand(model: Path) -> dict[str, Figures]:
     """Return what each pipeline that is made by hand turns out to be."""
-    opened = opened_for(str(model), None, "quick", lambda *_: None)
+    opened = opened_for(str(model), None, lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
-        trials = Trials(opened, Store(Path(folder), opened), False)
+        trials = Trials(opened, Store.under(Path(folder), opened), False)
         found = {pipeline: trials.run(pipeline).found for pipeline in BY_HAND}
     return {pipeline: figures for pipeline, figures in found.items() if figures is not None}
 

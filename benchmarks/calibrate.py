@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from onnxsqueeze.engine import calibrate as module
-from onnxsqueeze.engine import workers
+from onnxsqueeze.engine import chunks
 from onnxsqueeze.engine.calibrate import calibrate
 from onnxsqueeze.engine.chunks import measure
 from onnxsqueeze.statistics.partial import Partial
@@ -52,7 +52,7 @@ def simulated(count: int, chunks: int, chunk: float, receive: float, task: float
     Whoever hands out the work takes ``task`` s to hand out a chunk and ``receive`` s to take back what came out and to
     add it up, one after the other; 32 chunks are under way at most.
     """
-    free, now, done = [0.0] * min(count, workers.AHEAD), 0.0, list[float]()
+    free, now, done = [0.0] * min(count, chunks.AHEAD), 0.0, list[float]()
     for _ in range(chunks):
         start = max(heapq.heappop(free), now)
         now = max(now, 0.0) + task
@@ -109,7 +109,7 @@ def main() -> None:
             real(self, chunk, found)  # type: ignore[arg-type]
             adding.append(time.perf_counter() - start)
 
-        workers.measure, module.Partial.add = timed, add  # type: ignore[assignment, method-assign]
+        chunks.measure, module.Partial.add = timed, add  # type: ignore[assignment, method-assign]
         start = time.perf_counter()
         calibrate(MODEL, source, output=Path(folder, "one.npz"), every_feed=True)
         seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

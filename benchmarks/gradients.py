@@ -3,8 +3,10 @@
     python benchmarks/gradients.py [MODEL.onnx ...] [--torch PYTHON]
 
 Without ``--torch``, the Python of an environment that has torch, numpy and onnx, such an environment is made in a
-temporary folder. The loss is the squared error to random targets, of models as ``clean,canonical`` leave them. Torch
-computes in float64 to be compared and in float32 to be timed; both use one thread, and their processor time counts.
+temporary folder. The loss is the squared error to random targets, of models as ``clean,canonical`` leave them; inputs
+are digits, or random tokens. Both gradients in float32 are held against torch's in float64. Where a Relu stands, an
+input that float32 puts on the other side of 0 opens or shuts its gate: ``gates`` counts those of this project and of
+torch. Both use one thread, and their processor time counts.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,24 @@ import numpy as np
 
 FOLDER = Path(__file__).parents[1] / "models"
 BATCH = 32
+TOKENS = (8, 32)
+"""Sentences, and tokens of each."""
 TIMED = 5
+
+
+def feed_of(model: Any) -> dict[str, Any]:
+    """Return digits for a model of images, random tokens for one of integers."""
+    rng = np.random.default_rng(0)
+    if [value.name for value in model.graph.input] == ["input"]:
+        with np.load(FOLDER / "digits.npz") as digits:
+            return {"input": np.asarray(digits["x"][:BATCH, None] / 255, np.float32)}
+    feed = {value.name: rng.integers(1000, 20000, TOKENS) for value in model.graph.input}
+    for name, values in feed.items():
+        if "mask" in name:
+            values[:] = np.arange(TOKENS[1]) < rng.integers(TOKENS[1] // 2, TOKENS[1] + 1, (TOKENS[0], 1))
+        elif "type" in name:
+            values[:] = 0
+    return feed
 
 
 def ours(path: Path, work: Path) -> tuple[float, dict[str, Any], float]:
@@ -34,29 +54,58 @@ def ours(path: Path, work: Path) -> tuple[float, dict[str, Any], float]:
     from onnxsqueeze.graph.view import View
     from onnxsqueeze.ir.encode import encode
     from onnxsqueeze.ir.files import load
+    from onnxsqueeze.runtime.session import Session
     from onnxsqueeze.training.leaves import leaves
     from onnxsqueeze.training.losses import Loss, target_of
     from onnxsqueeze.training.steps import Steps
 
     graph = raise_opset(load(squeeze(path, "clean,canonical", "none", validate="none").model), 18)
-    model, loss = encode(graph), Loss("logits")
+    model = encode(graph)
+    feed, loss = feed_of(model), Loss(model.graph.output[0].name)
+    found_leaves = leaves(View(graph), lambda node: True)
+    names = [leaf.tensor for leaf in found_leaves]
+    moved, fixed, gates = set(names), [], []
+    for node in model.graph.node:
+        if moved & set(node.input) and node.op_type != "Shape":
+            moved.update(node.output)
+            gates += node.output if node.op_type == "Relu" else ()
+        else:
+            fixed += node.output
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fixed)
+    known = Session(exposed, optimize="none").run(feed)
+    t = np.random.default_rng(0).standard_normal(np.shape(known[loss.output])).astype(np.float32)
     onnx.save(model, work / "model.onnx")
-    with np.load(FOLDER / "digits.npz") as digits:
-        x = np.asarray(digits["x"][:BATCH, None] / 255, np.float32)
-    t = np.random.default_rng(0).standard_normal((BATCH, 10)).astype(np.float32)
-    steps = Steps(model, None, ["input"], [loss], leaves(View(graph), lambda node: True))
-    values = [leaf.start for leaf in steps.leaves]
-    batch = {"input": x, target_of(loss): t}
-    found, grads = steps.gradients(values, batch)
-    steps.gradients(values, batch)
+    told = {"names": names, "fixed": fixed, "gates": gates, "inputs": list(feed), "loss": loss.output}
+    (work / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    steps = Steps(model, None, list(feed), [loss], found_leaves)
+    starts = [leaf.start for leaf in steps.leaves]
+    batch = {**feed, target_of(loss): t}
+    found, grads = steps.gradients(starts, batch)
+    steps.gradients(starts, batch)
     start = time.process_time()
     for _ in range(TIMED):
-        steps.gradients(values, batch)
+        steps.gradients(starts, batch)
     seconds = (time.process_time() - start) / TIMED
-    names = [leaf.tensor for leaf in steps.leaves]
-    np.savez(work / "data.npz", x=x, t=t)
-    (work / "leaves.json").write_text(json.dumps(names), encoding="utf-8")
+    read = {**batch, **dict(zip(names, starts, strict=True))}
+    step = steps._made("gradients", read)
+    step.graph.output.extend(onnx.ValueInfoProto(name=name) for name in gates)
+    session = Session(step, threads=1)
+    outputs = session.run({name: read[name] for name in session.inputs}, gates)
+    open_ = [np.asarray(outputs[name]) > 0 for name in gates]
+    np.savez(work / "data.npz", *(np.asarray(known[name]) for name in fixed), *feed.values(), t, *open_)
     return found, dict(zip(names, grads, strict=True)), seconds
+
+
+def farthest(pairs: Sequence[tuple[Any, Any]]) -> float:
+    """Return the largest ``‖a − b‖ / ‖b‖``, of those b whose norm is over a millionth of the largest.
+
+    The others are nothing but rounding: the gradient of a bias of keys is 0, since Softmax does not feel it.
+    """
+    norms = [float(np.linalg.norm(b)) for _, b in pairs]
+    off = [float(np.linalg.norm(a - b)) for a, b in pairs]
+    return max(one / norm for one, norm in zip(off, norms, strict=True) if norm > 1e-6 * max(norms))
 
 
 def sides(attrs: dict[str, Any]) -> int:
@@ -68,7 +117,6 @@ def sides(attrs: dict[str, Any]) -> int:
 def computed(op: str, x: list[Any], a: dict[str, Any]) -> Any:
     """Return what torch computes for an operator of inputs x and attributes a."""
     import torch
-    from onnx import numpy_helper
     from torch.nn import functional as F
 
     how = {
@@ -84,7 +132,12 @@ def computed(op: str, x: list[Any], a: dict[str, Any]) -> Any:
         "Clip": lambda: x[0].clamp(*(None if v is None else v.item() for v in (*x[1:], None)[:2])),
         "HardSigmoid": lambda: (x[0] * a.get("alpha", 0.2) + a.get("beta", 0.5)).clamp(0, 1),
         "Gemm": lambda: x[0] @ (x[1].T if a.get("transB") else x[1]) + x[2],
-        "Constant": lambda: torch.from_numpy(numpy_helper.to_array(a["value"]).copy()),
+        "MatMul": lambda: x[0] @ x[1], "Transpose": lambda: x[0].permute(a["perm"]),
+        "Softmax": lambda: x[0].softmax(a.get("axis", -1)),
+        "Gelu": lambda: F.gelu(x[0], approximate=a.get("approximate", b"none").decode()),
+        "ReduceMax": lambda: x[0].amax(x[1].tolist(), keepdim=bool(a.get("keepdims", 1))),
+        "Max": lambda: torch.maximum(*x), "Sum": lambda: sum(x[1:], x[0]),
+        "LayerNormalization": lambda: F.layer_norm(x[0], x[1].shape, x[1], x[2], a.get("epsilon", 1e-5)),
     }  # fmt: skip
     return how[op]()
 
@@ -97,32 +150,37 @@ def worker(work: Path) -> None:
 
     torch.set_num_threads(1)
     model = onnx.load(work / "model.onnx")
-    data, names = np.load(work / "data.npz"), json.loads((work / "leaves.json").read_text(encoding="utf-8"))
+    told = json.loads((work / "told.json").read_text(encoding="utf-8"))
+    data = iter([torch.from_numpy(value) for value in np.load(work / "data.npz").values()])
+    given = {name: next(data) for name in (*told["fixed"], *told["inputs"])}
+    target, signs = next(data), list(data)
+    given |= {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
 
-    def run(dtype: Any) -> tuple[Any, dict[str, Any]]:
-        known = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
-        known = {n: v.to(dtype) if v.is_floating_point() else v for n, v in known.items()}
-        for name in names:
-            known[name].requires_grad_()
-        leaf = {name: known[name] for name in names}
-        known["input"] = torch.from_numpy(data["x"]).to(dtype)
+    def run(dtype: Any) -> tuple[Any, list[Any], list[Any]]:
+        known = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+        leaf = [known[name].requires_grad_() for name in told["names"]]
         for node in model.graph.node:
-            a = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-            x = [known.get(name) for name in node.input]
-            known[node.output[0]] = computed(node.op_type, x, a)
-        loss = ((known["logits"] - torch.from_numpy(data["t"]).to(dtype)) ** 2).mean()
+            if node.output[0] not in known:
+                a = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+                known[node.output[0]] = computed(node.op_type, [known.get(name) for name in node.input], a)
+        loss = ((known[told["loss"]] - target.to(dtype)) ** 2).mean()
         loss.backward()
-        return loss, {name: value.grad for name, value in leaf.items()}
+        return loss, [value.grad for value in leaf], [known[name].detach() > 0 for name in told["gates"]]
 
-    loss, grads = run(torch.float64)
-    np.savez(
-        work / "theirs.npz", loss=loss.detach().numpy(), **{f"g{i}": grads[n].numpy() for i, n in enumerate(names)}
-    )
-    run(torch.float32)
+    def other(one: list[Any], two: list[Any]) -> int:
+        return sum(int((a != b).sum()) for a, b in zip(one, two, strict=True))
+
+    loss, grads, open_ = run(torch.float64)
+    _, theirs, also = run(torch.float32)
+    worst = farthest([(a.numpy(), b.numpy()) for a, b in zip(theirs, grads, strict=True)])
     start = time.process_time()
     for _ in range(TIMED):
         run(torch.float32)
-    (work / "seconds.json").write_text(json.dumps((time.process_time() - start) / TIMED), encoding="utf-8")
+    seconds = (time.process_time() - start) / TIMED
+    gates = [other(signs, open_), other(also, open_)]
+    found = {"loss": float(loss.detach()), "worst": worst, "seconds": seconds, "gates": gates}
+    (work / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    np.savez(work / "theirs.npz", *(grad.numpy() for grad in grads))
 
 
 def main() -> None:
@@ -142,18 +200,20 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "venv", f"{folder}/venv"], check=True)
             python = f"{folder}/venv/bin/python"
             subprocess.run([python, "-m", "pip", "install", "--quiet", "torch", "numpy", "onnx"], check=True)
-        print(f"{'model':12} {'tensors':>7} {'loss off by':>12} {'worst gradient off by':>22} {'step':>9} {'torch':>9}")
+        head = ("model", "tensors", "loss off by", "gradient off by", "torch's", "gates", "torch's", "step", "torch's")
+        print("{:16} {:>7} {:>12} {:>16} {:>8} {:>6} {:>8} {:>9} {:>9}".format(*head))
         for path in paths:
             work = Path(folder)
             loss, grads, seconds = ours(path, work)
             subprocess.run([python, __file__, "--worker", folder], check=True)
+            found = json.loads((work / "found.json").read_text(encoding="utf-8"))
             with np.load(work / "theirs.npz") as theirs:
-                pairs = [(grad, theirs[f"g{i}"]) for i, grad in enumerate(grads.values())]
-                worst = max(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)) for a, b in pairs)
-                off = abs(loss - float(theirs["loss"])) / float(theirs["loss"])
-            torch_seconds = float(json.loads((work / "seconds.json").read_text(encoding="utf-8")))
-            times = f"{1e3 * seconds:6.0f} ms {1e3 * torch_seconds:6.0f} ms"
-            print(f"{path.stem:12} {len(pairs):7} {off:12.1e} {worst:22.1e} {times}", flush=True)
+                pairs = list(zip(grads.values(), theirs.values(), strict=True))
+            worst = farthest(pairs)
+            off, (mine, its) = abs(loss - found["loss"]) / found["loss"], found["gates"]
+            times = f"{1e3 * seconds:6.0f} ms {1e3 * found['seconds']:6.0f} ms"
+            errors = f"{off:12.1e} {worst:16.1e} {found['worst']:8.1e} {mine:6} {its:8}"
+            print(f"{path.stem:16} {len(pairs):7} {errors} {times}", flush=True)
 
 
 if __name__ == "__main__":

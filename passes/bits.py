@@ -194,7 +194,9 @@ class Bits(Selected[FewBits]):
                 group[0].key: [partial(_put, group=group, bits=bits)] for group, bits in zip(groups, probe, strict=True)
             }
             also = {group[0].key: group[0].heads for group in groups if group[0].heads}
-            found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler, also, bench.most)
+            found = impacts(
+                bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler, also, bench.most, bench.workers
+            )
             for group, bits in zip(groups, probe, strict=True):
                 if group[0].key in found:
                     local = max(weight.error(bits) for weight in group)

@@ -100,7 +100,15 @@ class Code(Selected[Coded]):
         layers = [entry for entry in found_again if not isinstance(entry, Skip)]
         skips: list[Site[Coded] | Skip] = [entry for entry in found_again if isinstance(entry, Skip)]
         rewrites = {layer.key: [partial(way.early.put, step=way.step(TRIAL)) for way in layer.ways] for layer in layers}
-        found = impacts(bench.original, bench.unseen[:FEEDS], rewrites, bench.progress, bench.ruler, most=bench.most)
+        found = impacts(
+            bench.original,
+            bench.unseen[:FEEDS],
+            rewrites,
+            bench.progress,
+            bench.ruler,
+            most=bench.most,
+            workers=bench.workers,
+        )
         gains = {
             layer.key: [
                 impact / max(way.error(way.step(TRIAL)), 1e-12)

@@ -104,7 +104,8 @@ class Int8(Selected[Quantized]):
             yield Range(layers.root(node.inputs[0]).name)
             yield Range(layers.root(layers.tail(node).outputs[0]).name)
         for node in layers.carried:
-            tensors = (layers.root(t) for t in (*layers.data_inputs(node), *node.outputs) if t.name)
+            ends = layers.tail(node).outputs
+            tensors = (layers.root(t) for t in (*layers.data_inputs(node), *ends) if t.name)
             yield from (Range(t.name) for t in tensors if view.value(t) is None)
         for node in layers.dynamic:
             if not view.in_body(node):

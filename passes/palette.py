@@ -104,7 +104,7 @@ class Palette(Selected[Leveled]):
         rewrites = {
             group[0].key: [partial(_put, group=group, bits=bits)] for group, bits in zip(groups, plain, strict=True)
         }
-        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler)
+        found = impacts(bench.original, bench.feeds[:1], rewrites, bench.progress, bench.ruler, workers=bench.workers)
         gains = {
             group[0].key: found[group[0].key][0] / max(*(weight.error(bits) for weight in group), 1e-12)
             for group, bits in zip(groups, plain, strict=True)

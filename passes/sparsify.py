@@ -102,7 +102,7 @@ class Sparsify(Selected[Thinned]):
         rewrites = {each.key: [partial(each.put, weight=each.guess(trial))] for each in (la.early for la in layers)}
         also = {layer.key: layer.fitting.layer.also for layer in layers}
         feeds = bench.unseen[:4] if few else bench.feeds[:1]
-        found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler, also, bench.most)
+        found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler, also, bench.most, bench.workers)
         gains = {
             layer.key: found[layer.key][0] / max(min(layer.errors(trial)), 1e-12)
             for layer in layers

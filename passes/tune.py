@@ -114,8 +114,8 @@ class Tune(Selected[None]):
         )
         for each in tune(graph, bench.teacher, bench, plan):
             mine, curve = [site for site in done if site.key in each.keys], each.curve()
-            if mine and curve is not None:
-                mine[-1].detail["curve"] = curve
+            if mine and curve is not None:  # a site has one, so that of the whole goes to another than its last block's
+                next((site for site in mine[::-1] if "curve" not in site.detail), mine[-1]).detail["curve"] = curve
             yield each.words()
 
     def _wants(self, node: gs.Node) -> bool:

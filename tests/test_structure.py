@@ -37,7 +37,7 @@ TOGETHER = {
         "techniques/exits/routers/router",
     ),
     "tests/engine/test_calibrate.py": (
-        *("cli/calibrate", "engine/chunks", "engine/workers", "engine/convergence", "statistics/partial"),
+        *("cli/calibrate", "engine/chunks", "workers", "engine/convergence", "statistics/partial"),
     ),
     "tests/passes/test_sparsify.py": ("techniques/sparsity/packed",),
     "tests/passes/test_clean.py": ("measure/evaluated",),
@@ -52,6 +52,8 @@ TOGETHER = {
     "tests/engine/test_judge.py": ("engine/opset", "engine/run"),
     "tests/engine/test_guard.py": ("engine/reference", "report/verdict"),
     "tests/search/test_hunt.py": ("search/next", "search/predict", "search/space"),
+    "tests/search/test_away.py": ("cli/workers", "search/start"),
+    "tests/measure/test_switchboard.py": ("measure/switches",),
     "tests/search/test_auto.py": (
         "cli/family",
         "report/frontier",

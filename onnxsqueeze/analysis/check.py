@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,14 +125,23 @@ def _weights(view: View, target: Target) -> Iterator[Breach]:
         scale = view.value(node.inputs[1])
         if scale is None or scale.size == 1 or block:
             continue
-        for reader in readers:
-            if reader.op not in rules.per_channel:
+        for reader in _behind_moves(readers):
+            if reader.op not in rules.per_channel and reader.op not in rules.kept:
                 problem = f"{target.name} wants one scale for a weight of {reader.op}, and this has {scale.size}"
                 yield _breach("weights.per_channel", reader, problem)
             elif _is_static(view, reader) and not _along_outputs(node, reader, value):
                 yield _breach("weights.per_channel", reader, f"{target.name} wants scales along output channels")
         if "stored" not in target.integers.forms and readers and not any(_is_static(view, r) for r in readers):
             yield _breach("integers.forms", node, f"{target.name} takes no weights that are only stored in integers")
+
+
+def _behind_moves(readers: Sequence[gs.Node]) -> Iterator[gs.Node]:
+    """Yield the readers of a weight, behind what lays it out otherwise."""
+    for reader in readers:
+        if reader.op in ("Reshape", "Transpose"):
+            yield from _behind_moves(reader.outputs[0].outputs)
+        else:
+            yield reader
 
 
 def _along_outputs(node: gs.Node, reader: gs.Node, value: Array) -> bool:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from functools import partial
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxsqueeze.cli.options import console_on, number, numbers, seed
-from onnxsqueeze.errors import UsageError
+from onnxsqueeze.cli.workers import shared_out, with_workers
 
 if TYPE_CHECKING:
     from onnxsqueeze.engine.calibrate import Calibration
 
 __all__ = ["calibrate", "merge"]
-
-MOST = 1024
-"""Workers that one machine may be asked for."""
 
 
 def part(text: str) -> tuple[int, int]:
@@ -38,8 +31,7 @@ def part(text: str) -> tuple[int, int]:
 @click.option("-o", "--output", metavar="FILE", required=True, help="The statistics, for --stats, or for merge.")
 @click.option("-p", "--pipeline", metavar="PIPELINE", help="What its first measuring pass asks for.  [default: all]")
 @click.option("--shard", type=part, metavar="K/N", help="Only the K-th of N parts of the data; then merge the files.")
-@click.option("--workers", type=click.IntRange(1, MOST), metavar="N", help="Processes on this machine.")
-@click.option("--dask", metavar="ADDRESS", help="Workers of a Dask cluster, like tcp://host:8786, or local.")
+@with_workers
 @click.option("--every-feed", is_flag=True, help="Go on although further feeds change nothing.")
 @click.option("--seed", type=seed, default="0", metavar="N", help="Seed of everything random.")
 @click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
@@ -51,23 +43,12 @@ def calibrate(model: str, calib: str | None, workers: int | None, dask: str | No
     What the passes need is measured and kept. The same bytes come out with one worker or many, in one run or in shards,
     or with a run that was stopped and called again.
     """
-    if workers is not None and dask is not None:
-        raise UsageError("--workers and --dask are two ways to the same: give one")
     from onnxsqueeze.engine.calibrate import calibrate as measure
     from onnxsqueeze.report import terminal
     from onnxsqueeze.report.tables import line
 
-    with ExitStack() as stack:
-        executor, share = None, None
-        if dask is not None:
-            from onnxsqueeze.integrations.dask import connected
-
-            client = stack.enter_context(connected(dask))
-            executor, share = client.get_executor(), partial(client.scatter, broadcast=True)
-        elif workers is not None and workers > 1:
-            executor = partial(ProcessPoolExecutor, workers, get_context("spawn"))
-        progress = stack.enter_context(terminal.progress(console_on(sys.stderr)))
-        found = measure(model, calib, executor, share=share, progress=progress, **settings)
+    with shared_out(workers, dask) as shared, terminal.progress(console_on(sys.stderr)) as progress:
+        found = measure(model, calib, progress=progress, **shared, **settings)
     console = console_on(sys.stdout)
     for each in _words(found):
         line(console, each)

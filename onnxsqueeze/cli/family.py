@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxsqueeze.cli.options import console_on, number, numbers, seed
+from onnxsqueeze.cli.workers import shared_out, with_workers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,13 +27,22 @@ __all__ = ["command", "show"]
 @click.option("--calib", metavar="PATH", help="Calibration data: a folder or file of .npz, .npy or images; or random.")
 @click.option("--effort", type=click.Choice(["quick", "default", "max"]), default="default", help="1, 5 or 20 minutes.")
 @click.option("--cache", metavar="FOLDER", help="Keep what was measured there, for the next search.")
+@with_workers
 @click.option("--outputs", metavar="NAME:KIND,...", help="What outputs are: values, scores, labels or rows.")
 @click.option("--target", metavar="NAME|FILE", help="What it is to run on, see onnxsqueeze targets.")
 @click.option("--seed", type=seed, metavar="N", help="Seed of everything random.  [default: 0]")
 @click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
-def command(model: str, count: int, output: str | None, calib: str | None, **settings: Any) -> None:
+def command(
+    model: str,
+    count: int,
+    output: str | None,
+    calib: str | None,
+    workers: int | None,
+    dask: str | None,
+    **settings: Any,
+) -> None:
     """Write a model in several sizes, to choose from.
 
     From all of its latency down to an eighth, each is smaller, faster and less accurate than the one before.
@@ -42,8 +52,8 @@ def command(model: str, count: int, output: str | None, calib: str | None, **set
     from onnxsqueeze.search.family import family
 
     folder = Path(output) if output is not None else Path(model).with_suffix(".family")
-    with terminal.progress(console_on(sys.stderr)) as progress:
-        found = family(model, folder, count, calib, progress=progress, **settings)
+    with shared_out(workers, dask) as shared, terminal.progress(console_on(sys.stderr)) as progress:
+        found = family(model, folder, count, calib, progress=progress, **shared, **settings)
     show(found, folder, console_on(sys.stdout))
 
 

@@ -20,6 +20,7 @@ from onnxsqueeze.cli.options import (
     share,
     write_report,
 )
+from onnxsqueeze.cli.workers import shared_out, with_workers
 from onnxsqueeze.errors import ToleranceError, UsageError
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--batch", type=batch, metavar="N", help="How many samples at once the plan is for.")
 @click.option("--effort", type=click.Choice(["quick", "default", "max"]), help="auto: 1, 5 or 20 minutes at most.")
 @click.option("--cache", metavar="FOLDER", help="auto: keep what was measured there, for the next search.")
+@with_workers
 @click.option("--memory", is_flag=True, help="Measure memory at run time and the time to load, too.")
 @click.option("--max-memory", type=size, metavar="SIZE", help="Write nothing if it takes more at run time, like 64MB.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and write no model.")
@@ -159,6 +161,8 @@ def main(
     dry_run: bool,
     effort: str | None,
     cache: str | None,
+    workers: int | None,
+    dask: str | None,
     **settings: Any,
 ) -> None:
     """Make an ONNX model smaller and faster, and say how far its answers moved."""
@@ -200,9 +204,9 @@ def main(
         from onnxsqueeze.engine.squeeze import squeeze as do
     failure: ToleranceError | None = None
     result: Result | None = None
-    with terminal.progress(console_on(sys.stderr)) as progress:
+    with shared_out(workers, dask) as shared, terminal.progress(console_on(sys.stderr)) as progress:
         try:
-            result = do(source, what, calib, progress=progress, **settings)
+            result = do(source, what, calib, progress=progress, **shared, **settings)
             run = result.report
         except ToleranceError as error:
             if error.report is None:

@@ -26,7 +26,7 @@ def command(output: str, base: str, script: bool) -> None:
     from onnxsqueeze.files import whole
     from onnxsqueeze.report.tables import line
     from onnxsqueeze.runtime import device
-    from onnxsqueeze.targets.profiles import find
+    from onnxsqueeze.targets.profiles import NATIVE, find
 
     path = Path(output)
     refuse_places({"--output": path}, {})
@@ -36,7 +36,8 @@ def command(output: str, base: str, script: bool) -> None:
         text = Path(device.__file__).read_text(encoding="utf-8")
     else:
         console = console_on(sys.stderr)
-        text = device.text(path.stem, find(base).name, lambda told: line(console, told, style="dim"))
+        clock = "measured" if base == NATIVE else ""
+        text = device.text(path.stem, find(base).name, lambda told: line(console, told, style="dim"), clock)
     with whole(path, f"the profile {path}") as file:
         file.write(text.encode())
     if not script:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxsqueeze.cli.options import command_line, console_on, number, numbers, seed, write_report
+from onnxsqueeze.cli.workers import shared_out, with_workers
 from onnxsqueeze.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ ROWS = 40
 @click.option("--mean", type=numbers, metavar="X[,X...]", help="Images: subtracted from the scaled pixels.")
 @click.option("--std", type=numbers, metavar="X[,X...]", help="Images: divides the pixels after that.")
 @click.option("--scale", type=number, metavar="X", help="Images: multiplies the pixels 0..255.")
+@with_workers
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.option("--html", metavar="FILE", help="Also write a page for the browser.")
 @click.pass_context
@@ -42,6 +44,8 @@ def command(
     calib: str | None,
     as_json: bool,
     html: str | None,
+    workers: int | None,
+    dask: str | None,
     **settings: Any,
 ) -> None:
     """Say what each layer does to the answers at each level of a pass.
@@ -56,8 +60,8 @@ def command(
     from onnxsqueeze.report import terminal
 
     refuse_places({"--html": html}, {"the model": model}, calibration=calib)
-    with terminal.progress(console_on(sys.stderr)) as progress:
-        found = sensitivity(model, pipeline, calib, progress=progress, **settings)
+    with shared_out(workers, dask) as shared, terminal.progress(console_on(sys.stderr)) as progress:
+        found = sensitivity(model, pipeline, calib, progress=progress, **shared, **settings)
     if html is not None:
         from onnxsqueeze.report.pages.page import sensitivity_page
 

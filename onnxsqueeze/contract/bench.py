@@ -22,6 +22,7 @@ from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.moments import apart
 from onnxsqueeze.statistics.needs import Need
 from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.workers import Workers
 
 __all__ = ["Bench"]
 
@@ -74,6 +75,8 @@ class Bench:
         self._seconds = 0.0
         self.keeps: Callable[[Graph], bool] | None = None
         """Whether a graph keeps the limit that the user has set for a score of his own; None if there is none."""
+        self.workers: Workers | None = None
+        """Who measures besides this process."""
         self.notes: list[str] = []
         """What the report should say of the experiments."""
 
@@ -202,7 +205,7 @@ class Bench:
             ratio = limit
         else:
             threads, batch = self.original.target.threads, self.original.target.batch or 1
-            pair = [Session(g, threads=threads) for g in (self.original, graph)]
+            pair = [Session(g, threads=threads, exact_sums=False) for g in (self.original, graph)]
             found = latency(pair, [of_batch(pair[0], feed, batch) for feed in self.feeds], seconds, threads)
             ratio = min(max(limit, found.low), found.high)
         self.measured.append(ratio)

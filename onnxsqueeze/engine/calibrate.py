@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from onnxsqueeze.contract.base import Pass
 from onnxsqueeze.engine import promises, registry
-from onnxsqueeze.engine.chunks import Task, digest
+from onnxsqueeze.engine.chunks import Task, digest, results
 from onnxsqueeze.engine.convergence import Convergence
 from onnxsqueeze.engine.implied import with_implied
 from onnxsqueeze.engine.places import refuse_places
 from onnxsqueeze.engine.recipe import Ingredient
 from onnxsqueeze.engine.run import Run
 from onnxsqueeze.engine.step import run_pass
-from onnxsqueeze.engine.workers import Workers
 from onnxsqueeze.errors import FeedError, UsageError
 from onnxsqueeze.feeds.reading import beside
 from onnxsqueeze.feeds.reading import read as read_feeds
@@ -32,9 +30,11 @@ from onnxsqueeze.ir.files import load, save
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.rig import Rig, mount
 from onnxsqueeze.runtime.threads import one_blas_thread
+from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Need
 from onnxsqueeze.statistics.partial import Partial
 from onnxsqueeze.statistics.store import load_partial, save_partial, save_statistics
+from onnxsqueeze.workers import Executors, Share, Workers
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -67,7 +67,7 @@ class Calibration:
 def calibrate(
     model: AnyModel,
     calibration: Any = None,
-    executor: Executor | Callable[[], Executor] | None = None,
+    executor: Executors = None,
     *,
     output: str | os.PathLike[str],
     pipeline: str | Pass | Sequence[str | Pass] | None = None,
@@ -77,7 +77,7 @@ def calibrate(
     mean: Any = None,
     std: Any = None,
     scale: float | None = None,
-    share: Callable[[bytes], Any] | None = None,
+    share: Share = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:
     """Measure what the passes of ``pipeline`` ask for on the calibration part of the data, and write it to ``output``.
@@ -137,8 +137,10 @@ def calibrate(
         waiting = out.with_name(f"{out.name}.part")
         part = _resumed(waiting, part)
         settled = None if every_feed or shard is not None else Convergence()
-        workers = Workers(executor, place, tasks, feeds, stack)
-        converged = _gather(part, mine, workers, settled, waiting, progress)
+        workers = stack.enter_context(Workers(executor, share))
+        there = {chunk for span in part.known() for chunk in span}
+        measured = results(workers, place, tasks, feeds, [chunk for chunk in mine if chunk not in there])
+        converged = _gather(part, mine, measured, settled, waiting, progress)
     feeds_seen = sum(len(tasks[i].feeds) for span in part.known() for i in span)
     known = sum(map(len, part.known()))
     complete = shard is None
@@ -231,23 +233,20 @@ def _resumed(waiting: Path, part: Partial) -> Partial:
 def _gather(
     part: Partial,
     mine: Sequence[int],
-    workers: Workers,
+    measured: Iterable[tuple[int, Statistics]],
     settled: Convergence | None,
     waiting: Path,
     progress: Callable[[str, int, int], None],
 ) -> bool:
-    """Measure the chunks that ``part`` does not know yet; return whether it ended early since nothing moved."""
-    known = {chunk for span in part.known() for chunk in span}
-    left = [chunk for chunk in mine if chunk not in known]
+    """Add up the chunks that ``part`` does not know yet; return whether it ended early since nothing moved."""
     if settled is not None and part.nodes:
         settled.before = part.so_far()
-    with closing(workers.results(left)) as results:
-        for chunk, found in results:
-            part.add(chunk, found)
-            done = chunk + 1 - mine[0]
-            progress("calibrating", done, len(mine))
-            if settled is not None and settled.after(done, part):
-                return True
-            if done % KEPT == 0:
-                save_partial(waiting, part)
+    for chunk, found in measured:
+        part.add(chunk, found)
+        done = chunk + 1 - mine[0]
+        progress("calibrating", done, len(mine))
+        if settled is not None and settled.after(done, part):
+            return True
+        if done % KEPT == 0:
+            save_partial(waiting, part)
     return False

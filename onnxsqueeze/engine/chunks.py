@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -16,14 +17,18 @@ from onnxsqueeze.feeds.reading import read as read_feeds
 from onnxsqueeze.feeds.types import Feed, Feeds, Input
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.runtime.threads import one_blas_thread
+from onnxsqueeze.runtime.threads import one_thread
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Need
 from onnxsqueeze.statistics.partial import Partial
 from onnxsqueeze.statistics.store import load_partial, save_partial
 from onnxsqueeze.statistics.sweep import Part, collect
+from onnxsqueeze.workers import Workers
 
-__all__ = ["Task", "digest", "measure", "measure_to", "measured_in"]
+__all__ = ["AHEAD", "Task", "digest", "measure", "results"]
+
+AHEAD = 32
+"""Chunks that are under way at once."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def digest(model: Path, task: Task, calib: Feeds, chunk: int) -> str:
     return found.hexdigest()
 
 
-@one_blas_thread
+@one_thread
 def measure(model: Any, task: Task, feeds: Sequence[Feed] | None) -> Statistics:
     """Return the statistics of one chunk. ``model`` is the path of the model or its bytes.
 
@@ -76,19 +81,32 @@ def measure(model: Any, task: Task, feeds: Sequence[Feed] | None) -> Statistics:
         raise error if where in str(error) else FeedError(f"{where}: {error}") from error
 
 
-def measure_to(file: str, model: Any, task: Task, feeds: Sequence[Feed] | None) -> None:
-    """Write the statistics of one chunk to a file, for ``measured_in``.
+def results(
+    workers: Workers, place: Any, tasks: Sequence[Task], feeds: Sequence[Feed] | None, chunks: Sequence[int]
+) -> Generator[tuple[int, Statistics], None, None]:
+    """Yield ``chunks`` with their statistics, in order; ``feeds`` are those that workers cannot read for themselves."""
+    left = deque(chunks)
+    for chunk in chunks:
+        while left and len(workers) < AHEAD:
+            number = left.popleft()
+            given = None if feeds is None else [feeds[i] for i in tasks[number].feeds]
+            if workers.folder is None:
+                workers.put(measure, place, tasks[number], given)
+            else:
+                workers.put(_measure_to, workers.folder / f"{number}.npz", place, tasks[number], given)
+        found = workers.take()
+        yield chunk, found if workers.folder is None else _measured_in(workers.folder / f"{chunk}.npz")
 
-    A process that is killed while it sends much back leaves half a message in the pipe of all of them, and whoever
-    reads it waits for ever; the few bytes that are left to send arrive whole or not at all.
-    """
+
+def _measure_to(file: Path, model: Any, task: Task, feeds: Sequence[Feed] | None) -> None:
+    """Write the statistics of one chunk to a file."""
     save_partial(file, Partial(task.key, "", 1, {(0, 0): measure(model, task, feeds)}))
 
 
-def measured_in(file: str) -> Statistics:
-    """Return the statistics that ``measure_to`` has written, and remove the file."""
+def _measured_in(file: Path) -> Statistics:
+    """Return the statistics in a file, and remove it."""
     found = load_partial(file).whole()
-    Path(file).unlink()
+    file.unlink()
     return found
 
 

@@ -32,7 +32,7 @@ from onnxsqueeze.training.capture import KEPT, captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, target_of
+from onnxsqueeze.training.losses import Loss, scale_of, target_of
 from onnxsqueeze.training.mixing import mixed
 from onnxsqueeze.training.steps import Batch, Steps
 from onnxsqueeze.training.tape import Unsupported
@@ -176,12 +176,12 @@ class _Lesson:
         found: list[Loss] = []
         for mine, its in self.pairs:
             several = zip(*([each[mine] for each in teacher] for teacher in answers), strict=True)
-            values = np.concatenate([np.ravel(np.mean(each, axis=0)) for each in several])
+            values = [np.mean(each, axis=0) for each in several]
             kind = self.kinds.get(its)
             if kind is None or kind.name != "scores":
-                found.append(Loss(mine, scale=max(float(values.var()), 1e-12)))
+                found.append(Loss(mine, scale=scale_of(values, None if kind is None else kind.layout)))
                 continue
-            probabilities = bool((values >= 0).all() and (values <= 1).all())
+            probabilities = all(bool((each >= 0).all() and (each <= 1).all()) for each in values)
             found.append(Loss(mine, "scores", temperature=temperature, probabilities=probabilities))
         if labels is None:
             return found

@@ -41,7 +41,7 @@ def latencies(
     """
     progress("timing", 0, 1)
     threads, batch = recipe.threads, recipe.batch
-    pair = [Session(each, threads=1) for each in models]
+    pair = [Session(each, threads=1, exact_sums=False) for each in models]
     used = list(feeds[:8])
     times = latency(pair, used, FIRST)
     found = [Timed(1, samples_in(used[0]), times.milliseconds[0], times.milliseconds[-1], times.ratio)]
@@ -60,7 +60,7 @@ def latencies(
         found.append(_timed(pair, feed, 1))
     for count in dict.fromkeys((CORES, threads or CORES)):
         if count > 1:
-            more = [Session(each, threads=count) for each in models]
+            more = [Session(each, threads=count, exact_sums=False) for each in models]
             least = {first: sizes[first]} | ({1: one} if samples_in(one) == 1 else {})
             chosen = least | ({batch: of_batch(pair[0], sizes[first], batch)} if batch is not None else {})
             found += [_timed(more, feed, count) for feed in chosen.values()]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, Ruler
 from onnxsqueeze.statistics.measured import Statistics
+from onnxsqueeze.workers import Workers
 
 __all__ = ["Run"]
 
@@ -48,6 +49,8 @@ class Run:
     """The user's own score of answers on the held-out feeds."""
     keeps: Callable[[Graph], bool] | None = None
     """Whether the score of a graph on the calibration feeds stays within the user's limit, if there is one."""
+    workers: Workers | None = None
+    """Who measures besides this process."""
     teacher: Graph | None = None
     """The model before the first pass that loses anything, from which passes may learn."""
     seen: tuple[Graph, Answers, list[Mapping[str, NDArray[np.generic]]]] | None = None

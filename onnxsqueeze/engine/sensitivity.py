@@ -34,6 +34,7 @@ from onnxsqueeze.measure.switchboard import SAMPLES, measure
 from onnxsqueeze.report.sensitivity import LayerStudy, Point, Sensitivity
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.statistics.sweep import collect
+from onnxsqueeze.workers import Executors, Share, Workers
 
 __all__ = ["sensitivity"]
 
@@ -62,13 +63,16 @@ def sensitivity(
     std: Any = None,
     scale: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    executor: Executors = None,
+    share: Share = None,
 ) -> Sensitivity:
     """Return what each layer of ``model`` does to the answers at each level of the last pass of ``pipeline``.
 
     The other passes, and those that clean, run first. Every layer is rewritten alone; no labels are needed.
     ``calibration`` is whatever ``squeeze`` takes; without it, data beside the model is used. Statistics are taken on
     8 feeds, errors on one that was held out; of a small model on more. Of a large one, each layer is measured at its
-    middle level, and only the most sensitive ones at the others. Raises UsageError, FeedError or ModelError.
+    middle level, and only the most sensitive ones at the others. ``executor`` and ``share`` are those of ``calibrate``,
+    and what comes out is the same for any number of workers. Raises UsageError, FeedError or ModelError.
     """
     start = time.perf_counter()
     progress = progress or (lambda stage, done, total: None)
@@ -87,7 +91,8 @@ def sensitivity(
     stats = collect(graph, list(studied.level_needs(view)), seen, rows=ROWS, seed=seed, progress=progress)
     levels = list(_counted(studied.levels(view, stats), progress))
     used = _spread(held, int(np.clip(TRIAL_WORK // (one * max(len(levels), 1)), 1, MEASURED)))
-    errors = _measured(graph, levels, used, int(MOST_WORK // (one * len(used))), progress, rig.ruler)
+    with Workers(executor, share) as workers:
+        errors = _measured(graph, levels, used, int(MOST_WORK // (one * len(used))), progress, rig.ruler, workers)
     return Sensitivity(
         model="<memory>" if path is None else str(path),
         spec=str(spec(studied)),
@@ -150,6 +155,7 @@ def _measured(
     runs: int,
     progress: Callable[[str, int, int], None],
     ruler: Ruler,
+    workers: Workers,
 ) -> list[float | None]:
     """Return the errors of all levels, or, if those are more than ``runs``, of each layer's middle one.
 
@@ -158,7 +164,8 @@ def _measured(
     errors: list[float | None] = [None] * len(levels)
 
     def fill(numbers: Sequence[int]) -> None:
-        found = measure(graph, [levels[i].rewrites for i in numbers], used, ruler.error, SAMPLES, progress)
+        rewrites = [levels[i].rewrites for i in numbers]
+        found = measure(graph, rewrites, used, ruler.error, SAMPLES, progress, workers=workers)
         for number, error in zip(numbers, found, strict=True):
             errors[number] = error
 

@@ -35,6 +35,7 @@ from onnxsqueeze.measure.cost import cost
 from onnxsqueeze.report.run import Report
 from onnxsqueeze.runtime.threads import one_blas_thread
 from onnxsqueeze.statistics.store import save_statistics
+from onnxsqueeze.workers import Executors, Share, Workers
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -70,6 +71,8 @@ def squeeze(
     batch: int | None = None,
     memory: bool = False,
     max_memory: float | None = None,
+    executor: Executors = None,
+    share: Share = None,
 ) -> Result:
     """Run the passes of ``pipeline`` over ``model`` and return the squeezed graph with its report.
 
@@ -91,7 +94,8 @@ def squeeze(
     ``target`` is what the model is to run on: the name of a profile (``onnxsqueeze targets`` lists them) or a file
     with one. The plan follows its rules and times, and the report says what breaks them. ``threads`` (1 unless told, 0
     for all) and ``batch`` say on how many threads and samples at once. ``memory`` measures what both models take at run
-    time, each in processes of its own; above ``max_memory`` bytes nothing is written.
+    time, each in processes of its own; above ``max_memory`` bytes nothing is written. ``executor`` and ``share`` are
+    those of ``calibrate``: what passes measure layer by layer is shared out to workers, and the same comes out.
 
     Raises UsageError, ModelError, PassError, or ToleranceError, which carries the report.
     """
@@ -118,8 +122,9 @@ def squeeze(
     check = recipe.validate == "full" and not dry_run
     opened = open_run(model, recipe, calibration, scorer, check, known, progress)
     course = Course.beginning(opened)
-    for each, implicit in with_implied(recipe.steps, opened.original):
-        course = course.after(each, implicit, opened)
+    with Workers(executor, share) as opened.run.workers:
+        for each, implicit in with_implied(recipe.steps, opened.original):
+            course = course.after(each, implicit, opened)
     if unwritten is not None:
         save_statistics(unwritten, opened.run.stages)
     report, graph = closed(opened, course, progress, dry_run=dry_run, memory=memory or max_memory is not None)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -111,6 +112,9 @@ class Ruler:
     def of(cls, graph: Graph, given: Mapping[str, Name] | None = None) -> Ruler:
         """Return the ruler for the outputs of a graph; ``given`` are kinds that the user knows better."""
         return cls(kinds(View(graph), given))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ruler, (self.kinds, self.silent)  # what it remembers stays here
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -8,7 +8,10 @@ from itertools import pairwise
 from math import inf
 
 from onnxsqueeze.measure.answers import Answers
-from onnxsqueeze.measure.switchboard import Switchboard, worst_error
+from onnxsqueeze.measure.lending import Lent
+from onnxsqueeze.measure.switchboard import worst_error
+from onnxsqueeze.measure.switches import Switchboard
+from onnxsqueeze.workers import Workers
 
 __all__ = ["effects"]
 
@@ -25,27 +28,33 @@ def effects(
     runs: int,
     progress: Progress,
     error: Callable[[Answers, Answers], float] = worst_error,
+    workers: Workers | None = None,
 ) -> dict[str, float]:
     """Return, by name, the relative squared error of the answers that each variant makes, in about ``runs`` runs.
 
     ``names`` are those of the variants in order, neighbours in the graph side by side. Errors add up, more or less:
     the variants are switched on in groups, and the group with the largest error is halved again and again. Within a
     group that is left, the error is shared out in proportion to the variants' ``own`` errors. In the end all are
-    scaled to what all variants do together.
+    scaled to what all variants do together. ``workers`` make runs that do not hang on each other at once.
     """
 
+    lent = None if workers is None or not workers.away else Lent(board.opened, error, workers)
     done = 0
 
-    def measured(group: range) -> tuple[float, int, range]:
+    def measured(groups: Sequence[range]) -> list[tuple[float, int, range]]:
         nonlocal done
-        done += 1
-        progress("measuring layers", min(done, runs), runs)
-        return -error(board.expected, board.answers(group)), group.start, group
+        here = (error(board.expected, board.answers(group)) for group in groups)
+        found: list[tuple[float, int, range]] = []
+        for each, group in zip(here if lent is None else lent.scores(groups), groups, strict=True):
+            found.append((-each, group.start, group))
+            done += 1
+            progress("measuring layers", min(done, runs), runs)
+        return found
 
-    together = -measured(range(len(names)))[0]
+    together = -measured([range(len(names))])[0][0]
     count = min(max(runs // 3, 1), len(names))
     limits = [len(names) * i // count for i in range(count + 1)]
-    groups = [measured(range(a, b)) for a, b in pairwise(limits)]
+    groups = measured([range(a, b) for a, b in pairwise(limits)])
     heapify(groups)
     whole: list[tuple[float, int, range]] = []
     while groups and done + 1 < runs:
@@ -55,8 +64,10 @@ def effects(
             whole.append(entry)
             continue
         middle = (group.start + group.stop) // 2
-        for half in (range(group.start, middle), range(middle, group.stop)):
-            heappush(groups, measured(half))
+        for half in measured([range(group.start, middle), range(middle, group.stop)]):
+            heappush(groups, half)
+    if lent is not None:
+        lent.free()
     shared: dict[str, float] = {}
     for found, _, group in (*whole, *groups):
         parts = [max(own[names[i]], 1e-12) for i in group]

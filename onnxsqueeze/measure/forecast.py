@@ -115,7 +115,7 @@ class Forecast:
             return 0.0 if inside else times.call + times.dequantize * size
         if op == "DynamicQuantizeLinear":
             return times.call + 0.35 * size
-        if op in FOLLOWS and maker is not None and self._ends(node):
+        if op in FOLLOWS and maker is not None and (self._ends(node) or id(maker) in self.integer):
             return 0.0
         if op in times.carry:
             return times.call + times.carried(op, size)[integer]

@@ -11,7 +11,9 @@ from onnxsqueeze.arrays import Matrix
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Progress, Ruler
-from onnxsqueeze.measure.switchboard import Feeds, measure
+from onnxsqueeze.measure.switchboard import measure
+from onnxsqueeze.measure.switches import Feeds
+from onnxsqueeze.workers import Workers
 
 __all__ = ["Probe", "gains"]
 
@@ -28,18 +30,19 @@ def gains(
     ruler: Ruler | None = None,
     also: Mapping[str, Sequence[str]] | None = None,
     most: int | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, float]:
     """Return per layer the relative error of the worst output over the relative error of its own output.
 
     Each layer named in ``probes`` is perturbed alone, but for those that ``also`` names with it; ``channel_axis`` is 1
-    for Conv and -1 else. ``most`` is that of ``measure``.
+    for Conv and -1 else. ``most`` and ``workers`` are those of ``measure``.
     """
     alike = also or {}
     variants = [
         dict.fromkeys((key, *alike.get(key, ())), partial(_perturb, matrix, offset, channel_axis[key]))
         for key, (matrix, offset, _) in probes.items()
     ]
-    errors = measure(graph, variants, feeds, (ruler or Ruler.of(graph)).error, None, progress, most)
+    errors = measure(graph, variants, feeds, (ruler or Ruler.of(graph)).error, None, progress, most, workers)
     return {
         key: error / max(local, 1e-12)
         for (key, (_, _, local)), error in zip(probes.items(), errors, strict=True)

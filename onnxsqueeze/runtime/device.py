@@ -242,8 +242,8 @@ def left(points: Sequence[list[float]]) -> str:
     return f"[{', '.join(f'{min(float(part), 1.0):.3g}' for part in parts)}]"
 
 
-def profile(found: Sequence[Point], name: str, base: str, borders: tuple[float, float]) -> str:
-    """Return the TOML of a profile that changes the times of ``base`` to these."""
+def profile(found: Sequence[Point], name: str, base: str, borders: tuple[float, float], clock: str = "") -> str:
+    """Return the TOML of a profile that changes the times of ``base`` to these, and its clock if one is named."""
     lines, errors, shares = [], [], []
     for kind in ("conv", "depthwise", "matmul"):
         points = [each for each in found if each[0] == kind]
@@ -265,12 +265,12 @@ def profile(found: Sequence[Point], name: str, base: str, borders: tuple[float, 
     return "\n".join([
         "# Written by onnxsqueeze profile-target.", "", "[target]", f'name = "{name}"', "version = 1",
         f'summary = "{base} with times of this device"', f'runtime = "onnxruntime {ort.__version__}"',
-        f'base = "{base}"', "",
+        f'base = "{base}"', "", *["[verify]", f'clock = "{clock}"', ""] * bool(clock),
         "[times]", f"quantize = {borders[0]:.4g}", f"dequantize = {borders[1]:.4g}", *lines, "",
         "[times.carry]", *carry, "",
         "# The share of the time of one thread that is left on all.", "[parallel]", f"threads = {CORES}", *shares, "",
-        "[sources]", 'times = "device"', 'parallel = "device"', "", "[source.device]",
-        f'text = "{told}"', f"date = {time.strftime('%Y-%m-%d')}", 'confidence = "measured"', "",
+        "[sources]", *[f'{key} = "device"' for key in ("verify",) * bool(clock) + ("times", "parallel")], "",
+        "[source.device]", f'text = "{told}"', f"date = {time.strftime('%Y-%m-%d')}", 'confidence = "measured"', "",
         "# kind, input values per output, nanoseconds per output in float and in int8 on one thread, and on all",
         "[points]", f"measured = [\n{listed},\n]", "",
     ])  # fmt: skip
@@ -291,9 +291,9 @@ def borders() -> tuple[float, float]:
     return 0.6 * float(both), 0.4 * float(both)
 
 
-def text(name: str, base: str, report: Callable[[str], None] = print) -> str:
+def text(name: str, base: str, report: Callable[[str], None] = print, clock: str = "") -> str:
     """Measure, and return the profile of this name as TOML."""
-    return profile(measured(report), name, base, borders())
+    return profile(measured(report), name, base, borders(), clock)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from onnxsqueeze.ir.reading import mapped
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.runtime.in_memory import InMemory, in_memory
 from onnxsqueeze.runtime.messages import explain
+from onnxsqueeze.runtime.threads import SESSION_THREADS
 
 __all__ = ["Instrument", "Session", "first_samples", "nameable", "session", "shortened"]
 
@@ -39,10 +40,12 @@ class Session:
     """An ONNX Runtime session on the CPU provider.
 
     ``folder`` is where external weights lie; a graph and a path know that themselves. ``optimize`` is ``all`` (as users
-    run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores. ``optimized`` names
+    run it), ``basic`` or ``none``. ``threads`` is the number of intra-op threads, 0 for all cores (or what
+    ``SESSION_THREADS`` says). ``optimized`` names
     a file that receives the graph as ONNX Runtime has rewritten it, ``profile`` the beginning of the name of the file
     that ``end_profile`` writes. ``exact_sums`` keeps integer sums from saturating on every processor, at a price in
-    speed. Raises ModelError with ONNX Runtime's reason in one sentence.
+    speed where they would; by default that is so for graphs whose target adds up in 32 bits, so that a plan for it does
+    not hang on the processor that makes it. Raises ModelError with ONNX Runtime's reason in one sentence.
     """
 
     def __init__(
@@ -54,16 +57,18 @@ class Session:
         threads: int = 0,
         optimized: Path | None = None,
         profile: Path | None = None,
-        exact_sums: bool = False,
+        exact_sums: bool | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimize]
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or SESSION_THREADS.get()
         options.log_severity_level = 4
         # memory planned in one block for each shape of inputs pays where one feed runs again and again, as timing does
         options.enable_mem_pattern = threads != 0
         # threads that wait by spinning take from others, and from this process's own algebra, what they do not use
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if exact_sums is None:
+            exact_sums = isinstance(model, Graph) and _adds_in_32_bits(model)
         if exact_sums:
             options.add_session_config_entry("session.x64quantprecision", "1")
         if profile is not None:
@@ -131,6 +136,15 @@ class Instrument:
         if self._session is None:
             self._session = Session(self._model, optimize=self._left[-1], threads=self._threads)
         return self._session
+
+
+def _adds_in_32_bits(graph: Graph) -> bool:
+    """Return whether the target of a graph does, and exact sums can show it: ONNX Runtime then adds zero points of no
+    axes to weights that have none, and does not run those with scales per channel.
+    """
+    return not graph.target.integers.pairs and not any(
+        node.op == "DequantizeLinear" and len(node.inputs) < 3 for node in graph.nodes
+    )
 
 
 def nameable(path: Path) -> Graph | Path:

@@ -9,29 +9,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnxsqueeze.engine.footprint import refuse_memory
-from onnxsqueeze.engine.opening import Opened, open_run
+from onnxsqueeze.engine.opening import Opened
 from onnxsqueeze.engine.places import refuse_places, statistics_files
 from onnxsqueeze.engine.recipe import Recipe
 from onnxsqueeze.engine.result import Result
 from onnxsqueeze.engine.run import Progress
-from onnxsqueeze.engine.score import with_score
-from onnxsqueeze.engine.squeeze import asked, closed
-from onnxsqueeze.engine.use import with_use
+from onnxsqueeze.engine.squeeze import closed
 from onnxsqueeze.errors import ModelError, ToleranceError, UsageError
 from onnxsqueeze.ir.files import save
 from onnxsqueeze.report.run import Report
 from onnxsqueeze.runtime.device import CORES
 from onnxsqueeze.runtime.threads import one_blas_thread
+from onnxsqueeze.search.away import calls
 from onnxsqueeze.search.hunt import EFFORTS, Hunt
+from onnxsqueeze.search.start import opened_for
 from onnxsqueeze.search.store import Store, kept_in
 from onnxsqueeze.search.trials import Trials
 from onnxsqueeze.search.wishes import NAME, Wish, wish
 from onnxsqueeze.statistics.store import save_statistics
+from onnxsqueeze.workers import Executors, Share, Workers
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
 
-__all__ = ["auto", "opened_for"]
+__all__ = ["auto"]
 
 CONFIRMED = 3
 """Plans that are held against the limits on feeds that nothing was chosen by."""
@@ -63,18 +64,23 @@ def auto(
     memory: bool = False,
     max_memory: float | None = None,
     validate: str | None = None,
+    executor: Executors = None,
+    share: Share = None,
 ) -> Result:
     """Search for the pipeline that is best for what is wanted, and return what it makes of the model.
 
     ``wanted`` is text such as ``auto{latency=0.5}``: limits on latency, size, packed size and loss (``Auto`` has them),
     of which any may stand together. ``effort`` is quick, default or max: about 1, 5 or 20 minutes at most; a keyboard
     interrupt ends the search, and the best so far is returned. What was measured is kept in the folder ``cache``, if
-    there is one, for the next search. All else is as for ``squeeze``, and ``report.search`` holds all tries.
+    there is one, for the next search. Workers of an ``executor`` run the pipelines, as in ``calibrate``: what is found
+    is the same but for the clock. All else is as for ``squeeze``, and ``report.search`` holds all tries.
 
     Raises UsageError, ModelError, or ToleranceError if nothing within the limits was found; then nothing is written.
     """
     start = time.perf_counter()
     progress = progress or _silent
+    if effort not in EFFORTS:
+        raise UsageError(f"effort is {', '.join(EFFORTS)}, not {effort!r}")
     if validate == "none":
         raise UsageError('auto measures what it tries: validate="none" leaves that out; drop one of them')
     wish(wanted, 1, score is not None, max_score_drop, min_sqnr)  # what cannot be is refused before any work
@@ -82,18 +88,23 @@ def auto(
     _, unwritten = statistics_files(stats)
     written = {"output=": None if dry_run else output}
     refuse_places(written, {"the model": model}, calibration=calibration, stats=stats)
-    opened = opened_for(
-        model, calibration, effort, progress, seed=seed, stats=stats, mean=mean, std=std, scale=scale, outputs=outputs,
-        score=score, max_score_drop=max_score_drop, target=target, threads=threads, batch=batch,
-    )  # fmt: skip
+    how = {
+        "seed": seed, "stats": stats, "mean": mean, "std": std, "scale": scale, "outputs": outputs, "score": score,
+        "max_score_drop": max_score_drop, "target": target, "threads": threads, "batch": batch,
+    }  # fmt: skip
+    opened = opened_for(model, calibration, progress, **how)
     target_wish = wish(wanted, opened.before.bytes, score is not None, max_score_drop, min_sqnr)
-    with kept_in(cache) as folder:
-        trials = Trials(opened, Store(folder, opened), "packed" in (*target_wish.limits, target_wish.best))
+    packed = "packed" in (*target_wish.limits, target_wish.best)
+    with kept_in(cache) as folder, Workers(executor, share) as workers:
+        store = Store.under(folder, opened)
+        trials = Trials(opened, store, packed, workers, calls(workers, opened, store, packed, how))
         hunt = Hunt(trials, opened, [(target_wish, 1.0)], EFFORTS[effort], start)
         hunt.go(progress)
-        if unwritten is not None:
-            save_statistics(unwritten, opened.run.stages)
         result = _taken(hunt, opened, target_wish, wanted, start, memory or max_memory is not None, dry_run, progress)
+        if unwritten is not None:
+            if workers.away and (search := result.report.search) is not None:  # they have measured, but not here
+                trials.walk(search.tries[search.chosen].pipeline)
+            save_statistics(unwritten, opened.run.stages)
         report = result.report
         refuse_memory(report, max_memory)
         if output is not None and not dry_run:
@@ -101,39 +112,6 @@ def auto(
             after = replace(report.after, bytes=save(result.graph, output))
             report = replace(report, output=str(output), after=after, seconds=time.perf_counter() - start)
     return replace(result, report=report)
-
-
-def opened_for(
-    model: AnyModel,
-    calibration: Any,
-    effort: str,
-    progress: Progress,
-    *,
-    seed: int | None = None,
-    stats: Iterable[str | os.PathLike[str]] = (),
-    mean: Any = None,
-    std: Any = None,
-    scale: float | None = None,
-    outputs: str | Mapping[str, str] | None = None,
-    score: str | Callable[..., Any] | None = None,
-    max_score_drop: float | None = None,
-    target: str | os.PathLike[str] | None = None,
-    threads: int | None = None,
-    batch: int | None = None,
-) -> Opened:
-    """Return the model and its feeds as a search starts from them; UsageError if there is nothing to measure on."""
-    if effort not in EFFORTS:
-        raise UsageError(f"effort is {', '.join(EFFORTS)}, not {effort!r}")
-    recipe = replace(asked("canonical", calibration, None, None, seed, stats, mean, std, scale), steps=())
-    recipe, scorer = with_score(recipe, outputs, score, max_score_drop)
-    recipe = with_use(recipe, target, threads, batch)
-    known, _ = statistics_files(recipe.calibration.get("stats", ()))  # type: ignore[arg-type]
-    progress("loading", 0, 1)
-    opened = open_run(model, recipe, calibration, scorer, True, known, progress)
-    if not opened.run.reference:
-        problem = "a search measures what it tries, and the model runs on nothing that is there: give calibration="
-        raise UsageError(problem)
-    return opened
 
 
 def _taken(

@@ -19,11 +19,13 @@ from onnxsqueeze.ir.files import save
 from onnxsqueeze.plain import plain
 from onnxsqueeze.report.run import Report
 from onnxsqueeze.runtime.threads import one_blas_thread
-from onnxsqueeze.search.auto import opened_for
+from onnxsqueeze.search.away import calls
 from onnxsqueeze.search.hunt import EFFORTS, Hunt
+from onnxsqueeze.search.start import opened_for
 from onnxsqueeze.search.store import Store, kept_in
 from onnxsqueeze.search.trials import Trials
 from onnxsqueeze.search.wishes import Wish
+from onnxsqueeze.workers import Executors, Share, Workers
 
 if TYPE_CHECKING:
     from onnxsqueeze.ir.files import AnyModel
@@ -90,44 +92,51 @@ def family(
     progress: Callable[[str, int, int], None] | None = None,
     outputs: str | Mapping[str, str] | None = None,
     target: str | os.PathLike[str] | None = None,
+    executor: Executors = None,
+    share: Share = None,
 ) -> Family:
     """Write ``count`` models to the folder ``output``, from all of the latency (or size) down to an eighth of it.
 
     For 4 that is 100, 50, 25 and 12 %; each has the least error that one search finds within its share, and is smaller,
     faster and less accurate than the one before. Beside each lies its recipe, and ``manifest.json`` has what was
     measured; ``pick(manifest, budget)`` chooses by it. A member that cannot be is left out, with a note.
+    ``executor`` and ``share`` are those of ``calibrate``.
     """
     start = time.perf_counter()
     progress = progress or (lambda stage, done, total: None)
     if by not in ("latency", "size"):
         raise UsageError(f"by is latency or size, not {by!r}")
+    if effort not in EFFORTS:
+        raise UsageError(f"effort is {', '.join(EFFORTS)}, not {effort!r}")
     if not 2 <= count <= MOST:
         raise UsageError(f"a family has 2 to {MOST} members, not {count}")
     folder = Path(output)
     shares = [SMALLEST ** (-number / (count - 1)) for number in range(count)]
-    files = [f"{_stem(model)}-{100 * share:.0f}" for share in shares]
+    files = [f"{_stem(model)}-{100 * part:.0f}" for part in shares]
     _make(folder)
     places = {f"output= {name}": folder / name for file in files for name in (f"{file}.onnx", f"{file}.toml")}
     refuse_places({**places, "the manifest": folder / "manifest.json"}, {"the model": model}, calibration=calibration)
-    opened = opened_for(
-        model, calibration, effort, progress, seed=seed, stats=stats, mean=mean, std=std, scale=scale, outputs=outputs,
-        target=target,
-    )  # fmt: skip
-    with kept_in(cache) as kept:
-        trials = Trials(opened, Store(kept, opened), False)
-        hunt = Hunt(trials, opened, [(Wish({by: share}), 1.0) for share in shares[1:]], EFFORTS[effort], start)
+    how = {
+        "seed": seed, "stats": tuple(stats), "mean": mean, "std": std, "scale": scale, "outputs": outputs,
+        "target": target,
+    }  # fmt: skip
+    opened = opened_for(model, calibration, progress, **how)
+    with kept_in(cache) as kept, Workers(executor, share) as workers:
+        store = Store.under(kept, opened)
+        trials = Trials(opened, store, False, workers, calls(workers, opened, store, False, how))
+        hunt = Hunt(trials, opened, [(Wish({by: part}), 1.0) for part in shares[1:]], EFFORTS[effort], start)
         hunt.go(progress)
         members: list[Member] = []
         notes: list[str] = []
-        for share, file in zip(shares, files, strict=True):
-            found = _member(hunt, share, by, members)
+        for part, file in zip(shares, files, strict=True):
+            found = _member(hunt, part, by, members)
             if found is None:
-                notes.append(f"no plan is smaller, faster and at {100 * share:.0f} % of the {by}: it is left out")
+                notes.append(f"no plan is smaller, faster and at {100 * part:.0f} % of the {by}: it is left out")
                 continue
             report, graph = closed(opened, trials.course(found), progress)
             size = save(graph, folder / f"{file}.onnx")
             trials.recipe(found).save(folder / f"{file}.toml")
-            members.append(_told(file, share, found, report, size))
+            members.append(_told(file, part, found, report, size))
         done = Family(
             "<memory>" if opened.path is None else opened.path.name, by, versions(), tuple(members),
             tuple(notes), time.perf_counter() - start,

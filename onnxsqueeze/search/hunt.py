@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from onnxsqueeze.engine.opening import Opened
 from onnxsqueeze.ir.encode import encode
@@ -36,6 +38,10 @@ MUCH = 12
 """Tries that are much to start from."""
 ADDED = 4
 """Tries in a row that bring nothing where there was much to start from."""
+EXHAUSTED = "nothing further is expected to gain much"
+ABREAST = 2
+"""Tries that are under way at once: each is chosen while the others are only predicted. So many workers have something
+to do, and the search goes the same way with fewer."""
 FIRST = ("float", "int8", "4 bits", "4 bits in integers")
 """Forms of numbers that every search tries: whatever is taken is held against them."""
 ALONE = ("lowrank", "prune")
@@ -57,35 +63,67 @@ class Hunt:
         self.tries: dict[str, Try] = {}
         self.pool = candidates(opened.data is not None, trials.packed)
         self.unscored = opened.run.score is None
-        self.stopped = "nothing further is expected to gain much"
+        self.stopped = EXHAUSTED
         self.patience = max(PATIENCE // len(wishes), 2)
         self._failed: dict[int, int] = {}
         self._of: dict[str, Candidate] = {}
+        self._begun: deque[tuple[list[Candidate], int | None]] = deque()
 
     def go(self, progress: Callable[[str, int, int], None]) -> None:
         """Try until nothing is expected to gain much, time is up or the user interrupts."""
-        least = ENOUGH[self.seconds]
         self._remember()
+        first = self._first()
         try:
-            for each in self._first():
-                if self.predictor.known and time.perf_counter() > self.deadline:
+            while True:
+                while len(self._begun) < ABREAST and (found := next(first, None) or self._next()) is not None:
+                    self._begin(found[0], found[1], progress)
+                if not self._begun:
                     break
-                self._try(each, progress)
-            while (found := choice.choose(self.wishes, self.pool, self.predictor, self._expected, least)) is not None:
-                each, number = found
-                if time.perf_counter() + self._expected(each) > self.deadline:
-                    self.stopped = f"the time for it, {self.seconds / 60:g} min, was up"
+                if self.predictor.known and not self.trials.begun and self._late(self._begun[0][0][-1]):
                     break
-                before = self._reached(number)
-                if each.structure and each.bare not in self.predictor.known and each.bare in self.pool:
-                    self._try(each.bare, progress)
-                if each in self.pool:  # its structure alone may have come to nothing
-                    self._try(each, progress)
-                self._judge(number, before)
+                self._end()
         except KeyboardInterrupt as error:
             if type(error) is not KeyboardInterrupt or not self.predictor.known:
                 raise
             self.stopped = "it was interrupted"
+
+    def _next(self) -> tuple[list[Candidate], int] | None:
+        """Return what to try next, for which wish; those that have begun are believed to be what is predicted."""
+        believed = Predictor(self.predictor.graph, dict(self.predictor.known))
+        for group, _ in self._begun:
+            for each in group:
+                believed.told(each, believed(each))
+        expected = partial(self._expected, believed)
+        found = choice.choose(self.wishes, self.pool, believed, expected, ENOUGH[self.seconds])
+        if found is None:
+            self.stopped = EXHAUSTED
+        if found is None or self._late(found[0]):
+            return None
+        each, number = found
+        bare = [each.bare] if each.structure and each.bare not in believed.known and each.bare in self.pool else []
+        return list(dict.fromkeys([*bare, each])), number
+
+    def _late(self, each: Candidate) -> bool:
+        """Whether time would be up before a candidate was run."""
+        late = time.perf_counter() + self._expected(self.predictor, each) > self.deadline
+        if late:
+            self.stopped = f"the time for it, {self.seconds / 60:g} min, was up"
+        return late
+
+    def _begin(self, group: list[Candidate], number: int | None, progress: Callable[[str, int, int], None]) -> None:
+        count = len(self.tries) + sum(len(each) for each, _ in self._begun)
+        progress(f"try {count + 1}: {group[-1].pipeline}", 0, 0)
+        self._begun.append((group, number))
+        self.trials.begin(*(each.pipeline for each in group))
+
+    def _end(self) -> None:
+        """Learn what came of the candidates that have begun first."""
+        group, number = self._begun.popleft()
+        before = None if number is None else self._reached(number)
+        for each, kept in zip(group, self.trials.finish(), strict=False):
+            self._note(each, kept, self.predictor(each), False)
+        if number is not None and before is not None:
+            self._judge(number, before)
 
     def _remember(self) -> None:
         """Take over what earlier searches have measured; where that is much, little is added to it."""
@@ -104,22 +142,35 @@ class Hunt:
         return (math.inf, math.inf) if first is None else wish.rank(self.predictor.known[first])
 
     def _judge(self, number: int, before: tuple[float, float]) -> None:
-        """Give a wish up for which several tries in a row have brought nothing."""
+        """Give a wish up for which several tries in a row have brought nothing.
+
+        What has begun for a point of the frontier is then forgotten; for what the user wants it is finished.
+        """
         wish, weight = self.wishes[number]
         excess, value = self._reached(number)
         better = excess < before[0] - LEAST or (excess == 0 and value < before[1] * (1 - LEAST))
         self._failed[number] = 0 if better else self._failed.get(number, 0) + 1
         if self._failed[number] >= (self.patience if weight == 1 else 2):
             self.wishes[number] = wish, 0.0
+            for position in reversed(range(len(self._begun))):
+                if self._begun[position][1] == number and weight != 1:
+                    del self._begun[position]
+                    self.trials.drop(position)
 
-    def _first(self) -> Iterator[Candidate]:
+    def _first(self) -> Iterator[tuple[list[Candidate], None]]:
         """Yield what every search tries: forms of numbers, and each form of structure alone as it suits the wish."""
-        yield from (each for each in self.pool if not each.structure and each.numbers in FIRST)
+        found = [each for each in self.pool if not each.structure and each.numbers in FIRST]
         wanted = self.wishes[0][0]
-        for structure in ALONE:
-            alone = [each for each in self.pool if each.structure == structure and each.numbers == "float"]
-            if alone and not any(each in self.predictor.known for each in alone):
-                yield min(alone, key=lambda each: wanted.rank(self.predictor(each)))
+        for structure in ("", *ALONE):
+            if structure:
+                found = [each for each in self.pool if each.structure == structure and each.numbers == "float"]
+                known = any(each in self.predictor.known for each in found)
+                found = [] if known or not found else [min(found, key=lambda each: wanted.rank(self.predictor(each)))]
+            for each in found:
+                if each.pipeline not in self.tries and not (
+                    self.predictor.known and time.perf_counter() > self.deadline
+                ):
+                    yield [each], None
 
     def confirmed(self, pipeline: str, wanted: Wish, latency: float | None = None, error: float | None = None) -> bool:
         """Whether a plan keeps the limits on the feeds that confirm too, and with what was measured since."""
@@ -165,12 +216,6 @@ class Hunt:
             seconds=seconds,
         )
 
-    def _try(self, each: Candidate, progress: Callable[[str, int, int], None]) -> None:
-        if each.pipeline in self.tries:
-            return
-        progress(f"try {len(self.tries) + 1}: {each.pipeline}", 0, 0)
-        self._note(each, self.trials.run(each.pipeline), self.predictor(each), False)
-
     def _note(self, each: Candidate, kept: Kept, predicted: Figures | None, remembered: bool) -> None:
         self._of[each.pipeline] = each
         self.tries[each.pipeline] = Try(
@@ -181,10 +226,10 @@ class Hunt:
         else:
             self.pool = [other for other in self.pool if not hopeless(other, each, kept.problem)]
 
-    def _expected(self, each: Candidate) -> float:
+    def _expected(self, known: Predictor, each: Candidate) -> float:
         """Return the seconds that a try is expected to take: the mean of those alike."""
         found = 0.0
-        if each.structure and each.bare not in self.predictor.known:
+        if each.structure and each.bare not in known.known:
             found += _mean([each.seconds for name, each in self.tries.items() if self._of[name].structure])
         if each.numbers != "float":
             found += _mean([each.seconds for name, each in self.tries.items() if not self._of[name].structure])

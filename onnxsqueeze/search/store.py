@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -70,50 +71,70 @@ class Store:
 
     def __init__(self, folder: Path, opened: Opened) -> None:
         self.opened = opened
-        self.folder = folder / _digest(opened)[:24]
+        self.folder = folder
+
+    @classmethod
+    def under(cls, folder: Path, opened: Opened) -> Store:
+        """Return the store in ``folder`` that belongs to the model, data and settings; UsageError if it cannot be."""
+        found = cls(folder / _digest(opened)[:24], opened)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            found.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the cache {folder} cannot be written: {error.strerror}; name another folder") from None
+        return found
 
-    def find(self, pipeline: str, packed: bool) -> Kept | None:
-        """Return what is known of a pipeline; None if nothing, or not what it is when ``packed``."""
+    def find(self, pipeline: str) -> Kept | None:
+        """Return what is known of a pipeline, None if nothing; a latency that was not measured yet is NaN."""
         table = self._read(_name(pipeline))
         if table is None:
             return None
         try:
             found = None if table["found"] is None else Figures(**{k: _float(v) for k, v in table["found"].items()})
-            kept = Kept(found, str(table["problem"]), float(table["seconds"]), _maybe(table["confirmed"]))
+            if found is not None and found.latency is None:
+                found = replace(found, latency=math.nan)
+            return Kept(found, str(table["problem"]), float(table["seconds"]), _maybe(table["confirmed"]))
         except (KeyError, TypeError, ValueError):
             return None
-        return None if packed and found is not None and found.packed is None else kept
 
     def every(self, packed: bool) -> dict[str, Kept]:
-        """Return all that is known, by pipeline."""
+        """Return all of which everything is known, by pipeline; what it is when ``packed``, if that is asked."""
         found: dict[str, Kept] = {}
         for path in sorted(self.folder.glob("*.json")):
             table = self._read(path.stem)
-            kept = None if table is None else self.find(str(table["pipeline"]), packed)
-            if kept is not None:
+            kept = None if table is None else self.find(str(table["pipeline"]))
+            if kept is None or (kept.found is not None and math.isnan(kept.found.latency)):
+                continue
+            if kept.found is None or not packed or kept.found.packed is not None:
                 found[str(table["pipeline"])] = kept
         return found
 
     def keep(self, pipeline: str, kept: Kept, course: Course | None) -> None:
         """Write what was measured, and the course of a pipeline if it came to something."""
         table: dict[str, Any] = {
-            "pipeline": pipeline,
-            "found": None if kept.found is None else fields_of(kept.found),
-            "problem": kept.problem,
-            "seconds": kept.seconds,
-            "confirmed": plain(kept.confirmed),
+            **_figures(pipeline, kept),
             "steps": [] if course is None else [_told(step) for step in course.steps],
             "notes": [] if course is None else list(course.notes),
         }
         if course is not None:
             save(course.graph, self._path(pipeline, "onnx"))
             self.recipe(course).save(self._path(pipeline, "toml"))
-        with whole(self._path(pipeline, "json"), "the cache") as file:
-            file.write(json.dumps(table, ensure_ascii=True).encode())
+        self._write(pipeline, table)
+
+    def note(self, pipeline: str, kept: Kept) -> None:
+        """Write other figures of a pipeline that is kept."""
+        self._write(pipeline, {**(self._read(_name(pipeline)) or {}), **_figures(pipeline, kept)})
+
+    def take(self, files: Mapping[str, bytes]) -> None:
+        """Write the files of another store into this one."""
+        for name in sorted(files, key=lambda name: name.endswith(".json")):
+            with whole(self.folder / name, "the cache") as file:
+                file.write(files[name])
+
+    def graph(self, pipeline: str) -> Graph:
+        """Return the graph that a pipeline came to, which is kept; ModelError or OSError if it cannot be read."""
+        graph = load(self._path(pipeline, "onnx"))
+        graph.made_for = self.opened.original.made_for
+        return graph
 
     def recipe(self, course: Course) -> Recipe:
         """Return the recipe of a course."""
@@ -125,8 +146,7 @@ class Store:
         if table is None or not path.exists():
             return None
         try:
-            graph = load(path)
-            graph.made_for = self.opened.original.made_for
+            graph = self.graph(pipeline)
             recipe = Recipe.load(self._path(pipeline, "toml"))
             steps = tuple(_step(each) for each in table["steps"])
             answers = answer(graph, None, self.opened.run.held)
@@ -137,9 +157,10 @@ class Store:
     def kept_recipe(self, pipeline: str) -> Recipe | None:
         """Return the recipe of a pipeline, None if it is not kept or cannot be read."""
         try:
-            return Recipe.load(self._path(pipeline, "toml"))
+            steps = Recipe.load(self._path(pipeline, "toml")).steps
         except SqueezeError:
             return None
+        return replace(self.opened.recipe, steps=steps)
 
     def forget(self, pipeline: str) -> None:
         """Remove the model of a pipeline, and keep its figures."""
@@ -154,8 +175,19 @@ class Store:
             return None
         return table if isinstance(table, dict) and _name(str(table.get("pipeline"))) == name else None
 
+    def _write(self, pipeline: str, table: Mapping[str, Any]) -> None:
+        with whole(self._path(pipeline, "json"), "the cache") as file:
+            file.write(json.dumps(table, ensure_ascii=True).encode())
+
     def _path(self, pipeline: str, suffix: str) -> Path:
         return self.folder / f"{_name(pipeline)}.{suffix}"
+
+
+def _figures(pipeline: str, kept: Kept) -> dict[str, Any]:
+    """Return what is known of a pipeline as JSON values."""
+    found = None if kept.found is None else fields_of(kept.found)
+    told = {"problem": kept.problem, "seconds": kept.seconds, "confirmed": plain(kept.confirmed)}
+    return {"pipeline": pipeline, "found": found, **told}
 
 
 def _told(step: StepReport) -> dict[str, object]:

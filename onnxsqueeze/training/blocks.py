@@ -16,6 +16,9 @@ __all__ = ["Block", "blocks", "crossings"]
 UNFELT = ("Shape", "Size", "ConstantOfShape", "Range", "ArgMax", "ArgMin", "NonZero", "Constant")
 """Operators whose outputs do not move with the values of their inputs."""
 
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger")
+"""Operators whose integers move with their inputs."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -104,7 +107,7 @@ def _moved(view: View, leaves: Sequence[Leaf]) -> list[gs.Node]:
         reads = any(str(t.name) in readers for t in node.outputs) or any(id(t) in moving for t in node.inputs)
         if not reads or node.op in UNFELT:
             continue
-        felt = [t for t in node.outputs if t.name and (node.op == "QuantizeLinear" or _is_moving_type(view, t))]
+        felt = [t for t in node.outputs if t.name and (node.op in ROUNDING or _is_moving_type(view, t))]
         if felt:
             moving.update(id(t) for t in felt)
             found.append(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -17,17 +17,21 @@ __all__ = ["KEPT", "captured", "fewer"]
 
 Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
+T = TypeVar("T")
+GOLDEN = (5**0.5 - 1) / 2
 KEPT = 1 << 28
 """Bytes of inputs and targets that are kept in memory at a time; of more, evenly spread feeds are left out."""
 
 
 def captured(model: onnx.ModelProto, folder: Path | None, feeds: Feeds, names: Sequence[str]) -> list[dict[str, Array]]:
-    """Return the named tensors of a model on each feed; those that are fed are taken from there."""
+    """Return the named tensors of a model on each feed, whose names are the same in all; what is fed is not computed.
+
+    Feeds may have tensors from inside the model besides its inputs.
+    """
     session: Session | None = None
     found: list[dict[str, Array]] = []
-    plain = {value.name for value in model.graph.input}
     for feed in feeds:
-        direct = {name: np.asarray(feed[name]) for name in names if name in feed and name in plain}
+        direct = {name: np.asarray(feed[name]) for name in names if name in feed}
         wanted = [name for name in names if name not in direct]
         if session is None and wanted:
             session = Session(_anywhere(model, feed, wanted), folder)
@@ -36,10 +40,13 @@ def captured(model: onnx.ModelProto, folder: Path | None, feeds: Feeds, names: S
     return found
 
 
-def fewer(feeds: Feeds, share: float) -> Feeds:
-    """Return a share of the feeds, at least one, evenly spread."""
+def fewer(feeds: Sequence[T], share: float) -> Sequence[T]:
+    """Return a share of the feeds, at least one, evenly spread; of a smaller share all are in a larger one.
+
+    The first of the multiples of the golden ratio in order of their fractions are spread so (Weyl 1916).
+    """
     count = max(int(len(feeds) * share), 1)
-    return [feeds[i * len(feeds) // count] for i in range(count)] if feeds else feeds
+    return [feeds[i] for i in sorted(sorted(range(len(feeds)), key=lambda i: i * GOLDEN % 1)[:count])]
 
 
 def _anywhere(model: onnx.ModelProto, feed: Mapping[str, Array], names: Sequence[str]) -> onnx.ModelProto:
@@ -47,5 +54,9 @@ def _anywhere(model: onnx.ModelProto, feed: Mapping[str, Array], names: Sequence
     part = cut(model, {name: np.asarray(value) for name, value in feed.items()}, names)
     own = {value.name: value for value in model.graph.input}
     for value in part.graph.input:
-        value.CopyFrom(own[value.name])
+        if value.name in own:
+            value.CopyFrom(own[value.name])
+        else:
+            kind, rank = value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim)
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, [None] * rank))
     return part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import cos, inf, pi
 
 import numpy as np
@@ -25,13 +25,18 @@ LOOKS = 20
 """How often the loss on unseen samples is taken."""
 NOTHING = 1e-9
 """A loss that is rounding."""
+TIMED = 5
+"""Steps after which the clock first says how many there is time for."""
 WARM = 10
 """Steps in which the learning rate rises to its full height."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """``steps`` of the learning rate ``rate``, which falls by a cosine to 0; ``until`` is the end by the clock."""
+    """``steps`` of the learning rate ``rate``, which falls by a cosine to 0; ``until`` is the end by the clock.
+
+    Where there is no time for all of them they become fewer, so that the rate falls to 0 all the same.
+    """
 
     steps: int
     rate: float
@@ -53,6 +58,7 @@ class Fitted:
     after: float
     steps: int = 0
     stopped: str = ""
+    interrupted: bool = False
     losses: list[float] = field(default_factory=list)
     looks: list[tuple[int, float]] = field(default_factory=list)
 
@@ -71,27 +77,45 @@ def fit(steps: Steps, seen: Samples, unseen: Samples, schedule: Schedule, progre
     if before < NOTHING:
         return found
     batches = seen.batches(schedule.batch, np.random.default_rng(list(schedule.seed)))
-    every = max(schedule.steps // LOOKS, 1)
+    step, since, count = 0, (0, time.monotonic()), schedule.steps
     try:
-        for step in range(schedule.steps):
+        while step < schedule.steps:
             if time.monotonic() > schedule.until:
-                found.stopped = "the time was up"
                 break
             loss, grads = _gradients(steps, values, next(batches))
             found.losses.append(loss)
             rate = schedule.at(step)
             for i, (leaf, grad) in enumerate(zip(steps.leaves, grads, strict=True)):
                 _move(leaf, values[i], grad, first[i], second[i], rate, step + 1)
-            found.steps = step + 1
-            if (step + 1) % every == 0 or step + 1 == schedule.steps:
-                now = _mean(steps, values, unseen)
-                found.looks.append((step + 1, now))
-                if now < found.after:
-                    found.after, found.values = now, [value.copy() for value in values]
-            progress(loss, step + 1, schedule.steps)
+            found.steps = step = step + 1
+            if step == TIMED:
+                schedule = _timed(schedule, count, step, since)
+            if step % max(schedule.steps // LOOKS, 1) == 0 or step == schedule.steps:
+                _look(found, steps, values, unseen)
+                schedule, since = _timed(schedule, count, step, since), (step, time.monotonic())
+            progress(loss, step, schedule.steps)
+        if found.looks[-1][0] < step:
+            _look(found, steps, values, unseen)
+        if step < count:
+            found.stopped = "the time was up"
     except KeyboardInterrupt:
-        found.stopped = "it was interrupted"
+        found.stopped, found.interrupted = "it was interrupted", True
     return found
+
+
+def _look(found: Fitted, steps: Steps, values: Sequence[Floats], unseen: Samples) -> None:
+    """Take the loss on unseen samples, and the values if it is the least."""
+    now = _mean(steps, values, unseen)
+    found.looks.append((found.steps, now))
+    if now < found.after:
+        found.after, found.values = now, [value.copy() for value in values]
+
+
+def _timed(schedule: Schedule, count: int, done: int, since: tuple[int, float]) -> Schedule:
+    """Return the schedule with ``count`` steps, or as many as there is time for at the pace since some step."""
+    now = time.monotonic()
+    pace, left = (now - since[1]) / (done - since[0]), schedule.until - now
+    return replace(schedule, steps=count if left >= pace * (count - done) else done + max(int(left / pace), 0))
 
 
 def _mean(steps: Steps, values: Sequence[Floats], samples: Samples) -> float:

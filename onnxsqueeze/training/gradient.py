@@ -20,6 +20,9 @@ from onnxsqueeze.training.tape import Tape, Unsupported
 __all__ = ["Known", "unsupported", "with_gradients"]
 
 STANDARD = ("", "ai.onnx")
+ROUNDING = ("Cast", "DynamicQuantizeLinear", "MatMulInteger")
+"""Operators whose integers hand gradients on, as those of QuantizeLinear do, which go straight through."""
+INTEGERS = ("int8", "uint8", "int32")
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,13 @@ def _refuse(node: onnx.NodeProto) -> None:
 def _depending(
     graph: onnx.GraphProto, by: Sequence[str], types: Mapping[str, np.dtype[Any]], dtype: np.dtype[Any]
 ) -> set[str]:
-    """Return the tensors through which gradients may flow from ``by`` on; integers only between the two that round."""
+    """Return the tensors through which gradients may flow from ``by`` on; integers only between those that round."""
     found = set(by)
     for node in graph.node:
         if any(name in found for name in node.input):
             passes = node.op_type == "QuantizeLinear" and node.input[0] in found
-            found.update(name for name in node.output if name and (passes or types.get(name) == dtype))
+            kinds = (dtype, *map(np.dtype, INTEGERS if node.op_type in ROUNDING else ()))
+            found.update(name for name in node.output if name and (passes or types.get(name) in kinds))
     return found
 
 

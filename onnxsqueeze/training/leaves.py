@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 _NORMS = ("LayerNormalization", "BatchNormalization", "InstanceNormalization", "GroupNormalization")
 SLOTS: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "PRelu": (1,),
-    "RMSNormalization": (1,), **dict.fromkeys(_NORMS, (1, 2)),
+    "MatMulInteger": (1,), "RMSNormalization": (1,), **dict.fromkeys(_NORMS, (1, 2)),
 }  # fmt: skip
 """Inputs that hold weights, biases, and scales and shifts of norms."""
 BEHIND = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Div")
@@ -147,10 +147,10 @@ def _behind(view: View, tensor: gs.Tensor, fixed: set[int]) -> Iterator[Leaf]:
         return
     if node.op == "Cast":
         yield from _cast(view, tensor, node, fixed)
-    elif node.op == "DequantizeLinear":
+    elif node.op == "DequantizeLinear" and constant_of(node.inputs[0]) is not None:
         yield from _bias(view, tensor, node)
     else:
-        yield from _behind(view, node.inputs[0], fixed)
+        yield from _behind(view, node.inputs[0], fixed)  # scales of DequantizeLinear stay: those of biases hang on them
         if node.op == "Mul":
             yield from _behind(view, node.inputs[1], fixed)
 
@@ -169,12 +169,12 @@ def _float(constant: gs.Constant) -> Leaf:
 def _cast(view: View, tensor: gs.Tensor, node: gs.Node, fixed: set[int]) -> Iterator[Leaf]:
     """A weight in 16-bit floats, or integers of few bits."""
     constant = constant_of(node.inputs[0])
-    kind = np.dtype(constant.dtype) if constant is not None else None
+    kind, to = np.dtype(constant.dtype) if constant is not None else None, view.dtype(tensor)
     if constant is not None and kind is not None and (kind == np.float16 or kind.name == "bfloat16"):
         value = np.array(peek(constant)).astype(np.float32)
         if len(constant.shape):
             yield Leaf(str(tensor.name), constant, value, _rms(value), lambda new: new.astype(kind))
-    elif constant is not None and kind is not None and kind.name in ("int8", "int4", "int2"):
+    elif constant is not None and kind is not None and kind.name in ("int8", "int4", "int2") and to == np.float32:
         value = np.array(peek(constant)).astype(np.float32)
         if np.abs(value).max(initial=0) <= FEW:
             low, high = _limits(value, kind.name)

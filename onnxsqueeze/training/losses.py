@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["LOSS", "Loss", "emit", "target_of"]
+from onnxsqueeze.measure.variation import Layout, Reference
+
+__all__ = ["LOSS", "Loss", "emit", "scale_of", "target_of"]
 
 LOSS = "loss/total"
 Array = NDArray[Any]
@@ -20,7 +22,7 @@ Array = NDArray[Any]
 class Loss:
     """The loss of one output, its mean over samples.
 
-    * ``squares``: ``mean (y − t)² / scale``, scale being the variance of the targets t.
+    * ``squares``: ``mean (y − t)² / scale``, the scale being that of ``scale_of`` the targets t.
     * ``scores``: ``T²·KL(softmax(t/T) ‖ softmax(y/T))`` over the last axis, for logits or log probabilities (Hinton et
       al. 2015); ``T²`` keeps gradients as large as they are at T = 1. ``probabilities`` says that the output holds
       probabilities, whose logarithms are taken first.
@@ -29,7 +31,7 @@ class Loss:
 
     output: str
     kind: Literal["squares", "scores", "labels"] = "squares"
-    scale: float = 1.0
+    scale: float | Array = 1.0
     temperature: float = 1.0
     probabilities: bool = False
     weight: float = 1.0
@@ -46,6 +48,29 @@ class Loss:
         return np.asarray(e / e.sum(-1, keepdims=True), np.float32)
 
 
+def scale_of(targets: Sequence[Array], layout: Layout | None = None) -> float | Array:
+    """Return what squared errors are divided by, as it broadcasts to a target: then their mean is a relative error.
+
+    It is the variance of all targets. Where channels hold things of several kinds, such as boxes and scores, as the
+    layout says or the data, it is that of each kind times its share of the channels and the number of kinds, so that
+    the mean is the mean of the kinds' relative errors.
+    """
+    reference = Reference(targets, layout)
+    scale = np.zeros(reference.channels)
+    kinds = int(reference.parts.max(initial=0)) + 1
+    for kind in range(kinds):
+        own = reference.parts == kind
+        counts, means = reference.counts[own], reference.means[own]
+        total = max(float(counts.sum()), 1.0)
+        apart = counts @ (means - counts @ means / total) ** 2
+        scale[own] = max(float(reference.within[own].sum() + apart) / total, 1e-12) * kinds * own.mean()
+    if kinds == 1 or reference.axis is None:
+        return float(scale[0])
+    shape = [1] * targets[0].ndim
+    shape[reference.axis] = -1
+    return scale.reshape(shape)
+
+
 def target_of(loss: Loss) -> str:
     """Return the name of the input that takes the target of a loss."""
     return f"target/{loss.kind}/{loss.output}"
@@ -56,7 +81,7 @@ def emit(losses: Sequence[Loss]) -> tuple[list[NodeProto], list[TensorProto]]:
     nodes: list[NodeProto] = []
     constants: list[TensorProto] = []
 
-    def number(name: str, value: float) -> str:
+    def number(name: str, value: float | Array) -> str:
         constants.append(numpy_helper.from_array(np.array(value, np.float32), name))
         return name
 
@@ -75,9 +100,9 @@ def _nodes(loss: Loss, part: str, number: Any) -> Iterator[NodeProto]:
     if loss.kind == "squares":
         yield helper.make_node("Sub", [y, t], [f"{part}/off"])
         yield helper.make_node("Mul", [f"{part}/off", f"{part}/off"], [f"{part}/square"])
-        yield helper.make_node("ReduceMean", [f"{part}/square"], [f"{part}/mean"], keepdims=0)
-        factor = loss.weight / loss.scale
-        yield helper.make_node("Mul", [f"{part}/mean", number(f"{part}/factor", factor)], [part])
+        factor = number(f"{part}/factor", loss.weight / loss.scale)
+        yield helper.make_node("Mul", [f"{part}/square", factor], [f"{part}/each"])
+        yield helper.make_node("ReduceMean", [f"{part}/each"], [part], keepdims=0)
         return
     soft = 1.0 if loss.kind == "labels" else loss.temperature
     z = y

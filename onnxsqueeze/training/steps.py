@@ -26,7 +26,7 @@ Batch = Mapping[str, Array]
 """What a part is fed, and what its outputs should be, under the names of ``target_of``."""
 SMALL = 10**8
 """Multiply-accumulates of a batch, under which threads would wait for each other more than they save."""
-OPEN = 8
+OPEN = 32
 """Shapes of feeds for which sessions are kept open."""
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -25,7 +29,7 @@ from onnxsqueeze.training.capture import KEPT, captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, target_of
+from onnxsqueeze.training.losses import Loss, scale_of, target_of
 from onnxsqueeze.training.mixing import mixed
 from onnxsqueeze.training.steps import Steps
 from onnxsqueeze.training.tape import Unsupported
@@ -34,6 +38,8 @@ __all__ = ["BATCH", "MIXED", "OPSET", "RATE", "TEMPERATURE", "Plan", "Tuned", "t
 
 Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
+Inside = dict[int, dict[str, Array]]
+"""Tensors from inside a model by the number of the feed."""
 OPSET = 18
 """The opset of step graphs: that of the operators which rules emit."""
 RATE, TEMPERATURE, BATCH = 0.02, 4.0, 32
@@ -72,7 +78,8 @@ class Tuned:
         if self.fitted is None or len(self.fitted.looks) < 2:
             return None
         x, y = ([float(f"{one:.4g}") for one in column] for column in zip(*self.fitted.looks, strict=True))
-        return {"x": x, "y": y, "chosen": x[y.index(min(y))], "label": f"steps, {self.name.partition(',')[0]}"}
+        note = f"{self.name.partition(',')[0]}: loss {y[0]:.3g} to {min(y):.3g}"
+        return {"x": x, "y": y, "chosen": x[y.index(min(y))], "label": "steps", "note": note}
 
     def words(self) -> str:
         """Say it for the report."""
@@ -120,7 +127,11 @@ class _Work:
         self, graph: Graph, teacher: Graph, judge: Bench, seen: Feeds, more: Feeds, unseen: Feeds, plan: Plan
     ) -> None:
         self.graph, self.judge, self.plan = graph, judge, plan
-        self.seen, self.more, self.unseen = seen, more, unseen
+        self.feeds: Feeds = [*seen, *more, *unseen]
+        ends = (0, len(seen), len(seen) + len(more), len(self.feeds))
+        self.parts = [range(start, stop) for start, stop in itertools.pairwise(ends)]
+        self.inside: Inside = {}
+        self.answers: Inside = {}
         self.teacher, self.folder = encode(teacher), teacher.folder
         self.error = judge.unseen_error(graph)
         self.stopped = False
@@ -130,20 +141,27 @@ class _Work:
         made = {name for node in self.teacher.graph.node for name in node.output}
         both = [name for name in names if name in made]
         models = ((encode(self.graph), self.graph.folder), (self.teacher, self.folder))
-        one, other = (captured(model, folder, self.seen[:1], both)[0] for model, folder in models)
+        one, other = (captured(model, folder, self.feeds[:1], both)[0] for model, folder in models)
         return {name for name in both if one[name].shape == other[name].shape}
 
     def train(self, parts: Mapping[str, Block], whole: bool = False) -> Iterator[Tuned]:
-        """Train blocks one after the other; all are taken back if the answers get no better by them."""
+        """Train blocks one after the other; all are taken back if the answers get no better by them.
+
+        Each runs from where the last one began, on both sides. Half of the time is shared alike, half by the numbers of
+        weights; what a block leaves is shared by the others, and the whole has as much as all of them.
+        """
         before = [(leaf.constant, leaf.constant._values) for block in parts.values() for leaf in block.leaves]
-        moved = False
+        moved, self.inside = False, {}
+        sizes = [sum(leaf.start.size for leaf in block.leaves) for block in parts.values()]
+        shares = [0.5 / len(sizes) + 0.5 * size / sum(sizes) for size in sizes]
         for number, (name, block) in enumerate(parts.items()):
+            left = sum(shares[number:]) + (self.plan.whole and not whole)
             try:
-                fitted = self._fitted(block, name, number, whole)
+                fitted = self._fitted(block, name, number, whole, self._until(shares[number] / left))
             except (Unsupported, ModelError, FeedError) as reason:
                 yield Tuned(name, left=f"left as it is, {reason}")
                 continue
-            self.stopped = bool(fitted.stopped)
+            self.stopped = fitted.interrupted or time.monotonic() > self.plan.until
             better = fitted.after < fitted.before
             keys = tuple(key_of(node) for node in block.nodes)
             yield Tuned(name, fitted, "" if better else "it is no less", keys)
@@ -164,17 +182,23 @@ class _Work:
             constant._values = values
         yield Tuned("answers", left=f"all of this was taken back, for they went from {words}")
 
-    def _fitted(self, block: Block, name: str, number: int, whole: bool) -> Fitted:
+    def _until(self, share: float) -> float:
+        """Return when a part ends that has this share of the time that is left."""
+        now = time.monotonic()
+        return now + (self.plan.until - now) * share
+
+    def _fitted(self, block: Block, name: str, number: int, whole: bool, until: float) -> Fitted:
         model = encode(raise_opset(self.graph, OPSET))
-        feeds = [*self.seen, *self.more, *self.unseen]
-        given = captured(self.teacher, self.folder, feeds[:1], block.outputs)[0]
-        fed = captured(model, self.graph.folder, feeds[:1], block.inputs)[0]
-        size = sum(value.nbytes for value in (*given.values(), *fed.values())) * len(feeds)
-        share = min(KEPT / max(size, 1), 1.0)
-        real, more, unseen = (fewer(each, share) for each in (self.seen, self.more, self.unseen))
-        seen = [*real, *more]
-        targets = [captured(self.teacher, self.folder, each, block.outputs) for each in (seen, unseen)]
-        inputs = [captured(model, self.graph.folder, each, block.inputs) for each in (seen, unseen)]
+        given = captured(self.teacher, self.folder, self.feeds[:1], block.outputs)[0]
+        fed = captured(model, self.graph.folder, self.feeds[:1], block.inputs)[0]
+        size = sum(value.nbytes for value in (*given.values(), *fed.values())) * len(self.feeds)
+        real, more, unseen = (fewer(part, min(KEPT / max(size, 1), 1.0)) for part in self.parts)
+        chosen = [*real, *more, *unseen]
+        self.answers = self._onward(self.teacher, self.folder, self.answers, chosen, block.outputs)
+        self.inside = self._onward(model, self.graph.folder, self.inside, chosen, block.inputs)
+        targets, inputs = (
+            [[found[i] for i in part] for part in ([*real, *more], unseen)] for found in (self.answers, self.inside)
+        )
         self._refuse(block, targets[0] + targets[1])
         losses = [self._loss(output, targets[0], whole) for output in block.outputs]
         steps = Steps(model, self.graph.folder, block.inputs, losses, block.leaves)
@@ -192,8 +216,18 @@ class _Work:
             self.judge.progress(f"tune: {name}", done, total)
 
         plan = self.plan
-        schedule = Schedule(plan.steps, plan.rate, plan.batch, (plan.seed, number), plan.until)
+        schedule = Schedule(plan.steps, plan.rate, plan.batch, (plan.seed, number), until)
         return fit(steps, *pooled(steps, batches[0], batches[1], len(real)), schedule, progress)
+
+    def _onward(
+        self, model: onnx.ModelProto, folder: Path | None, known: Inside, feeds: Sequence[int], names: Sequence[str]
+    ) -> Inside:
+        """Return tensors of a model by feed, run from those that are known of it."""
+        found: Inside = {}
+        for part in ([i for i in feeds if i in known], [i for i in feeds if i not in known]):
+            given = [{**self.feeds[i], **known.get(i, {})} for i in part]
+            found.update(zip(part, captured(model, folder, given, names), strict=True))
+        return found
 
     def _refuse(self, block: Block, targets: Sequence[Mapping[str, Array]]) -> None:
         for output in block.outputs:
@@ -201,10 +235,9 @@ class _Work:
                 raise Unsupported(f"'{output}' is not finite in the original")
 
     def _loss(self, output: str, targets: Sequence[Mapping[str, Array]], whole: bool) -> Loss:
-        values = np.concatenate([np.asarray(each[output], np.float64).ravel() for each in targets])
-        scale = max(float(values.var()), 1e-12)
+        values = [each[output] for each in targets]
         kind = self.judge.ruler.kinds.get(output)
-        if whole and kind is not None and kind.name == "scores" and targets[0][output].ndim > 1:
-            probabilities = bool((values >= 0).all() and (values <= 1).all())
+        if whole and kind is not None and kind.name == "scores" and values[0].ndim > 1:
+            probabilities = all(bool((each >= 0).all() and (each <= 1).all()) for each in values)
             return Loss(output, "scores", temperature=self.plan.temperature, probabilities=probabilities)
-        return Loss(output, "squares", scale)
+        return Loss(output, "squares", scale_of(values, None if kind is None else kind.layout))

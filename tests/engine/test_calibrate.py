@@ -21,8 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxsqueeze
 from onnxsqueeze.cli.main import main
+from onnxsqueeze.engine import chunks
 from onnxsqueeze.engine.calibrate import calibrate, merge
-from onnxsqueeze.engine.workers import Workers
 from onnxsqueeze.errors import FeedError, UsageError
 from onnxsqueeze.statistics.histogram import Histogram
 from onnxsqueeze.statistics.measured import Statistics
@@ -111,24 +111,24 @@ def test_a_run_that_was_stopped_goes_on(small: Path, tmp_path: Path, monkeypatch
     data = feeds(64 * 40)
     calibrate(small, data, output=tmp_path / "one.npz", every_feed=True)
     measured: list[list[int]] = []
-    real = Workers.results
+    real = chunks.results
 
-    def stopped(self: Any, chunks: Any) -> Any:
-        for count, result in enumerate(real(self, chunks)):
+    def stopped(*given: Any) -> Any:
+        for count, result in enumerate(real(*given)):
             if count == 20:
                 raise KeyboardInterrupt
             yield result
 
-    monkeypatch.setattr(Workers, "results", stopped)
+    monkeypatch.setattr("onnxsqueeze.engine.calibrate.results", stopped)
     with pytest.raises(KeyboardInterrupt):
         calibrate(small, data, output=tmp_path / "two.npz", every_feed=True)
     assert not (tmp_path / "two.npz").exists()
 
-    def noted(self: Any, chunks: Any) -> Any:
-        measured.append(chunks)
-        return real(self, chunks)
+    def noted(*given: Any) -> Any:
+        measured.append(given[-1])
+        return real(*given)
 
-    monkeypatch.setattr(Workers, "results", noted)
+    monkeypatch.setattr("onnxsqueeze.engine.calibrate.results", noted)
     calibrate(small, data, output=tmp_path / "two.npz", every_feed=True)
 
     assert measured[0][0] == 16

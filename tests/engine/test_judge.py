@@ -23,7 +23,7 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
-from onnxsqueeze.measure.switchboard import Switchboard
+from onnxsqueeze.measure.switches import Switchboard
 from onnxsqueeze.statistics.measured import Statistics
 
 COUNT = 12

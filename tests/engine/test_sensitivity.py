@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +265,9 @@ def test_a_study_of_nothing_is_a_page_too() -> None:
     empty = Sensitivity("model.onnx", "lowrank", "2 feeds", (), (), 0.1)
 
     assert "No layer can be treated by lowrank." in sensitivity_page(empty, "x")
+
+
+def test_workers_come_to_the_same() -> None:
+    pool = partial(ProcessPoolExecutor, 2, multiprocessing.get_context("spawn"))
+    for spec, executor in (("int8", pool), ("sparsify", ThreadPoolExecutor(2))):
+        assert sensitivity(net(), spec, feeds(), executor=executor).layers == sensitivity(net(), spec, feeds()).layers

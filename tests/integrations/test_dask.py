@@ -1,4 +1,4 @@
-"""Calibration on a cluster of Dask gives the bytes of one process."""
+"""What a cluster of Dask measures is what one process measures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from click.testing import CliRunner
 
 from onnxsqueeze.cli.main import main
 from onnxsqueeze.engine.calibrate import calibrate
+from onnxsqueeze.engine.sensitivity import sensitivity
+from onnxsqueeze.search.auto import auto
+from onnxsqueeze.search.space import Candidate
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: .ci/dask runs these tests with it")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -62,6 +65,26 @@ def test_a_killed_worker(client: Any, tmp_path: Path) -> None:
 
     assert killed
     assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
+
+
+def test_a_search_and_a_study_of_sensitivity(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [
+        *(Candidate("", 1.0, numbers) for numbers in ("float", "6 bits", "4 bits")),
+        *(Candidate("lowrank", 0.368, numbers) for numbers in ("float", "4 bits")),
+    ]
+    monkeypatch.setattr("onnxsqueeze.search.hunt.candidates", lambda data, packed: few)
+    given: dict[str, Any] = {"executor": client.get_executor(), "share": partial(client.scatter, broadcast=True)}
+    data = feeds(40)
+    found = [auto(MLP, "auto{size=0.2}", data, **each) for each in ({}, given)]
+    tries = [each.report.search.tries for each in found if each.report.search is not None]
+    studies = [sensitivity(MLP, "sparsify", data, **each).layers for each in ({}, given)]
+
+    assert {(each.pipeline, each.measured.error) for each in tries[0] if each.measured} == {
+        (each.pipeline, each.measured.error) for each in tries[1] if each.measured
+    }
+    assert len(tries[0]) == len(tries[1]) > 3
+    assert found[0].model.SerializeToString() == found[1].model.SerializeToString()
+    assert studies[0] == studies[1]
 
 
 def test_the_command_line_starts_its_own_cluster_and_says_who_does_not_answer(tmp_path: Path) -> None:

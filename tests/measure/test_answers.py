@@ -22,7 +22,7 @@ from onnxsqueeze.measure.answers import Answers, Ruler, compare, worst
 from onnxsqueeze.measure.output_kinds import Kind, kinds
 from onnxsqueeze.measure.output_kinds import parse as parsed
 from onnxsqueeze.measure.rig import mount
-from onnxsqueeze.measure.switchboard import Switchboard
+from onnxsqueeze.measure.switches import Switchboard
 from onnxsqueeze.measure.variation import Layout, Reference
 
 Array = NDArray[np.float32]

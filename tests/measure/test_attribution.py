@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from onnxsqueeze.measure.answers import Answers
 from onnxsqueeze.measure.attribution import effects
-from onnxsqueeze.measure.switchboard import Switchboard
+from onnxsqueeze.measure.switches import Switchboard
 
 
 class Board:

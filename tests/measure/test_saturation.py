@@ -22,6 +22,7 @@ from onnxsqueeze.ir.files import load
 from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.measure.saturation import saturating, warning
 from onnxsqueeze.runtime.session import Session
+from onnxsqueeze.targets.profiles import find
 
 MODELS = Path(__file__).parents[2] / "models"
 Weight = NDArray[Any]
@@ -148,6 +149,16 @@ def test_what_int8_writes_cannot_saturate_and_sums_are_exact_here(name: str, opt
         feed = {key: data[key][:4] for key in data.files}
     exact, usual = (Session(result.graph, exact_sums=flag).run(feed) for flag in (True, False))
     assert worst(compare([exact], [usual])) > 80
+
+
+@pytest.mark.parametrize("exact", [None, False])
+def test_a_plan_for_what_adds_up_in_32_bits_is_measured_so_on_every_processor(exact: bool | None) -> None:
+    graph = load(qdq("MatMul", full(64, 8), [2, 64]))
+    graph.made_for = find("generic-qdq")
+    feed = {"x": np.ones((2, 64), np.float32)}
+    usual, plain = (Session(graph, optimize=level, exact_sums=exact).run(feed) for level in ("all", "none"))
+
+    assert (worst(compare([plain], [usual])) > 60) == (exact is None or not saturates_here())
 
 
 def test_without_data_nothing_saturates_either() -> None:

@@ -17,7 +17,8 @@ from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure.answers import Answers, answer, compare, worst
-from onnxsqueeze.measure.switchboard import Detour, Switchboard, impacts, measure, sound, worst_error
+from onnxsqueeze.measure.switchboard import impacts, measure, sound, worst_error
+from onnxsqueeze.measure.switches import Detour, Switchboard
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.grids import Affine

@@ -27,7 +27,9 @@ def db(result: Result) -> float:
     return result.report.sqnr_db
 
 
-@pytest.mark.parametrize(("first", "gain"), [("bits{weights=2}", 1.0), ("prune{ratio=0.3}", 1.0)])
+@pytest.mark.parametrize(
+    ("first", "gain"), [("bits{weights=2}", 1.0), ("bits{weights=4 activations=8}", 0.5), ("prune{ratio=0.3}", 1.0)]
+)
 def test_answers_come_nearer_on_feeds_that_nothing_has_seen(first: str, gain: float) -> None:
     before = squeeze(MODELS / "mlp.onnx", first, digits())
     after = squeeze(MODELS / "mlp.onnx", f"{first},tune{{steps=200 end-to-end}}", digits())

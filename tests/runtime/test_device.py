@@ -88,6 +88,17 @@ def test_the_command_writes_a_profile_and_refuses_other_names(tmp_path: Path, mo
 
     assert (good.exit_code, bad.exit_code) == (0, 2)
     assert find(tmp_path / "mine.toml").base == "ort-web"
+    assert find(tmp_path / "mine.toml").verify.clock == "predicted"
+
+
+def test_what_was_measured_for_this_machine_is_held_against_its_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "measured", lambda report: FOUND)
+    monkeypatch.setattr(device, "borders", lambda: (0.3, 0.2))
+    CliRunner().invoke(main, ["profile-target", "-o", str(tmp_path / "mine.toml")])
+
+    assert find(tmp_path / "mine.toml").verify.clock == "measured"
 
 
 def test_pools_are_timed_behind_the_conv_that_is_taken_off() -> None:

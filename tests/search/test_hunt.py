@@ -32,6 +32,8 @@ class World:
         self.packed = False
         self.choosing, self.confirming = range(4), range(4)
         self.tried: list[str] = []
+        self.waiting: list[tuple[str, ...]] = []
+        self.begun = False
         self.level = {name: math.exp(rng.normal(0, 1)) for name in STRUCTURES}
         self.steep = {name: rng.uniform(1.5, 3) for name in STRUCTURES}
         self.power = {name: rng.uniform(0.5, 1.0, 2) for name in STRUCTURES}
@@ -56,10 +58,17 @@ class World:
         error = (error + form.error) * off[2]
         return Figures(size * form.size * off[0], latency * form.latency * off[1], error, error)
 
-    def run(self, pipeline: str) -> Kept:
-        self.tried.append(pipeline)
-        found = self.figures(self.pool[pipeline])
-        return Kept(found, confirmed=found.drop, seconds=1.0)
+    def begin(self, *pipelines: str) -> None:
+        self.waiting.append(pipelines)
+
+    def finish(self) -> list[Kept]:
+        pipelines = self.waiting.pop(0)
+        self.tried.extend(pipelines)
+        found = [self.figures(self.pool[each]) for each in pipelines]
+        return [Kept(each, confirmed=each.drop, seconds=1.0) for each in found]
+
+    def drop(self, position: int) -> None:
+        del self.waiting[position]
 
     def known(self) -> dict[str, Kept]:
         return {}
@@ -133,14 +142,14 @@ def test_more_effort_tries_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_interruption_ends_a_search_that_has_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    world, run = World(1), World.run
+    world, finish = World(1), World.finish
 
-    def interrupted(self: World, pipeline: str) -> Kept:
+    def interrupted(self: World) -> list[Kept]:
         if len(self.tried) == 3:
             raise KeyboardInterrupt
-        return run(self, pipeline)
+        return finish(self)
 
-    monkeypatch.setattr(World, "run", interrupted)
+    monkeypatch.setattr(World, "finish", interrupted)
     hunt = hunted(world, wish("auto", 1, False, None, None), monkeypatch)
 
     assert hunt.stopped == "it was interrupted"

@@ -152,3 +152,4 @@ def test_native_is_the_profile_that_asks_most_of_this_processor() -> None:
     assert matches({"machine": machine(), "any": sorted(flags())[:1]}) >= matches({"machine": machine()}) > 0
     assert matches({"machine": "another"}) == matches({}) == 0
     assert find("native").name in SHIPPED
+    assert find("native").verify.clock == "measured"

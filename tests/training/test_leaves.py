@@ -39,6 +39,18 @@ def test_stored_integers_go_back_as_they_came(bits: int, opset: int) -> None:
     assert encode(graph).SerializeToString() == before
 
 
+def test_integers_that_layers_compute_with_are_leaves_and_go_back_as_they_came() -> None:
+    graph = load(squeeze(MODELS / "mlp.onnx", "bits{weights=4 activations=8}", validate="none").model)
+    before = encode(graph).SerializeToString()
+    found = leaves_of(graph)
+    for leaf in found:
+        leaf.put(leaf.start)
+
+    readers = {key for leaf in found if leaf.rounds for key in leaf.readers}
+    assert sum(node.op == "Gemm" and node.outputs[0].name in readers for node in graph.nodes) == 2
+    assert encode(graph).SerializeToString() == before
+
+
 def raised(name: str, opset: int) -> onnx.ModelProto:
     model = onnx.load(MODELS / f"{name}.onnx")
     return onnx.version_converter.convert_version(model, opset) if opset > 13 else model

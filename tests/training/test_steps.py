@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,14 @@ from onnx import parser
 
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.decode import decode
+from onnxsqueeze.measure.variation import Layout
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.training.blocks import blocks, crossings
+from onnxsqueeze.training.capture import captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, target_of
+from onnxsqueeze.training.losses import Loss, scale_of, target_of
 from onnxsqueeze.training.mixing import mixed
 from onnxsqueeze.training.slices import cut
 from onnxsqueeze.training.steps import Batch, Steps
@@ -90,6 +93,20 @@ def test_losses_are_what_they_say() -> None:
     assert np.allclose(soft, np.exp(log_softmax(t / 2)), atol=1e-6), "of probabilities the same as of their logits"
 
 
+def test_kinds_of_channels_count_alike_in_a_squared_error() -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.standard_normal((2, 4, 50)) * 100, rng.standard_normal((2, 12, 50)) / 100
+    both = np.concatenate([boxes, scores], axis=1).astype(np.float32)
+    scale = scale_of([both[:1], both[1:]], Layout(1, (4, 12)))
+    off = np.concatenate([np.full_like(boxes, 50), np.full_like(scores, 0.003)], axis=1)
+
+    assert np.shape(scale) == (1, 16, 1)
+    expected = (50**2 / boxes.var() + 0.003**2 / scores.var()) / 2
+    assert np.mean(off**2 / scale) == pytest.approx(expected, rel=1e-3)
+    assert np.ravel(scale_of([both[..., None]])) == pytest.approx(np.ravel(scale)), "as the data say"
+    assert scale_of([scores[:1], scores[1:]]) == pytest.approx(scores.var(), rel=1e-6)
+
+
 @pytest.mark.parametrize("loss", [SQUARES, SCORES])
 def test_training_makes_the_loss_on_unseen_samples_small(loss: Loss) -> None:
     found = trained(loss)
@@ -134,6 +151,30 @@ def test_no_time_means_no_steps() -> None:
     assert "time" in found.stopped
 
 
+def test_time_for_fewer_steps_than_there_are_looks_is_time_for_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = itertools.count(), []
+    monkeypatch.setattr("onnxsqueeze.training.fit.time.monotonic", lambda: float(next(clock)))
+    steps = steps_of(ROWS, SQUARES)
+    samples = pooled(steps, data(SQUARES), unseen(SQUARES), 6)
+    found = fit(steps, *samples, Schedule(1000, 0.05, 16, (0,), 20.0), lambda loss, step, count: told.append(count))
+
+    assert 5 < found.steps == told[-1] < 20
+    assert found.looks[-1][0] == found.steps
+    assert found.after < found.before
+
+
+def test_with_little_time_the_steps_are_fewer_and_the_rate_falls_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = itertools.count(), []
+    monkeypatch.setattr("onnxsqueeze.training.fit.time.monotonic", lambda: float(next(clock)))
+    found = trained(SQUARES, progress=lambda loss, step, steps: told.append((step, steps)), until=60.0)
+
+    assert "time" in found.stopped
+    assert 20 < found.steps < 60
+    assert told[-1] == (found.steps, found.steps)
+    assert Schedule(found.steps, 0.05, 16, (0,)).at(found.steps - 1) < 0.001
+    assert found.after < found.before
+
+
 def test_samples_are_joined_only_where_none_feels_another() -> None:
     for text, joined in ((ROWS, True), (MEAN, False)):
         steps = steps_of(text, SQUARES)
@@ -152,6 +193,29 @@ def test_a_part_computes_what_the_whole_does() -> None:
 
     assert [value.name for value in part.graph.input] == ["r"]
     assert np.array_equal(Session(part).run({"r": r})["y"], whole["y"])  # type: ignore[arg-type]
+
+
+def test_tensors_are_the_same_from_the_inputs_and_from_inside() -> None:
+    model = model_of(RESIDUAL)
+    rng = np.random.default_rng(0)
+    feeds = [{name: rng.standard_normal((rows, 6)).astype(np.float32) for name in ("x", "mask")} for rows in (3, 5)]
+    inside = captured(model, None, feeds, ["r"])
+    onward = [{**feed, **known} for feed, known in zip(feeds, inside, strict=True)]
+
+    for one, other in zip(
+        captured(model, None, feeds, ["t", "y"]), captured(model, None, onward, ["t", "y"]), strict=True
+    ):
+        assert all(np.array_equal(one[name], other[name]) for name in ("t", "y"))
+    assert captured(model, None, [{"r": inside[0]["r"], "mask": feeds[0]["mask"]}], ["t"])[0]["t"].shape == (3, 6)
+
+
+def test_a_smaller_share_of_feeds_is_part_of_a_larger_one_and_evenly_spread() -> None:
+    shares = [list(fewer(range(100), share)) for share in (0.001, 0.1, 0.25, 0.6, 1.0)]
+
+    assert [len(each) for each in shares] == [1, 10, 25, 60, 100]
+    assert all(set(one) < set(other) for one, other in itertools.pairwise(shares))
+    assert max(b - a for a, b in itertools.pairwise(shares[2])) <= 8
+    assert fewer([], 0.5) == []
 
 
 def test_blocks_end_where_one_tensor_crosses() -> None:

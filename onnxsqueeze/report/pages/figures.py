@@ -42,7 +42,8 @@ def bars(rows: Iterable[tuple[str, float, str]], label: Any) -> list[dict[str, o
 def figures(key: str, detail: Mapping[str, object]) -> list[dict[str, object]]:
     """Return the histogram (``low``, ``high``, ``counts``, maybe with ``range``) and the curve of a site.
 
-    A curve has ``x`` and ``y``, and maybe the ``chosen`` x and a ``label`` that says what x counts.
+    A curve has ``x`` and ``y``, and maybe the ``chosen`` x, a ``label`` that says what x counts and a ``note`` that
+    stands below in place of what was done there.
     """
     found: list[dict[str, object]] = []
     histogram, curve = detail.get("histogram"), detail.get("curve")
@@ -56,6 +57,7 @@ def figures(key: str, detail: Mapping[str, object]) -> list[dict[str, object]]:
             "name": key, "kind": "curve", "line": _line(xs, ys), "low": f"{low:.3g}", "high": f"{high:.3g}",
             "marks": _marks(chosen, low, high),
             "chosen": " ".join([*(f"{x:.3g}" for x in chosen), str(curve.get("label", ""))]).strip(),
+            **({"note": str(curve["note"])} if "note" in curve else {}),
         })  # fmt: skip
     return found
 

@@ -52,7 +52,7 @@ def report_page(report: Report, original: Graph, result: Graph | None, command: 
     for spec, site in sites:
         facts.setdefault(site.key.partition("[")[0], []).append(_site(spec, site))
     drawn = [
-        {**each, "note": site.action}
+        {"note": site.action, **each}
         for _, site in sorted(sites, key=lambda entry: -(entry[1].error or 0.0))
         for each in figures(site.key, site.detail)
     ]

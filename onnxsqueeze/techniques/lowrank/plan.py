@@ -164,7 +164,9 @@ def measure(problem: Factoring, bench: Bench) -> None:
     known = bench.stats.derived.setdefault("gains", {})
     key = bench.most, *probes
     if key not in known:
-        known[key] = gains(bench.original, probes, feeds, axes, bench.progress, bench.ruler, also, bench.most)
+        known[key] = gains(
+            bench.original, probes, feeds, axes, bench.progress, bench.ruler, also, bench.most, bench.workers
+        )
     problem.gains = known[key]
 
 

@@ -120,7 +120,9 @@ def measure(problem: Removal, bench: Bench) -> None:
     feeds = bench.affordable(sum(counted.values()), len(rewrites))
     if any(problem.readers[constant].early is not None for constant in local):
         feeds = bench.unseen[: len(feeds)]
-    found = impacts(bench.original, feeds, rewrites, bench.progress, bench.ruler, most=bench.most)
+    found = impacts(
+        bench.original, feeds, rewrites, bench.progress, bench.ruler, most=bench.most, workers=bench.workers
+    )
     for constant, error in local.items():
         reader = problem.readers[constant]
         if found.get(reader.key) and np.isfinite(found[reader.key][0]):

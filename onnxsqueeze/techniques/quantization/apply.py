@@ -100,7 +100,8 @@ def quantize(graph: Graph, key: str, work: Quantized) -> None:
     if work.form == "static":
         _static(graph, node, work)
     elif work.form == "integer":
-        qdq.carry(graph, node, work.inputs, work.output)
+        tail = edit.find(graph, work.tail)[0] if work.tail else node
+        qdq.carry(graph, node, tail, work.inputs, work.output)
     elif work.form == "gate":
         qdq.gate(graph, node, work.inputs[0])
     elif work.form == "dynamic":

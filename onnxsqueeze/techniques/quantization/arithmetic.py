@@ -48,7 +48,7 @@ class Arithmetic:
         self.nodes += [
             n for n in layers.carried
             if all(self._rounding(t) for t in layers.data_inputs(n))
-            and all(self._rounding(t) for t in n.outputs if t.name)
+            and all(self._rounding(t) for t in self._makes(n))
             and not (self._is_gate(n) and not self.gates)
         ]  # fmt: skip
         self._inside = {id(node) for node in self.nodes}
@@ -88,15 +88,14 @@ class Arithmetic:
         return node.op == "HardSigmoid" and node.op not in self.target.operators.own_scale
 
     def _end(self, node: gs.Node) -> gs.Tensor:
-        tensor: gs.Tensor = (self.layers.tail(node) if node.op in LAYERS else node).outputs[0]
+        tensor: gs.Tensor = self.layers.tail(node).outputs[0]
         return tensor
 
     def _reads(self, node: gs.Node) -> list[gs.Tensor]:
         return list(node.inputs[:1]) if node.op in LAYERS else self.layers.data_inputs(node)
 
     def _makes(self, node: gs.Node) -> list[gs.Tensor]:
-        ends = (self.layers.tail(node) if node.op in LAYERS else node).outputs
-        return [t for t in ends if t.name]
+        return [t for t in self.layers.tail(node).outputs if t.name]
 
     def _rounding(self, tensor: gs.Tensor) -> _Rounding | None:
         root = self.layers.root(tensor)
@@ -217,9 +216,10 @@ class Arithmetic:
                 yield node, Quantized("gate", inputs=inputs)
                 carried[id(node.outputs[0])] = Affine(1 / 255, 0)
                 continue
-            output = inputs[0] if node.op in self.target.operators.same_scale else affine(node.outputs[0])
-            yield node, Quantized("integer", inputs=inputs, output=output)
-            carried.update({id(t): output for t in node.outputs})
+            kept = node.op in self.target.operators.same_scale
+            output = inputs[0] if kept else self._target(node, affine(self._end(node)))
+            yield node, Quantized("integer", inputs=inputs, output=output, tail=key_of(self.layers.tail(node)))
+            carried.update({id(t): output for t in self._makes(node)})
 
     def _target(self, node: gs.Node, affine: Affine) -> Affine:
         return affine if self.form.symmetric else self.layers.within_clip(self.layers.tail(node), affine)

@@ -16,7 +16,7 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.ir.sizes import file_size
 from onnxsqueeze.measure.answers import compare, worst
 from onnxsqueeze.measure.saturation import Saturation, saturating, warning
-from onnxsqueeze.measure.switchboard import Feeds
+from onnxsqueeze.measure.switches import Feeds
 from onnxsqueeze.runtime.session import Session, shortened
 
 __all__ = ["Audit", "audit"]

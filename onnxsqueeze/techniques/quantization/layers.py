@@ -84,17 +84,19 @@ class Layers:
         view = self.view
         own = {id(n) for layer in self.static for n in (layer, self.tail(layer))}
         if self.everywhere:
-            free = (n for n in view.nodes if id(n) not in own and not view.in_body(n))
-            return [n for n in free if self._is_carried(n) and self.wanted(n)]
+            free = [n for n in view.nodes if id(n) not in own and not view.in_body(n)]
+            free = [n for n in free if self._is_carried(n) and self.wanted(n)]
+            tails = {id(self.tail(n)) for n in free if self.tail(n) is not n}
+            return [n for n in free if id(n) not in tails]
         around = [t for n in self.static for t in (n.inputs[0], *self.tail(n).outputs)]
         found: dict[int, gs.Node] = {}
         stack = around
         while stack:
             tensor = stack.pop()
-            for node in (*tensor.outputs, *tensor.inputs):
+            for node in (*tensor.outputs, *map(self._head, tensor.inputs)):
                 if id(node) not in found and not view.in_body(node) and self._is_carried(node) and self.wanted(node):
                     found[id(node)] = node
-                    stack.extend((*self.data_inputs(node), *node.outputs))
+                    stack.extend((*self.data_inputs(node), *self.tail(node).outputs))
         return [node for node in view.nodes if id(node) in found]
 
     def _is_carried(self, node: gs.Node) -> bool:
@@ -262,14 +264,23 @@ class Layers:
         return reader
 
     def tail(self, node: gs.Node) -> gs.Node:
-        """Return the last node of the layer: its bias Add (MatMul) and its Relu or Clip belong to it."""
+        """Return the last node of a layer, or of an operator with a scale of its own: the bias Add of a MatMul and a
+        Relu or Clip belong to it, since kernels that quantize what they make do what these do.
+        """
         last = self.bias_add(node) or node
+        if node.op in self.target.operators.same_scale:
+            return last
         reader = self.view.only_consumer(last.outputs[0])
         if reader is not None and reader.op in ("Relu", "Clip") and is_standard(reader):
             low, high = self.view.limits(reader)
             if low is not None and low <= 0 < high:
                 return reader
         return last
+
+    def _head(self, node: gs.Node) -> gs.Node:
+        """Return the node whose tail this one is, or itself."""
+        maker = self.view.producer(node.inputs[0]) if node.op in ("Relu", "Clip") else None
+        return maker if maker is not None and self.tail(maker) is node else node
 
     def within_clip(self, tail: gs.Node, affine: Affine) -> Affine:
         """Keep the range inside the Clip, and its zero point at 0 after Relu: only then it is fused."""

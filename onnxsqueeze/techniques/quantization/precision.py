@@ -118,7 +118,9 @@ class Precision:
             for keys in fresh if len(keys) == 1 and not self.view.in_body(self.nodes[keys[0]])
         }  # fmt: skip
         bench = self.bench
-        found = impacts(bench.original, bench.feeds[:1], alone, bench.progress, bench.ruler, most=bench.most)
+        found = impacts(
+            bench.original, bench.feeds[:1], alone, bench.progress, bench.ruler, most=bench.most, workers=bench.workers
+        )
         measured, effect = 0, 1.0
         for step, keys in enumerate(fresh):
             if keys[0] in found:

@@ -17,7 +17,8 @@ from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.measure import cost
 from onnxsqueeze.measure.attribution import effects
-from onnxsqueeze.measure.switchboard import SAMPLES, Detour, sound
+from onnxsqueeze.measure.switchboard import SAMPLES, sound
+from onnxsqueeze.measure.switches import Detour
 from onnxsqueeze.techniques.quantization.apply import Quantized, as_stored, quantize_alone, quantize_site
 from onnxsqueeze.techniques.quantization.arithmetic import Arithmetic
 from onnxsqueeze.techniques.quantization.audit import audit
@@ -115,7 +116,9 @@ class Search:
             found = unslowed(found, self.bench)
         plan = explained(found, self.layers, self.effects)
         self.bench.notes.extend(in_float(plan))
-        self.bench.notes.extend(ranking(plan, self.effects))
+        inside = {site.key for site in sites_of(plan) if site.work.form in ("static", "integer", "gate")}
+        chosen = {id(node) for node in self.arithmetic.nodes if key_of(node) in inside}
+        self.bench.notes.extend(ranking(plan, self.effects, self.arithmetic.roundings(chosen)))
         if stored:
             self.bench.notes.append(NOTHING.format(self.view.target.name))
         return plan
@@ -191,7 +194,8 @@ class Search:
             runs = self._runs() // max(len(boards), 1)
             self.effects.update(dict.fromkeys(names, 1.0) if boards else {})
             for board, switched in boards:
-                self.effects |= effects(board, switched, own, runs, self.bench.progress, self.bench.ruler.error)
+                bench = self.bench
+                self.effects |= effects(board, switched, own, runs, bench.progress, bench.ruler.error, bench.workers)
         self.arithmetic.errors = dict(self.effects)
         stored = [replace(site, work=_plain(site.work)) for site in sites_of(self._without_arithmetic(INACCURATE))]
         self.base = self._error(self.bench.variant(quantize_site, stored))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import log10
 
@@ -12,7 +12,7 @@ import numpy as np
 from onnxsqueeze.contract.plan import Site, Skip
 from onnxsqueeze.graph.walk import key_of
 from onnxsqueeze.techniques.quantization.apply import Quantized
-from onnxsqueeze.techniques.quantization.layers import LAYERS, Layers
+from onnxsqueeze.techniques.quantization.layers import Layers
 
 __all__ = ["explained", "in_float", "ranking"]
 
@@ -30,7 +30,7 @@ def explained(
 
     def facts(site: Site[Quantized]) -> dict[str, object]:
         node = nodes[site.key]
-        end = (layers.tail(node) if node.op in LAYERS and site.work.form == "static" else node).outputs[0]
+        end = (layers.tail(node) if site.work.form in ("static", "integer") else node).outputs[0]
         found: dict[str, object] = dict(site.detail)
         effect = effects.get(site.key if site.work.form in ("dynamic", "stored") else str(layers.root(end).name))
         if effect is not None and np.isfinite(effect) and not site.work.wide:
@@ -66,8 +66,12 @@ def in_float(plan: Sequence[Site[Quantized] | Skip]) -> Iterator[str]:
         yield f"{count} layer{'s' if count > 1 else ''} compute{'' if count > 1 else 's'} in float: {reason}"
 
 
-def ranking(plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float]) -> Iterator[str]:
-    """Yield which sites of an explained plan do most to the answers, and what stays finer for it."""
+def ranking(
+    plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float], rounded: Collection[str]
+) -> Iterator[str]:
+    """Yield which sites of an explained plan do most to the answers, and what stays finer for it: ``rounded`` are the
+    tensors that do not.
+    """
     sites = [entry for entry in plan if isinstance(entry, Site)]
     ranked = sorted(((site.detail["answers"], site) for site in sites if "answers" in site.detail), key=_worst)
     parts = [
@@ -76,7 +80,7 @@ def ranking(plan: Sequence[Site[Quantized] | Skip], effects: Mapping[str, float]
     ]
     if parts:
         yield f"what costs the answers most, each alone: {'; '.join(parts)}"
-    done = {site.key for site in sites}
+    done = {site.key for site in sites} | set(rounded)
     wide = {site.key for site in sites if site.work.wide}
     spared = [name for name in effects if name not in done] if any(s.work.form != "stored" for s in sites) else []
     for names, words in ((wide, "in 16 bits, since 8"), (spared, "left in float, since rounding them")):

@@ -11,7 +11,7 @@ from onnx import NodeProto
 from onnxsqueeze.training.rules.windows import Windows, windows
 from onnxsqueeze.training.tape import Gradients, Rule, Tape, Unsupported, attributes
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "product_of"]
 
 
 def _swapped(tape: Tape, name: str, rank: int) -> str:
@@ -20,14 +20,22 @@ def _swapped(tape: Tape, name: str, rank: int) -> str:
 
 
 def _matmul(tape: Tape, node: NodeProto, grads: Gradients) -> Gradients:
-    """``Y = A·B``: ``dA = dY·Bᵀ``, ``dB = Aᵀ·dY``, summed over what was broadcast; a vector is a matrix of one row."""
     a, b = node.input
-    one, two, out = tape.shape(a), tape.shape(b), tape.shape(node.output[0])
+    return product_of(tape, node, (a, b), str(grads[0]))
+
+
+def product_of(tape: Tape, node: NodeProto, factors: tuple[str, str], grad: str) -> list[str | None]:
+    """Emit the gradients of a node's product ``Y = A·B`` of the factors, which have the shapes of its inputs.
+
+    ``dA = dY·Bᵀ``, ``dB = Aᵀ·dY``, summed over what was broadcast; a vector is a matrix of one row.
+    """
+    a, b = factors
+    one, two, out = tape.shape(node.input[0]), tape.shape(node.input[1]), tape.shape(node.output[0])
     row, column = len(one) == 1, len(two) == 1
     left, right = ((1, *one) if row else one), ((*two, 1) if column else two)
     batch = out[: len(out) - (not row) - (not column)]
     whole = (*batch, left[-2], right[-1])
-    dy = str(grads[0]) if whole == out else tape.reshape(str(grads[0]), whole)
+    dy = grad if whole == out else tape.reshape(grad, whole)
     found: list[str | None] = [None, None]
     if tape.wants(node, 0):
         other = b if right == two else tape.reshape(b, right)

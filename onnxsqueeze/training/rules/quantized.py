@@ -1,9 +1,12 @@
-"""Rules of QuantizeLinear and DequantizeLinear: rounding hands gradients straight through (Bengio et al. 2013)."""
+"""Rules of what makes integers, multiplies and restores them: gradients go straight through (Bengio et al. 2013)."""
 
 from __future__ import annotations
 
+from math import prod
+
 from onnx import NodeProto
 
+from onnxsqueeze.training.rules.layers import product_of
 from onnxsqueeze.training.tape import Gradients, Rule, Tape, Unsupported, attributes
 
 __all__ = ["RULES"]
@@ -51,4 +54,30 @@ def _dequantize(tape: Tape, node: NodeProto, grads: Gradients) -> Gradients:
     return found
 
 
-RULES: dict[str, Rule] = {"QuantizeLinear": _quantize, "DequantizeLinear": _dequantize}
+def _dynamic(tape: Tape, node: NodeProto, grads: Gradients) -> Gradients:
+    """``q = round(x/s) + z``, s and z from the range of x, so that nothing is clipped: ``dx = dq/s``.
+
+    ``s·(q − z)`` is x but for rounding whatever s is, so what comes back to s and z belongs to the rounding.
+    """
+    return [None if grads[0] is None else tape.div(grads[0], node.output[1])]
+
+
+def _matmul_integer(tape: Tape, node: NodeProto, grads: Gradients) -> Gradients:
+    """``Y = (A − a)·(B − b)``, as MatMul."""
+    if len(node.input) > 2 and node.input[2] and prod(tape.shape(node.input[2])) != 1:
+        raise Unsupported("MatMulInteger has zero points per row")
+    factors = []
+    for slot in (0, 1):
+        value = tape.floats(node.input[slot])
+        zero = node.input[slot + 2] if slot + 2 < len(node.input) else ""
+        factors.append(tape.sub(value, tape.floats(zero)) if zero else value)
+    found = product_of(tape, node, (factors[0], factors[1]), str(grads[0]))
+    return [*found, *[None] * (len(node.input) - 2)]
+
+
+RULES: dict[str, Rule] = {
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    "DynamicQuantizeLinear": _dynamic,
+    "MatMulInteger": _matmul_integer,
+}

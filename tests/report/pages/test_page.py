@@ -128,7 +128,7 @@ def test_histograms_and_curves_are_drawn_where_sites_carry_them() -> None:
     detail: dict[str, object] = {
         "histogram": {"low": -1.0, "high": 3.0, "counts": [1, 5, 2, 0]},
         "range": [-0.5, 2.5],
-        "curve": {"x": [1, 2, 4], "y": [0.5, 0.2, 0.1]},
+        "curve": {"x": [1, 2, 4], "y": [0.5, 0.2, 0.1], "chosen": 4, "label": "steps", "note": "block 1 of 2"},
     }
     site = replace(step.done[0], detail=detail)
     report = replace(result.report, steps=(replace(step, done=(site,)),))
@@ -136,8 +136,10 @@ def test_histograms_and_curves_are_drawn_where_sites_carry_them() -> None:
     found = Elements(report_page(report, original, result.graph, ""))
 
     assert found.classes.count("count") == 4
-    assert found.classes.count("mark") == 2
+    assert found.classes.count("mark") == 3
     assert found.classes.count("curve") == 1
+    assert "chosen 4 steps" in found.text
+    assert "block 1 of 2" in found.text
     assert "chosen -0.5 … 2.5" in found.text
 
 

@@ -131,6 +131,16 @@ def test_operators_around_layers_may_follow_them() -> None:
     assert around("Tanh").carried == []
 
 
+@pytest.mark.parametrize(("op", "tail"), [("Add", "r"), ("MaxPool", "s")])
+def test_a_relu_belongs_to_an_operator_with_a_scale_of_its_own(op: str, tail: str) -> None:
+    graph = around(op, **({"kernel_shape": [2, 2]} if op == "MaxPool" else {})).view.graph
+    graph.nodes[-1].op, graph.nodes[-1].outputs[0].name = "Relu", "r"
+    found = Layers(View(graph))
+
+    assert keys(found.carried) == ["s"]
+    assert key_of(found.tail(found.carried[0])) == tail
+
+
 def test_a_hardsigmoid_follows_only_as_a_gate_that_rises_from_0_to_1() -> None:
     assert "s" in keys(around("HardSigmoid").carried)
     assert "s" not in keys(around("HardSigmoid", alpha=-0.2).carried)

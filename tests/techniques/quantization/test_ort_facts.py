@@ -93,9 +93,9 @@ def optimized(model: onnx.ModelProto, folder: Path) -> Counter[str]:
 
 
 def outputs(net: Net, output: str) -> tuple[Floats, Floats]:
-    """The answers with all of ONNX Runtime's optimizations, and with none."""
+    """The answers with all of ONNX Runtime's optimizations, and with none; no sum saturates on any processor."""
     model, feed = net.proto(output), {"x": net.x()}
-    one, two = (Session(model, optimize=level).run(feed)[output] for level in ("all", "none"))
+    one, two = (Session(model, optimize=level, exact_sums=True).run(feed)[output] for level in ("all", "none"))
     return np.asarray(one, np.float64), np.asarray(two, np.float64)
 
 
@@ -135,6 +135,28 @@ def test_a_clip_is_fused_only_if_it_covers_the_range_behind_it(tmp_path: Path) -
         counts.append(optimized(net.proto(y), tmp_path)["QLinearConv"])
 
     assert counts == [1, 0]
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
+@pytest.mark.parametrize("tail", ["", "Relu", "Clip"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_float_weights_between_integers_are_quantized_unless_a_sum_stands_between(
+    op: str, tail: str, apart: bool, tmp_path: Path
+) -> None:
+    net = Net([4, 8] if op == "Gemm" else [1, 8, 6, 6])
+    weight = net.value(net.rng.normal(size=(8, 8, *(() if op == "Gemm" else (3, 3)))).astype(np.float32))
+    y = net.add(op, net.qdq("x"), weight)
+    if tail:
+        bounds = [net.value(np.float32(each)) for each in (0, 6)] if tail == "Clip" else []
+        y = net.add(tail, y, *bounds)
+    ops = optimized(net.proto(net.qdq(net.add("Sum", y) if apart else y, 0.05, 0)), tmp_path)
+    weights = [each for each in onnx.load(tmp_path / "optimized.onnx").graph.initializer if np.prod(each.dims) > 60]
+
+    assert ops["QuantizeLinear"] + ops["QLinearConv"] + ops["QGemm"] == 2
+    if apart:
+        assert {each.data_type for each in weights} == {TensorProto.FLOAT}
+    elif RUNTIME >= (1, 32):
+        assert {each.data_type for each in weights} == {TensorProto.INT8}
 
 
 def test_a_conv_without_a_quantized_output_stays_in_float(tmp_path: Path) -> None:
@@ -372,6 +394,20 @@ def test_operators_with_a_scale_of_their_own_run_in_integers(op: str, fused: str
     assert ops[fused] == 1
     assert ops[op] == 0
     assert steps_apart(net, y, scale) < 2.01
+
+
+@pytest.mark.parametrize(("op", "fused"), [("Add", "QLinearAdd"), ("Mul", "QLinearMul"), ("Concat", "QLinearConcat")])
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_relu_behind_them_is_what_a_zero_point_of_zero_does(op: str, fused: str, clip: bool, tmp_path: Path) -> None:
+    net = Net([1, 8, 6, 6])
+    last = net.add(op, net.qdq("x"), net.qdq("x", 0.04, 100), **({"axis": 1} if op == "Concat" else {}))
+    last = net.add("Clip", last, net.value(np.float32(0)), net.value(np.float32(6))) if clip else net.add("Relu", last)
+    y = net.qdq(last, 0.02, 0)
+    ops = optimized(net.proto(y), tmp_path)
+
+    assert ops[fused] == 1
+    assert ops["Relu"] + ops["Clip"] + ops[op] == 0
+    assert steps_apart(net, y, 0.02) < 2.01
 
 
 @pytest.mark.parametrize(

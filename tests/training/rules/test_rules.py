@@ -127,7 +127,8 @@ def test_a_gradient_is_the_central_difference(op: str, data: st.DataObject, seed
 
 
 def test_every_rule_is_held_against_differences() -> None:
-    assert set(RULES) - set(MAKERS) == {"QuantizeLinear"}, "that one rounds, and has no differences"
+    rounding = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"}
+    assert set(RULES) - set(MAKERS) == rounding, "these are of integers, and have no differences"
 
 
 def test_an_operator_without_a_rule_is_named() -> None:
@@ -150,3 +151,35 @@ def test_rounding_hands_gradients_straight_through_where_nothing_is_clipped() ->
     grad = run(with_gradients(model, measured(model, {"x": x}, run), "loss", ["x"]), {"x": x})[1]
 
     assert grad.tolist() == [1, 1, 0, 0]
+
+
+def test_a_product_of_integers_has_the_gradients_of_the_floats_that_they_stand_for() -> None:
+    """The weight is fed as floats that are cast to integers; the input is quantized by its range."""
+    rng = np.random.default_rng(0)
+    feed = {
+        "x": rng.standard_normal((2, 3, 16)).astype(np.float32),
+        "v": rng.integers(-8, 8, (16, 5)).astype(np.float32),
+        "t": rng.standard_normal((2, 3, 5)).astype(np.float32),
+    }
+    fixed = {"s": np.float32(0.25) * np.ones(5, np.float32)}
+    loss = [
+        helper.make_node("Mul", ["y", "t"], ["each"]),
+        helper.make_node("ReduceSum", ["each"], ["loss"], keepdims=0),
+    ]
+    integers = [
+        helper.make_node("Cast", ["v"], ["q"], to=onnx.TensorProto.INT8),
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["a", "sa", "za"]),
+        helper.make_node("MatMulInteger", ["a", "q", "za"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["sa", "s"], ["scale"]),
+        helper.make_node("Mul", ["f", "scale"], ["y"]),
+    ]
+    floats = [helper.make_node("Mul", ["v", "s"], ["W"]), helper.make_node("MatMul", ["x", "W"], ["y"])]
+    found, expected = (
+        in_runtime(with_gradients(model, measured(model, feed, in_runtime), "loss", ["x", "v"]), feed)
+        for model in (model_of([*nodes, *loss], feed, fixed, ["loss"]) for nodes in (integers, floats))
+    )
+
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() <= 0.02 * np.abs(other).max()

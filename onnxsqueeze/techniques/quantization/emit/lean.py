@@ -86,13 +86,17 @@ def lean(
     else:
         q = integers(graph, tensor.name, values, scales, lambda: values_of(tensor))
     scale = edit.constant(graph, f"{tensor.name}_scale", scales.reshape(-1).astype(np.float32))
+    # with exact sums ONNX Runtime adds a zero point of its own where none is, of a shape that it then refuses
+    zero = edit.constant(graph, f"{tensor.name}_zero_point", np.zeros(scale.shape, np.int8))
     home = edit.home(graph, scope, tensor)
     first, attrs = home.nodes[0], {"axis": 0 if flipped else axis}
     name = f"{tensor.name}_restored"
-    restored = edit.insert(graph, home, "DequantizeLinear", [q, scale], name, attrs, before=first)
+    restored = edit.insert(graph, home, "DequantizeLinear", [q, scale, zero], name, attrs, before=first)
     if flipped and node.op == "Gemm":
         node.attrs["transB"] = 1
-    elif flipped:
+    elif flipped:  # the Reshape does nothing but keep ONNX Runtime from a MatMulNBits, which has a copy of the weight
+        shape = edit.constant(graph, f"{tensor.name}_shape", np.array(values.T.shape, np.int64))
+        restored = edit.insert(graph, home, "Reshape", [restored, shape], f"{tensor.name}_rows", before=first)
         restored = edit.insert(
             graph, home, "Transpose", [restored], f"{tensor.name}_transposed", {"perm": [1, 0]}, before=first
         )

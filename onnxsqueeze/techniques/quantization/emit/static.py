@@ -20,7 +20,7 @@ def dequantized(graph: Graph, tensor: gs.Tensor, affine: Affine) -> gs.Tensor:
     producer = tensor.inputs[0] if tensor.inputs else None
     if producer is not None and producer.op == "DequantizeLinear":
         return tensor
-    if producer is not None and producer.op == "AveragePool":
+    if producer is not None and (producer.op == "AveragePool" or _is_float_layer(producer)):
         tensor = _apart(graph, tensor)
         producer = tensor.inputs[0]
     for reader in tensor.outputs:
@@ -29,11 +29,22 @@ def dequantized(graph: Graph, tensor: gs.Tensor, affine: Affine) -> gs.Tensor:
     return _pair(graph, tensor, affine, f"{tensor.name}_dequantized", producer)
 
 
-def _apart(graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
-    """Return what an AveragePool makes through a Sum of one.
+def _is_float_layer(node: gs.Node) -> bool:
+    """Return whether the node is a layer, or what belongs to one, that computes in float behind a Q/DQ pair."""
+    if node.op in ("Relu", "Clip") and node.inputs[0].inputs:
+        node = node.inputs[0].inputs[0]
+    if node.op not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 2:
+        return False
+    source, weight = (t.inputs[0].op if t.inputs else "" for t in node.inputs[:2])
+    return bool(source == "DequantizeLinear" and weight != "DequantizeLinear")
 
-    Between two Q/DQ pairs ONNX Runtime would take its integer kernel, which is slower than the one in float and both
-    pairs together, and does not load with dilations.
+
+def _apart(graph: Graph, tensor: gs.Tensor) -> gs.Tensor:
+    """Return what an AveragePool, or a layer with float weights, makes through a Sum of one.
+
+    Between two Q/DQ pairs ONNX Runtime would take its integer kernel for an AveragePool, which is slower than the one
+    in float and both pairs together, and does not load with dilations; it would quantize the weights of the layer, in
+    its own way, and compute in integers or restore them in every run.
     """
     for reader in tensor.outputs:
         if reader.op == "Sum" and len(reader.inputs) == 1:
@@ -112,13 +123,13 @@ def bias(graph: Graph, node: gs.Node, slot: int, values: FloatArray, scale: Floa
         node.inputs.append(made)
 
 
-def carry(graph: Graph, node: gs.Node, inputs: Sequence[Affine | None], output: Affine | None) -> None:
-    """Put Q/DQ pairs around an operator that ONNX Runtime then runs on integers."""
+def carry(graph: Graph, node: gs.Node, tail: gs.Node, inputs: Sequence[Affine | None], output: Affine | None) -> None:
+    """Put Q/DQ pairs around an operator, and the ``tail`` that is one with it, that ONNX Runtime runs on integers."""
     for slot, affine in enumerate(inputs):
         if affine is not None:
             node.inputs[slot] = dequantized(graph, node.inputs[slot], affine)
     outputs = {id(t) for t in graph.outputs}
-    for tensor in node.outputs:
+    for tensor in tail.outputs:
         if output is not None and tensor.name and (tensor.outputs or id(tensor) in outputs):
             requantize(graph, tensor, output)
 
