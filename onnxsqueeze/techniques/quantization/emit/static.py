@@ -112,11 +112,8 @@ def bias(graph: Graph, node: gs.Node, slot: int, values: FloatArray, scale: Floa
     q = np.clip(np.round(values.astype(np.float64) / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     constant = edit.constant(graph, f"{hint}_int32", q)
     scales = edit.constant(graph, f"{hint}_scale", scale.astype(np.float32))
-    zero = edit.constant(graph, f"{hint}_zero_point", np.zeros(scale.shape, np.int32))
     attrs = {"axis": 0} if scale.ndim else {}
-    made = edit.insert(
-        graph, graph, "DequantizeLinear", [constant, scales, zero], f"{hint}_dequantized", attrs, before=node
-    )
+    made = edit.insert(graph, graph, "DequantizeLinear", [constant, scales], f"{hint}_dequantized", attrs, before=node)
     if slot < len(node.inputs):
         node.inputs[slot] = made
     else:
