@@ -179,12 +179,17 @@ def session(
     """
     path = Path(model)
     wanted = list(providers or ["CPUExecutionProvider"])
-    held = in_memory(path, share=options is None) if is_packed(mapped(path)) else None
+    packed, able = (
+        is_packed(mapped(path)),
+        hasattr(ort.SessionOptions, "add_external_initializers_from_files_in_memory"),
+    )
+    held = in_memory(path, share=options is None) if packed and able else None
     options = ort.SessionOptions() if options is None else options
+    source = bytes(encode(load(path)).SerializeToString()) if packed and not able else str(path)
     try:
         if held is not None:
             return _InMemory(held, options, wanted)
-        return ort.InferenceSession(str(path), options, providers=wanted)
+        return ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:
         raise ModelError(f"ONNX Runtime {ort.__version__} does not load {path}: {explain(error)}") from error
 
