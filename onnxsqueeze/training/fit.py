@@ -25,6 +25,8 @@ LOOKS = 20
 """How often the loss on unseen samples is taken."""
 NOTHING = 1e-9
 """A loss that is rounding."""
+TIMED = 5
+"""Steps after which the clock first says how many there is time for."""
 WARM = 10
 """Steps in which the learning rate rises to its full height."""
 
@@ -86,18 +88,27 @@ def fit(steps: Steps, seen: Samples, unseen: Samples, schedule: Schedule, progre
             for i, (leaf, grad) in enumerate(zip(steps.leaves, grads, strict=True)):
                 _move(leaf, values[i], grad, first[i], second[i], rate, step + 1)
             found.steps = step = step + 1
+            if step == TIMED:
+                schedule = _timed(schedule, count, step, since)
             if step % max(schedule.steps // LOOKS, 1) == 0 or step == schedule.steps:
-                now = _mean(steps, values, unseen)
-                found.looks.append((step, now))
-                if now < found.after:
-                    found.after, found.values = now, [value.copy() for value in values]
+                _look(found, steps, values, unseen)
                 schedule, since = _timed(schedule, count, step, since), (step, time.monotonic())
             progress(loss, step, schedule.steps)
+        if found.looks[-1][0] < step:
+            _look(found, steps, values, unseen)
         if step < count:
             found.stopped = "the time was up"
     except KeyboardInterrupt:
         found.stopped, found.interrupted = "it was interrupted", True
     return found
+
+
+def _look(found: Fitted, steps: Steps, values: Sequence[Floats], unseen: Samples) -> None:
+    """Take the loss on unseen samples, and the values if it is the least."""
+    now = _mean(steps, values, unseen)
+    found.looks.append((found.steps, now))
+    if now < found.after:
+        found.after, found.values = now, [value.copy() for value in values]
 
 
 def _timed(schedule: Schedule, count: int, done: int, since: tuple[int, float]) -> Schedule:

@@ -147,14 +147,17 @@ class _Work:
     def train(self, parts: Mapping[str, Block], whole: bool = False) -> Iterator[Tuned]:
         """Train blocks one after the other; all are taken back if the answers get no better by them.
 
-        Each runs from where the last one began, on both sides.
+        Each runs from where the last one began, on both sides. Half of the time is shared alike, half by the numbers of
+        weights; what a block leaves is shared by the others, and the whole has as much as all of them.
         """
         before = [(leaf.constant, leaf.constant._values) for block in parts.values() for leaf in block.leaves]
         moved, self.inside = False, {}
+        sizes = [sum(leaf.start.size for leaf in block.leaves) for block in parts.values()]
+        shares = [0.5 / len(sizes) + 0.5 * size / sum(sizes) for size in sizes]
         for number, (name, block) in enumerate(parts.items()):
-            left = len(parts) - number + (self.plan.whole and not whole)
+            left = sum(shares[number:]) + (self.plan.whole and not whole)
             try:
-                fitted = self._fitted(block, name, number, whole, self._until(left))
+                fitted = self._fitted(block, name, number, whole, self._until(shares[number] / left))
             except (Unsupported, ModelError, FeedError) as reason:
                 yield Tuned(name, left=f"left as it is, {reason}")
                 continue
@@ -179,10 +182,10 @@ class _Work:
             constant._values = values
         yield Tuned("answers", left=f"all of this was taken back, for they went from {words}")
 
-    def _until(self, parts: int) -> float:
-        """Return when the next of so many parts ends: each has an equal share of the time that the last ones left."""
+    def _until(self, share: float) -> float:
+        """Return when a part ends that has this share of the time that is left."""
         now = time.monotonic()
-        return now + (self.plan.until - now) / parts
+        return now + (self.plan.until - now) * share
 
     def _fitted(self, block: Block, name: str, number: int, whole: bool, until: float) -> Fitted:
         model = encode(raise_opset(self.graph, OPSET))

@@ -136,6 +136,27 @@ def test_the_runtimes_optimizations_change_a_quantized_model_by_rounding_only(na
 
 
 @pytest.mark.parametrize("rectified", [False, True])
+def test_a_layer_that_is_left_in_float_between_integers_stays_there(rectified: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    constants = [constant(f"w{i}", rng.normal(size=(64, 64, 3, 3)) / 24) for i in range(3)]
+    nodes = [
+        helper.make_node("Conv", [f"x{i}" if i else "x", f"w{i}"], [f"c{i}"], pads=[1] * 4, name=f"n{i}")
+        for i in range(3)
+    ]
+    after = "Relu" if rectified else "Identity"
+    nodes += [helper.make_node(after, [f"c{i}"], [f"x{i + 1}" if i < 2 else "y"]) for i in range(3)]
+    proto = model([nodes[i // 2 + 3 * (i % 2)] for i in range(6)], constants, {"x": [1, 64, 12, 12]}, {"y": ["n"]})
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    feeds = correlated(6, (64, 12, 12))
+    result = blindly(proto, "int8{exclude=n1}", feeds)
+    Session(result.graph, optimized=tmp_path / "optimized.onnx")
+    found = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+
+    assert (found["QLinearConv"], found["Conv"] + found["FusedConv"]) == (2, 1)
+    assert sqnr(result.model, result.model, feeds[:2], ("none", "all")) > 50
+
+
+@pytest.mark.parametrize("rectified", [False, True])
 def test_a_small_net_runs_in_integers_from_end_to_end(rectified: bool, tmp_path: Path) -> None:
     proto = small_net()
     if rectified:  # as a residual network has it

@@ -151,6 +151,18 @@ def test_no_time_means_no_steps() -> None:
     assert "time" in found.stopped
 
 
+def test_time_for_fewer_steps_than_there_are_looks_is_time_for_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = itertools.count(), []
+    monkeypatch.setattr("onnxsqueeze.training.fit.time.monotonic", lambda: float(next(clock)))
+    steps = steps_of(ROWS, SQUARES)
+    samples = pooled(steps, data(SQUARES), unseen(SQUARES), 6)
+    found = fit(steps, *samples, Schedule(1000, 0.05, 16, (0,), 20.0), lambda loss, step, count: told.append(count))
+
+    assert 5 < found.steps == told[-1] < 20
+    assert found.looks[-1][0] == found.steps
+    assert found.after < found.before
+
+
 def test_with_little_time_the_steps_are_fewer_and_the_rate_falls_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, told = itertools.count(), []
     monkeypatch.setattr("onnxsqueeze.training.fit.time.monotonic", lambda: float(next(clock)))

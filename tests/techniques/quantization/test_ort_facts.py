@@ -137,6 +137,28 @@ def test_a_clip_is_fused_only_if_it_covers_the_range_behind_it(tmp_path: Path) -
     assert counts == [1, 0]
 
 
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
+@pytest.mark.parametrize("tail", ["", "Relu", "Clip"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_float_weights_between_integers_are_quantized_unless_a_sum_stands_between(
+    op: str, tail: str, apart: bool, tmp_path: Path
+) -> None:
+    net = Net([4, 8] if op == "Gemm" else [1, 8, 6, 6])
+    weight = net.value(net.rng.normal(size=(8, 8, *(() if op == "Gemm" else (3, 3)))).astype(np.float32))
+    y = net.add(op, net.qdq("x"), weight)
+    if tail:
+        bounds = [net.value(np.float32(each)) for each in (0, 6)] if tail == "Clip" else []
+        y = net.add(tail, y, *bounds)
+    ops = optimized(net.proto(net.qdq(net.add("Sum", y) if apart else y, 0.05, 0)), tmp_path)
+    weights = [each for each in onnx.load(tmp_path / "optimized.onnx").graph.initializer if np.prod(each.dims) > 60]
+
+    assert ops["QuantizeLinear"] + ops["QLinearConv"] + ops["QGemm"] == 2
+    if apart:
+        assert {each.data_type for each in weights} == {TensorProto.FLOAT}
+    elif RUNTIME >= (1, 32):
+        assert {each.data_type for each in weights} == {TensorProto.INT8}
+
+
 def test_a_conv_without_a_quantized_output_stays_in_float(tmp_path: Path) -> None:
     net = Net([1, 8, 6, 6])
     y = net.add("Conv", net.qdq("x"), net.weight(8, 8, 3, 3))
