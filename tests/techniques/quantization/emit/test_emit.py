@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import zlib
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -186,26 +185,6 @@ def test_rows_over_their_peaks_and_channels_in_float_save_inputs_of_unlike_size(
         assert not y[0, :3].any()
         error, signal = ((y - x @ w) ** 2).sum(-1), ((x @ w) ** 2).sum(-1)
         assert (error[signal > 0] < 10**-2.8 * signal[signal > 0]).all()
-
-
-def test_many_rows_of_channels_in_float_are_float16_in_the_file_and_fold(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    weight, x = rng.normal(size=(64, 32)).astype(np.float32), rng.normal(size=(2, 50, 64)).astype(np.float32)
-    x[..., :16] *= 50
-    proto = model(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], [constant("w", weight)], {"x": [2, 50, 64]}, {"y": [2, 50, 32]}
-    )
-    graph = load(proto)
-    quantize_input(graph, graph, graph.nodes[0], Smoothing(outliers=tuple(range(16))))
-    edit.tidy(graph)
-    y = np.asarray(Session(graph, optimized=tmp_path / "optimized.onnx").run({"x": x})["y"])
-    left = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    held = {t.name: t.data_type for t in encode(graph).graph.initializer}
-
-    assert [kind for name, kind in held.items() if "outliers_float16" in name] == [onnx.TensorProto.FLOAT16]
-    assert "Cast" not in left
-    assert "MatMul" in left
-    assert ((y - x @ weight) ** 2).sum() < 10**-4.5 * ((x @ weight) ** 2).sum()
 
 
 def test_a_pair_that_is_there_is_shared_and_a_model_output_keeps_its_name() -> None:
