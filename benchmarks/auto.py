@@ -1,6 +1,6 @@
 """What ``auto`` finds for a budget against the best of some dozens of pipelines made by hand, on the same feeds.
 
-    python benchmarks/auto.py models/resnet.onnx models/mlp.onnx [--effort quick]
+    python benchmarks/auto.py models/resnet.onnx models/mlp.onnx [--effort quick] [--workers 2]
 
 Every search of a model starts from what the ones before have measured: only the first one's time is that of a search.
 """
@@ -10,6 +10,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from onnxsqueeze.errors import ToleranceError
@@ -41,10 +44,11 @@ def by_hand(model: Path) -> dict[str, Figures]:
     return {pipeline: figures for pipeline, figures in found.items() if figures is not None}
 
 
-def searched(model: Path, text: str, effort: str, cache: Path) -> tuple[Report, float, bool]:
+def searched(model: Path, text: str, effort: str, cache: Path, workers: int) -> tuple[Report, float, bool]:
     start = time.perf_counter()
+    pool = partial(ProcessPoolExecutor, workers, get_context("spawn")) if workers > 1 else None
     try:
-        report = auto(model, text, effort=effort, cache=cache).report
+        report = auto(model, text, effort=effort, cache=cache, executor=pool).report
     except ToleranceError as error:
         return error.report, time.perf_counter() - start, False
     return report, time.perf_counter() - start, True
@@ -72,13 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--effort", default="default")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--budgets", nargs="*", default=BUDGETS)
     given = parser.parse_args()
     for model in given.models:
         with tempfile.TemporaryDirectory() as cache:
             reports = []
             for text in given.budgets:
-                reports.append((text, *searched(model, text, given.effort, Path(cache))))
+                reports.append((text, *searched(model, text, given.effort, Path(cache), given.workers)))
                 print(f"{model.stem} {text}: {reports[-1][2]:.0f} s, {reports[-1][1].pipeline}", flush=True)
         start = time.perf_counter()
         hand = by_hand(model)

@@ -31,9 +31,13 @@ SILENT = 0.1
 SMALLEST = 128
 
 
+Gains = Mapping[str, Sequence[float]]
+"""What the error of a layer does to the answers, for each of its ways to have steps."""
+
+
 @dataclass(frozen=True)
 class Coded:
-    """What a site carries: its layer, and the step of its weight."""
+    """What a site carries: its layer with one step or one for each row, and that step."""
 
     layer: CodedLayer
     step: float
@@ -43,7 +47,8 @@ class Coded:
 class Code(Selected[Coded]):
     """Replace ``y = W·x + b`` by ``y = δ·Q·x + b̂`` with integers Q that take few bits once they are coded.
 
-    One step δ for the whole weight. Values are chosen so that ``d_k·(w − δ·q)² + μ·bits(q)`` is least, with
+    One step δ for the whole weight, or for each output in proportion to what it answers, if that was measured to do
+    less to the answers for its bytes. Values are chosen so that ``d_k·(w − δ·q)² + μ·bits(q)`` is least, with
     ``μ = (ln 2 / 6)·δ²·d̄``, and so that their errors cancel on the calibration inputs, whose second moments S give d;
     ``b̂ = b + (W − δQ)·E[x]``. All layers share one budget, of bytes or of error, in which each weighs what it does to
     the answers.
@@ -94,8 +99,7 @@ class Code(Selected[Coded]):
         found_again = list(self._layers(View(bench.original), bench.stats))
         layers = [entry for entry in found_again if not isinstance(entry, Skip)]
         skips: list[Site[Coded] | Skip] = [entry for entry in found_again if isinstance(entry, Skip)]
-        trials = {layer.key: layer.step(TRIAL) for layer in layers}
-        rewrites = {layer.key: [partial(layer.early.put, step=trials[layer.key])] for layer in layers}
+        rewrites = {layer.key: [partial(way.early.put, step=way.step(TRIAL)) for way in layer.ways] for layer in layers}
         found = impacts(
             bench.original,
             bench.unseen[:FEEDS],
@@ -106,12 +110,15 @@ class Code(Selected[Coded]):
             workers=bench.workers,
         )
         gains = {
-            layer.key: found[layer.key][0] / max(layer.error(trials[layer.key]), 1e-12)
+            layer.key: [
+                impact / max(way.error(way.step(TRIAL)), 1e-12)
+                for impact, way in zip(found[layer.key], layer.ways, strict=True)
+            ]
             for layer in layers
-            if layer.key in found
+            if len(found.get(layer.key, ())) == len(layer.ways)
         }
-        least = SILENT * float(np.median([*gains.values(), 0.0]))
-        gains = {key: max(gain, least) for key, gain in gains.items()}
+        least = SILENT * float(np.median([0.0, *(gain for each in gains.values() for gain in each)]))
+        gains = {key: [max(gain, least) for gain in each] for key, each in gains.items()}
         if self.size is not None:
             return [*skips, *self._within_size(layers, gains, self.size)]
         bench.notes += few_rows(
@@ -123,7 +130,7 @@ class Code(Selected[Coded]):
             return bench.unseen_error(bench.variant(_early, sites)) if sites else 0.0
 
         nothing: list[Site[Coded] | Skip] = [Skip(each.key, "no step of it keeps max-error") for each in layers]
-        sites, _ = within(self._error, partial(self._sites, layers, gains), error_of, nothing, tries=TRIES)
+        sites, _ = within(self._error, partial(self._sites, layers, gains), error_of, nothing, tries=TRIES, grow=3)
         return [*skips, *map(_as_fitted, sites)]
 
     def apply(self, site: Site[Coded], graph: Graph) -> None:
@@ -174,38 +181,40 @@ class Code(Selected[Coded]):
             else:
                 yield Skip(names[0], linear or "its weight is not the second factor")
 
-    def _within_size(
-        self, layers: Sequence[CodedLayer], gains: Mapping[str, float], share: float
-    ) -> list[Site[Coded] | Skip]:
+    def _within_size(self, layers: Sequence[CodedLayer], gains: Gains, share: float) -> list[Site[Coded] | Skip]:
         """Return the sites whose fitted weights take at most the share: what was guessed is less than what they do."""
         wanted = share * sum(4 * layer.fitting.weight.size for layer in layers)
         for _ in range(TRIES):
             entries = [_as_fitted(entry) for entry in self._sites(layers, gains, inf, share)]
-            made = sum(entry.work.layer.fit(entry.work.step).bytes for entry in entries if isinstance(entry, Site))
+            made = sum(entry.work.layer.size(entry.work.step) for entry in entries if isinstance(entry, Site))
             if made <= wanted:
                 break
             share *= 0.98 * wanted / made
         return entries
 
     def _sites(
-        self, layers: Sequence[CodedLayer], gains: Mapping[str, float], error: float, share: float | None = None
+        self, layers: Sequence[CodedLayer], gains: Gains, error: float, share: float | None = None
     ) -> list[Site[Coded] | Skip]:
         """Return a site per layer, with the steps that together keep the budget of error, or that of bytes."""
-        options = [layer.options(gains.get(layer.key, 1.0)) for layer in layers]
+        options = []
+        for layer in layers:  # of ways that were not measured, the first is taken
+            known = zip(layer.ways, gains.get(layer.key, (1.0,)), strict=False)
+            options.append([layer.as_it_is(), *(option for way, gain in known for option in way.options(gain))])
         share = self.size if share is None else share
         total = inf if share is None else share * sum(4 * layer.fitting.weight.size for layer in layers)
         entries: list[Site[Coded] | Skip] = []
         for layer, option in zip(layers, spend(options, cost=total, error=error), strict=True):
-            step = float(str(option.choice))
-            count = layer.fitting.weight.size
-            if not step:
-                entries.append(Skip(layer.key, "one step for all of its weight is too coarse"))
+            if not isinstance(option.choice, tuple):
+                entries.append(Skip(layer.key, "no step for its weight is fine enough"))
                 continue
-            detail: dict[str, object] = {"bytes": round(layer.size(step)), "weights": count}
+            way, step = option.choice
+            count = layer.fitting.weight.size
+            detail: dict[str, object] = {"bytes": round(way.size(step)), "weights": count}
             if layer.key in gains:
-                detail["gain"] = float(f"{gains[layer.key]:.3g}")
-            words = f"{8 * layer.size(step) / count:.1f} bits a weight once coded"
-            entries.append(Site(layer.key, words, detail, layer.error(step), work=Coded(layer, step)))
+                detail["gain"] = float(f"{gains[layer.key][way.rows is not None]:.3g}")
+            if way.rows is not None:
+                detail["steps"] = len(way.rows)
+            entries.append(Site(layer.key, _words(way, step), detail, way.error(step), work=Coded(way, step)))
         return entries
 
 
@@ -218,6 +227,11 @@ def _as_fitted(entry: Site[Coded] | Skip) -> Site[Coded] | Skip:
     """Return a site with what its weight takes now that it is fitted, which is more than was guessed."""
     if isinstance(entry, Skip):
         return entry
-    size = entry.work.layer.fit(entry.work.step).bytes
-    words = f"{8 * size / entry.work.layer.fitting.weight.size:.1f} bits a weight once coded"
-    return replace(entry, action=words, detail={**entry.detail, "bytes": round(size)})
+    layer, step = entry.work.layer, entry.work.step
+    layer.fit(step)
+    return replace(entry, action=_words(layer, step), detail={**entry.detail, "bytes": round(layer.size(step))})
+
+
+def _words(layer: CodedLayer, step: float) -> str:
+    bits = f"{8 * layer.size(step) / layer.fitting.weight.size:.1f} bits a weight once coded"
+    return bits if layer.rows is None else f"{bits}, a step for each of {len(layer.rows)} rows"

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.linear.weighted import is_stored, weighted
 from onnxsqueeze.plugin import Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.techniques.floats.border import halve_border
 from onnxsqueeze.techniques.floats.halved import HALVES, exact_half, halve
 from onnxsqueeze.techniques.floats.narrowed import Narrow, narrow, ranges, refusal
 
@@ -30,6 +31,8 @@ class Halved:
     slots: tuple[tuple[int, np.dtype[Any]], ...]
     computed: Narrow | None = None
     """What of the node computes in 16 bits instead."""
+    border: str = ""
+    """The input or output of the model that becomes one of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Half(Selected[Halved]):
     them: the answers are the same to the bit. This runs after every pipeline with ``clean``.
 
     With ``compute`` operators compute in the 16-bit type, for engines that are faster so; inputs and outputs of the
-    model stay float32. What overflows or underflows on the calibration data stays in float32, between Casts.
+    model stay float32 unless ``io=half``. What overflows or underflows on the calibration data stays in float32,
+    between Casts.
     """
 
     name: ClassVar[str] = "half"
@@ -57,6 +61,8 @@ class Half(Selected[Halved]):
     """Only weights whose values are all of a 16-bit type, whichever it is."""
     compute: bool = False
     """Compute in the 16-bit type, too."""
+    io: str = "same"
+    """half: inputs and outputs of the model are float16, too; same: they keep their types."""
     _: KW_ONLY
     only: tuple[str, ...] = ()
     """Globs on node names or output names: only their weights."""
@@ -68,6 +74,10 @@ class Half(Selected[Halved]):
             raise ValueError(f"type is float16 or bfloat16, not {self.type!r}")
         if self.compute and self.exact:
             raise ValueError("compute rounds what is computed, and exact rounds nothing: write one of them")
+        if self.io not in ("same", "half"):
+            raise ValueError(f"io is same or half, not {self.io!r}")
+        if self.io == "half" and (self.exact or self.type != "float16"):
+            raise ValueError("io=half makes inputs and outputs float16: it goes neither with exact nor with bfloat16")
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the ranges of what is computed, where it is to be in 16 bits."""
@@ -80,9 +90,12 @@ class Half(Selected[Halved]):
             reason = f"{self.type} needs opset {least}"
             yield from (Skip(key_of(each.node), reason) for each in weighted(view) if not self.exact)
             return
-        if self.compute:
-            yield from self._computed(view, stats)
-            return
+        yield from self._computed(view, stats) if self.compute else self._stored(view)
+        if self.io == "half":
+            yield from _borders(view)
+
+    def _stored(self, view: View) -> Iterator[Site[Halved] | Skip]:
+        """Yield a site for every node whose weights can be stored in 16 bits."""
         owners: dict[int, str] = {}
         told: set[str] = set()
         for node in view.nodes:
@@ -117,7 +130,10 @@ class Half(Selected[Halved]):
                 yield Skip(key_of(each.node), each.apart or f"it reads no float32 initializer of {SMALL} elements")
 
     def apply(self, site: Site[Halved], graph: Graph) -> None:
-        """Halve the weights of one node."""
+        """Halve the weights of one node, or an input or output of the model."""
+        if site.work.border:
+            halve_border(graph, site.work.border, HALVES[0])
+            return
         node, scope = edit.find(graph, site.key)
         if site.work.computed is not None:
             narrow(graph, node, site.work.computed)
@@ -157,6 +173,24 @@ class Half(Selected[Halved]):
         if not bool((size <= LARGEST).all()):
             return f"it holds values over {LARGEST:.0f}, which float16 does not: use type=bfloat16"
         return HALVES[0]
+
+
+def _borders(view: View) -> Iterator[Site[Halved] | Skip]:
+    """Yield a site for every float32 input and output, after all others: until then nodes make what they are named by.
+
+    What the caller may override, and an output that is no node's, stay.
+    """
+    graph = view.graph
+    for what, tensors in (("input", graph.inputs), ("output", graph.outputs)):
+        for tensor in tensors:
+            nodes = [node for node in (tensor.outputs if what == "input" else tensor.inputs) if not view.in_body(node)]
+            if isinstance(tensor, gs.Constant) or tensor.dtype != np.float32 or not nodes:
+                continue
+            key = f"{key_of(nodes[0])}[{what} {tensor.name}]"
+            if what == "input" and any(tensor is output for output in graph.outputs):
+                yield Skip(key, f"'{tensor.name}' is input and output at once")
+            else:
+                yield Site(key, f"{what} '{tensor.name}' in float16", {}, work=Halved((), border=str(tensor.name)))
 
 
 def _is_weight(view: View, tensor: gs.Tensor) -> bool:

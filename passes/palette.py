@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -12,7 +12,9 @@ import onnx_graphsurgeon as gs
 
 from onnxsqueeze.linear import select
 from onnxsqueeze.measure.switchboard import impacts
+from onnxsqueeze.passes.int8 import Int8
 from onnxsqueeze.plugin import Bench, Graph, Need, Selected, Site, Skip, Statistics, View, edit, key_of
+from onnxsqueeze.techniques.quantization.apply import Quantized, quantize
 from onnxsqueeze.techniques.quantization.emit.lookup import looked_up
 from onnxsqueeze.techniques.quantization.emit.weights import correct_bias, values_of
 from onnxsqueeze.techniques.quantization.indexed import Indexed
@@ -24,10 +26,11 @@ __all__ = ["Palette"]
 
 @dataclass(frozen=True)
 class Leveled:
-    """What a site carries: its weights, and the bits of their indices."""
+    """What a site carries: its weights and the bits of their indices, and its form in integers if it has one."""
 
-    weights: tuple[Indexed, ...]
-    bits: int
+    weights: tuple[Indexed, ...] = ()
+    bits: int = 8
+    integer: Quantized | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Palette(Selected[Leveled]):
     the bias. Small first and last layers and depthwise ones get 64 or 256 levels; with feeds as many bytes are spent
     where they take most error off the answers.
 
-    Nodes that the runtime folds when it loads the model look the weights up; the arithmetic stays in float.
+    Nodes that the runtime folds when it loads the model look the weights up; the arithmetic stays in float. With
+    ``activations=8`` layers compute in 8-bit integers where ``int8`` would let them: levels are whole numbers then, and
+    each output has a scale.
     """
 
     name: ClassVar[str] = "palette"
@@ -54,6 +59,8 @@ class Palette(Selected[Leveled]):
     """How many levels most weights have instead, 2 to 256; indices take the fewest bits that hold them."""
     group: int = 0
     """So many outputs, at least, have levels of their own; 0: all of a weight's share them."""
+    activations: int = 32
+    """8: layers compute in 8-bit integers where that pays; 32: the arithmetic stays in float."""
     _: KW_ONLY
     only: tuple[str, ...] = ()
     """Globs on node names or output names: nothing else gets levels."""
@@ -69,24 +76,30 @@ class Palette(Selected[Leveled]):
             raise ValueError(f"entries is 2 to 256, not {self.entries}")
         if self.group < 0:
             raise ValueError("group is at least 0")
+        if self.activations not in (8, 32):
+            raise ValueError("activations is 8 or 32")
 
     def needs(self, view: View) -> Iterable[Need]:
-        """Yield a Gram matrix per input of a layer."""
-        return select.needs(view, self)
+        """Yield a Gram matrix per input of a layer, and with integer arithmetic what ``int8`` needs."""
+        yield from select.needs(view, self)
+        if self.activations == 8:
+            yield from self._int8.needs(view)
 
     def plan(self, view: View, stats: Statistics) -> Iterator[Site[Leveled] | Skip]:
-        """Yield a site for every node whose weights become indices."""
-        groups: list[list[Indexed]] = []
-        for entry in self._weights(view, stats):
-            if isinstance(entry, Skip):
-                yield entry
-            else:
-                groups.append(entry)
-        yield from self._entries(groups, self._plain(groups))
+        """Yield a site for every node whose weights become indices, or that computes in integers."""
+        integer = self._integer(self._int8.plan(view, stats)) if self.activations == 8 else {}
+        found = list(self._weights(view, stats))
+        groups = [entry for entry in found if not isinstance(entry, Skip)]
+        yield from (entry for entry in found if isinstance(entry, Skip) and entry.key not in integer)
+        yield from self._entries(groups, self._plain(groups), integer)
 
     def select(self, plan: list[Site[Leveled] | Skip], bench: Bench) -> list[Site[Leveled] | Skip]:
         """Spend the same bytes where a byte takes most error off the answers, which is measured layer by layer."""
-        sites = [entry for entry in plan if isinstance(entry, Site)]
+        integer: dict[str, Quantized] = {}
+        if self.activations == 8:
+            base = list(self._int8.plan(View(bench.original), bench.stats))
+            integer = self._integer(self._int8.select(base, bench))
+        sites = [entry for entry in plan if isinstance(entry, Site) and entry.work.weights]
         groups, plain = [site.work.weights for site in sites], [site.work.bits for site in sites]
         rewrites = {
             group[0].key: [partial(_put, group=group, bits=bits)] for group, bits in zip(groups, plain, strict=True)
@@ -99,15 +112,19 @@ class Palette(Selected[Leveled]):
         }
         size = sum(weight.bytes(bits) for group, bits in zip(groups, plain, strict=True) for weight in group)
         bits = chosen_bits(groups, self._bits, size, gains)
-        return [*(entry for entry in plan if isinstance(entry, Skip)), *self._entries(groups, bits)]
+        skips = [entry for entry in plan if isinstance(entry, Skip) and entry.key not in integer]
+        return [*skips, *self._entries(groups, bits, integer)]
 
     def milder(self) -> Palette | None:
-        """Return the pass with 256 levels."""
-        mild = replace(self, bits=8, entries=None)
+        """Return the pass with 256 levels, in float."""
+        mild = replace(self, bits=8, entries=None, activations=32)
         return None if mild == self else mild
 
     def apply(self, site: Site[Leveled], graph: Graph) -> None:
         """Put the look-up where the weights were, and take the mean error off the bias."""
+        if site.work.integer is not None:
+            quantize(graph, site.key, site.work.integer)
+            return
         node, scope = edit.find(graph, site.key)
         for weight in site.work.weights:
             tensor = node.inputs[weight.slot]
@@ -120,7 +137,7 @@ class Palette(Selected[Leveled]):
 
     def notes(self, before: Graph, after: Graph, done: Iterable[Site]) -> Iterable[str]:
         """Say what the weights take."""
-        sites = list(done)
+        sites = [site for site in done if "bytes" in site.detail]
         taken, size = (sum(float(str(site.detail[name])) for site in sites) for name in ("bytes", "float"))
         if size:
             yield f"these weights take {amount(taken, 'B')} with their levels, {32 * taken / size:.2f} bits each"
@@ -145,19 +162,50 @@ class Palette(Selected[Leveled]):
         plain = plain_bits(groups, self._bits)
         return [max(weight.spared(bits) for weight in group) for group, bits in zip(groups, plain, strict=True)]
 
-    def _entries(self, groups: Sequence[Sequence[Indexed]], every: Sequence[int]) -> Iterator[Site[Leveled] | Skip]:
-        for group, bits in zip(groups, every, strict=True):
-            size, taken = sum(4 * weight.size for weight in group), sum(weight.bytes(bits) for weight in group)
-            if 2 * taken >= size:
-                yield Skip(group[0].key, f"levels and indices would take {taken} of {size} bytes")
+    def _entries(
+        self, groups: Sequence[Sequence[Indexed]], every: Sequence[int], integer: Mapping[str, Quantized]
+    ) -> Iterator[Site[Leveled] | Skip]:
+        """Yield the plan; ``integer`` says which nodes compute in integers, and how."""
+        known = dict(zip((group[0].key for group in groups), zip(groups, every, strict=True), strict=True))
+        for key, work in integer.items():
+            group, bits = known.pop(key, ((), 8))
+            yield self._in_integers(key, work, group, bits)
+        for group, bits in known.values():
+            detail = self._detail(group, bits)
+            if 2 * int(str(detail["bytes"])) >= int(str(detail["float"])):
+                yield Skip(group[0].key, f"levels and indices would take {detail['bytes']} of {detail['float']} bytes")
                 continue
-            levels = self._levels if bits == self._bits else 1 << bits
-            detail: dict[str, object] = {"op": group[0].node.op, "levels": levels, "bytes": taken, "float": size}
-            words = f"{levels} levels, {8 * taken / (size / 4):.1f} bits a weight"
-            yield Site(group[0].key, words, detail, work=Leveled(tuple(group), bits))
+            yield Site(group[0].key, _words(detail), detail, work=Leveled(tuple(group), bits))
+
+    def _in_integers(self, key: str, work: Quantized, group: Sequence[Indexed], bits: int) -> Site[Leveled]:
+        if work.between or work.tied or not group:
+            return Site(key, work.form, {"op": work.form}, work=Leveled(integer=work))
+        detail = self._detail(group, bits)
+        if bits < 8:
+            moments = group[0].moments if work.form == "static" else work.moments
+            work = replace(work, moments=moments, bits=bits, levels=int(str(detail["levels"])))
+        return Site(key, f"{work.form}, {_words(detail)}", detail, work=Leveled(tuple(group), bits, work))
+
+    def _detail(self, group: Sequence[Indexed], bits: int) -> dict[str, object]:
+        size, taken = sum(4 * weight.size for weight in group), sum(weight.bytes(bits) for weight in group)
+        levels = self._levels if bits == self._bits else 1 << bits
+        return {"op": group[0].node.op, "levels": levels, "bytes": taken, "float": size}
+
+    @property
+    def _int8(self) -> Int8:
+        return Int8(only=self.only, exclude=self.exclude)
+
+    @staticmethod
+    def _integer(plan: Iterable[Site[Quantized] | Skip]) -> dict[str, Quantized]:
+        """Return how nodes compute that do so in integers."""
+        return {site.key: site.work for site in plan if isinstance(site, Site) and site.work.form != "stored"}
 
     def _wants(self, node: gs.Node) -> bool:
         return self.wanted((node.name, key_of(node)))
+
+
+def _words(detail: Mapping[str, object]) -> str:
+    return f"{detail['levels']} levels, {32 * int(str(detail['bytes'])) / int(str(detail['float'])):.1f} bits a weight"
 
 
 def _put(graph: Graph, key: str, group: Sequence[Indexed], bits: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from typing import Literal, TypeVar
 
 __all__ = [
@@ -167,22 +167,41 @@ def uniform(layers: Sequence[Sequence[Option]], cost: float) -> list[Option] | N
 
 
 def within(
-    budget: float, solve: Callable[[float], Found], error_of: Callable[[Found], float], nothing: Found, *, tries: int
+    budget: float,
+    solve: Callable[[float], Found],
+    error_of: Callable[[Found], float],
+    nothing: Found,
+    *,
+    tries: int,
+    grow: int = 0,
 ) -> tuple[Found, float]:
     """Return what ``solve`` finds under a limit of predicted error and whose measured error keeps the budget, and that.
 
     The limit starts at the budget and shrinks, by a little more than the measured error exceeds the budget, until that
     holds. After ``tries`` measurements that failed it is 0, and if even that does not hold, ``nothing`` is left to do:
-    what was not measured is never returned.
+    what was not measured is never returned. Where under three quarters of the budget are used, up to ``grow`` times
+    a larger limit is tried, under the least one that was too large.
     """
-    limit = budget
+    limit, over = budget, inf
     for left in range(tries, -1, -1):
         found = solve(limit if left else 0.0)
         error = error_of(found)
         if error <= budget:
-            return found, error
+            break
+        over = limit
         limit *= 0.8 * budget / error if isfinite(error) else 0.1
-    return nothing, 0.0
+    else:
+        return nothing, 0.0
+    for _ in range(grow if left else 0):
+        if not 0 < error < 0.75 * budget:
+            break
+        wider = min(limit * 0.95 * budget / error, sqrt(limit * over))
+        larger = solve(wider)
+        if (measured := error_of(larger)) <= budget:
+            found, error, limit = larger, measured, wider
+        else:
+            over = wider
+    return found, error
 
 
 def worth(saved: float, error: float) -> bool:

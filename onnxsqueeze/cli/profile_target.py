@@ -37,7 +37,8 @@ def command(output: str, base: str, script: bool) -> None:
     else:
         console = console_on(sys.stderr)
         clock = "measured" if base == NATIVE else ""
-        text = device.text(path.stem, find(base).name, lambda told: line(console, told, style="dim"), clock)
+        points = device.measured(lambda told: line(console, told, style="dim"))
+        text = device.profile(points, path.stem, find(base).name, device.borders(), clock)
     with whole(path, f"the profile {path}") as file:
         file.write(text.encode())
     if not script:

@@ -88,8 +88,8 @@ def in_memory(path: Path, share: bool) -> InMemory:
 
 
 def _gathered(model: onnx.ModelProto) -> Iterator[str]:
-    """Yield the names of what Gathers read rows of, unless something else reads it."""
-    others = {value.name for value in model.graph.output}
+    """Yield the names of what Gathers read rows of, unless something else reads it, or the caller may replace it."""
+    others = {value.name for value in (*model.graph.input, *model.graph.output)}
     found: list[str] = []
     bodies = [model.graph]
     while bodies:

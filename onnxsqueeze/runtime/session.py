@@ -90,14 +90,22 @@ class Session:
                 raise ModelError(f"ONNX Runtime {ort.__version__} does not load the model: {explain(error)}") from error
         self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
         self.inputs: tuple[str, ...] = tuple(value.name for value in self._session.get_inputs())
+        self._halves = {value.name for value in self._session.get_inputs() if value.type == "tensor(float16)"}
 
     def run(self, feed: Mapping[str, NDArray[np.generic]], outputs: Sequence[str] | None = None) -> dict[str, object]:
-        """Return the named outputs (all if None) for one feed; values are arrays, or lists for sequences."""
+        """Return the named outputs (all if None) for one feed; values are arrays, or lists for sequences.
+
+        Inputs that a pass has made float16 take the float32 of the feeds.
+        """
         names = list(self.outputs if outputs is None else outputs)
         if not names:  # ONNX Runtime takes no names for all names
             return {}
+        given = {
+            name: value.astype(np.float16) if name in self._halves and value.dtype == np.float32 else value
+            for name, value in feed.items()
+        }
         try:
-            values = self._session.run(names, dict(feed))
+            values = self._session.run(names, given)
         except Exception as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
             raise FeedError(f"the model does not run on the feed ({shapes}): {explain(error)}") from error
@@ -140,10 +148,11 @@ class Instrument:
 
 def _adds_in_32_bits(graph: Graph) -> bool:
     """Return whether the target of a graph does, and exact sums can show it: ONNX Runtime then adds zero points of no
-    axes to weights that have none, and does not run those with scales per channel.
+    axes to weights of int8 that have none, and does not run those with scales per channel.
     """
     return not graph.target.integers.pairs and not any(
-        node.op == "DequantizeLinear" and len(node.inputs) < 3 for node in graph.nodes
+        node.op == "DequantizeLinear" and len(node.inputs) < 3 and node.inputs[0].dtype == np.int8
+        for node in graph.nodes
     )
 
 
@@ -171,12 +180,17 @@ def session(
     """
     path = Path(model)
     wanted = list(providers or ["CPUExecutionProvider"])
-    held = in_memory(path, share=options is None) if is_packed(mapped(path)) else None
+    packed, able = (
+        is_packed(mapped(path)),
+        hasattr(ort.SessionOptions, "add_external_initializers_from_files_in_memory"),
+    )
+    held = in_memory(path, share=options is None) if packed and able else None
     options = ort.SessionOptions() if options is None else options
+    source = bytes(encode(load(path)).SerializeToString()) if packed and not able else str(path)
     try:
         if held is not None:
             return _InMemory(held, options, wanted)
-        return ort.InferenceSession(str(path), options, providers=wanted)
+        return ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:
         raise ModelError(f"ONNX Runtime {ort.__version__} does not load {path}: {explain(error)}") from error
 

@@ -204,6 +204,7 @@ PLANTED: list[tuple[str, Callable[[Net], None], str]] = [
     ("generic-qdq", in_float, "integers.placement"),
     ("generic-qdq", activation_scales, "activations.types"),
     ("ort-x64", saturation, "integers.pairs"),
+    ("ort-x64", bias_scale, "bias.product"),
     ("coreml", lambda net: None, "graph.missing"),
 ]
 

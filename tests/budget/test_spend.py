@@ -121,3 +121,20 @@ def test_what_was_not_measured_is_never_taken(lossless: float, wanted: float) ->
 
     assert measured == pytest.approx([0.1, 0.008, 0.0])
     assert found == wanted
+
+
+def test_a_limit_that_uses_little_of_the_budget_grows_while_that_holds() -> None:
+    limits: list[float] = []
+
+    def solve(limit: float) -> float:
+        limits.append(limit)
+        return limit
+
+    found, error = within(0.1, solve, lambda found: found / 4, -1.0, tries=5, grow=2)
+    assert limits == pytest.approx([0.1, 0.38])
+    assert (found, error) == pytest.approx((0.38, 0.095))
+
+    steep, error = within(0.1, solve, lambda found: 0.01 if found <= 0.1 else 1.0, -1.0, tries=5, grow=2)
+    assert (steep, error) == (0.1, 0.01)
+    assert limits[2:] == pytest.approx([0.1, 0.95, (0.1 * 0.95) ** 0.5])
+    assert within(0.1, solve, lambda found: found / 4, -1.0, tries=5) == (0.1, 0.025)

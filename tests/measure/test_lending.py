@@ -6,12 +6,14 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from linear_models import constant, model
 from onnx import helper
 
+from onnxsqueeze import squeeze
 from onnxsqueeze.errors import UnmeasuredError
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.files import load
@@ -21,8 +23,10 @@ from onnxsqueeze.measure.answers import Ruler
 from onnxsqueeze.measure.attribution import effects
 from onnxsqueeze.measure.switchboard import TOGETHER, measure
 from onnxsqueeze.measure.switches import Switchboard
+from onnxsqueeze.runtime.timing import Latency
 from onnxsqueeze.workers import Workers
 
+MLP = Path(__file__).parents[2] / "models" / "mlp.onnx"
 LAYERS = TOGETHER + 6
 FEEDS = [{"x": np.random.default_rng(seed).normal(size=(3, 6)).astype(np.float32)} for seed in range(2)]
 
@@ -90,6 +94,28 @@ def test_effects_that_are_taken_apart(graph: Graph, workers: Workers) -> None:
     ]
 
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("spec", ["int8", "lowrank{ratio=0.5},bits{weights=3}"])
+def test_passes_have_the_same_bytes_with_workers(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("engine.latencies", "contract.bench"):
+        monkeypatch.setattr(f"onnxsqueeze.{module}.latency", lambda *_, **__: Latency((1.0, 1.0), 1.0, 1.0))
+    lent: list[object] = []
+    put = Workers.put
+
+    def noted(self: Workers, *call: Any) -> None:
+        lent.append(call)
+        put(self, *call)
+
+    monkeypatch.setattr(Workers, "put", noted)
+    alone = squeeze(MLP, spec)
+    assert not lent
+    with ThreadPoolExecutor(2) as threads:
+        shared = squeeze(MLP, spec, executor=threads)
+
+    assert lent
+    assert shared.model.SerializeToString() == alone.model.SerializeToString()
+    assert shared.report.deviations == alone.report.deviations
 
 
 def test_what_is_lent_is_removed_when_nobody_needs_it(graph: Graph, tmp_path: Path) -> None:

@@ -129,3 +129,17 @@ def test_custom_operators_on_16_bits_are_left_alone() -> None:
 
     assert "the custom operator Gelu" in obstacle(view)
     assert squeeze(model, "float32", validate="none").model == model
+
+
+def test_weights_in_constant_nodes_are_seen_and_written_in_16_bits_again() -> None:
+    half = sixteen(onnx.load(DIGITS / "mlp.onnx"))
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in half.graph.initializer]
+    del half.graph.initializer[:]
+    for each in reversed(nodes):
+        half.graph.node.insert(0, each)
+    found = squeeze(half, "int8", [{"input": f["input"]} for f in feeds()])
+    step = next(each for each in found.report.steps if each.spec.startswith("int8"))
+
+    assert computes_in(View(load(half))) is not None
+    assert sum(site.detail["op"] == "Gemm" for site in step.done) == 3
+    assert len(found.model.SerializeToString()) < 0.56 * len(half.SerializeToString())

@@ -181,3 +181,28 @@ def test_what_overflows_or_underflows_stays_in_float32(scale: float, eps: float,
 def test_exact_weights_and_rounded_arithmetic_are_not_both_asked_for() -> None:
     with pytest.raises(UsageError, match="write one of them"):
         squeeze(gated(), "half{compute exact}")
+
+
+@pytest.mark.parametrize("spec", ["half{compute io=half}", "half{io=half}"])
+def test_inputs_and_outputs_are_float16_where_that_is_asked_for(spec: str) -> None:
+    found = squeeze(gated(), spec, fed())
+    borders = (*found.model.graph.input, *found.model.graph.output)
+    ops = Counter(node.op_type for node in found.model.graph.node)
+    feed = {"x": fed()[0]["x"].astype(np.float16)}
+    found_answers, expected = Session(found.model).run(feed), Session(gated()).run(fed()[0])
+
+    assert {v.type.tensor_type.elem_type for v in borders} == {TensorProto.FLOAT16}
+    assert ops["Cast"] == (0 if "compute" in spec else 5)  # one for each weight, input and output otherwise
+    assert found.report.sqnr_db is not None
+    assert found.report.sqnr_db > 40  # the input is rounded, too
+    for name, other in expected.items():
+        one = np.asarray(found_answers[name])
+        assert one.dtype == np.float16
+        assert np.linalg.norm(one - other) < 2e-2 * np.linalg.norm(np.asarray(other))
+
+
+def test_float16_at_the_border_does_not_go_with_other_types() -> None:
+    with pytest.raises(UsageError, match="io is same or half"):
+        squeeze(gated(), "half{io=float16}")
+    with pytest.raises(UsageError, match="neither with exact nor with bfloat16"):
+        squeeze(gated(), "half{io=half type=bfloat16}")

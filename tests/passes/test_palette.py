@@ -104,6 +104,37 @@ def test_pairs_are_looked_up_where_they_win(op: str, bits: int) -> None:
     assert step.done[0].detail["bytes"] == 256 * columns * bits // 8 + 8 * 4**bits
 
 
+def test_levels_that_are_whole_numbers_compute_in_int8(tmp_path: Path) -> None:
+    whole, few = squeezed("cnn", "int8"), squeezed("cnn", "palette{bits=3 activations=8}")
+    Session(few.model, optimized=tmp_path / "m.onnx")
+    ops = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    with np.load(MODELS / "digits.npz") as digits:
+        feed = {"input": digits["x"][:200, None].astype(np.float32) / np.float32(255)}
+    fused, plain = (np.asarray(Session(few.model, optimize=way).run(feed)["logits"]) for way in ("all", "none"))
+
+    assert len(few.model.SerializeToString()) < 0.5 * len(whole.model.SerializeToString())
+    assert (ops.count("QLinearConv"), ops.count("QGemm"), ops.count("DequantizeLinear"), ops.count("Conv")) == (
+        4,
+        1,
+        0,
+        1,
+    )
+    assert np.abs(fused - plain).max() < 0.05 * np.abs(plain).max()
+    assert accuracy(few.model) >= 0.985
+
+
+def test_layers_that_quantize_their_input_have_levels_of_whole_numbers() -> None:
+    rng = np.random.default_rng(0)
+    proto = model(rng.laplace(size=(256, 256)).astype(np.float32), "MatMul")
+    proto.graph.input[0].type.tensor_type.shape.dim.insert(1, onnx.TensorShapeProto.Dimension(dim_value=32))
+    feeds = [{"x": rng.normal(size=(1, 32, 256)).astype(np.float32)} for _ in range(16)]
+    found, uniform = (squeeze(proto, f"{name} activations=8}}", feeds) for name in ("palette{bits=4", "bits{weights=4"))
+
+    assert "MatMulInteger" in [node.op_type for node in found.model.graph.node]
+    assert float(found.report.sqnr_db or 0) > float(uniform.report.sqnr_db or 0) + 1
+    assert len(found.model.SerializeToString()) < 256 * 256 * 0.55
+
+
 def test_what_levels_would_outweigh_is_left_alone() -> None:
     rng = np.random.default_rng(0)
     result = squeeze(model(rng.normal(size=(32, 32)).astype(np.float32), "MatMul"), "palette{bits=8}")

@@ -107,7 +107,7 @@ def test_pools_are_timed_behind_the_conv_that_is_taken_off() -> None:
     assert (kind, reads, shape) == ("conv", 64, device.SHAPE)
 
 
-def test_pairs_are_timed_where_they_are_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_timed_between_layers_in_float_and_in_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[tuple[int, int, int]] = []
 
     def counted(_: object, shape: tuple[int, ...], step: device.Layer, int8: bool) -> float:
@@ -116,7 +116,7 @@ def test_pairs_are_timed_where_they_are_not_merged(monkeypatch: pytest.MonkeyPat
         options.optimized_model_filepath = str(folder / f"{len(counts)}.onnx")
         ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         ops = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
-        counts.append((ops.count("QuantizeLinear"), ops.count("DequantizeLinear"), ops.count("Neg")))
+        counts.append((ops.count("QuantizeLinear"), ops.count("Conv"), ops.count("QLinearConv")))
         return 5000.0 if len(counts) == 1 else 1000.0
 
     with tempfile.TemporaryDirectory() as name:
@@ -124,5 +124,5 @@ def test_pairs_are_timed_where_they_are_not_merged(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(device.Clock, "of", counted)
         quantize, dequantize = borders()
 
-    assert counts == [(5, 5, 5), (0, 0, 5)]
-    assert quantize + dequantize == pytest.approx(4000 / np.prod(device.SHAPE))
+    assert counts == [(5, 10, 5), (0, 5, 0), (1, 0, 5)]
+    assert quantize + dequantize == pytest.approx(2000 / np.prod(device.SHAPE))

@@ -1,15 +1,23 @@
-"""A layer with its weight at several steps: what each takes once it is coded, and what it does to the outputs."""
+"""A layer with its weight at several steps: what each takes once it is coded, and what it does to the outputs.
+
+The steps are one for the whole weight, or one for each row (an output, or a row of a table) in proportion to what the
+row answers: rows that batch normalizations or activations were folded into differ by orders of magnitude, and those
+that a normalization follows weigh alike. Which is better is measured.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxsqueeze.budget.spend import Option
+from onnxsqueeze.container.tables import cost
 from onnxsqueeze.graph import edit
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.objects import Graph
@@ -30,20 +38,41 @@ FLOAT = 3.4
 """Bytes of a weight that stays in float, in a container."""
 SAMPLE = 1 << 16
 """Weights of a layer, evenly spread, from which its size and error at a step are guessed."""
+UNLIKE = 0.25
+"""How far rows differ, in octaves, for steps of their own to be tried."""
+FINE = 4
+"""Sizes of rows are rounded to so many steps an octave, so that they take few bits."""
 
 
 @dataclass
 class CodedLayer:
-    """A layer with its coded versions, each computed once."""
+    """A layer with its coded versions, each computed once.
+
+    With ``rows`` (O) the weight of ``fitting`` is the layer's with each row divided by its size, and steps are times
+    that. All errors are relative to what that weight answers.
+    """
 
     fitting: Fitting
+    rows: NDArray[np.float32] | None = None
     _guesses: dict[float, tuple[float, float]] = field(default_factory=dict)
     _fitted: dict[float, Integers] = field(default_factory=dict)
 
     @cached_property
     def early(self) -> CodedLayer:
         """The layer without the feeds that are kept apart, if it has seen few rows."""
-        return self if self.fitting.early is None else CodedLayer(self.fitting.early)
+        return self if self.fitting.early is None else CodedLayer(self.fitting.early, self.rows)
+
+    @cached_property
+    def ways(self) -> tuple[CodedLayer, ...]:
+        """The layer with one step, and with one for each row if rows differ."""
+        weight, spread = self.fitting.weight, self.fitting.covariance
+        power = np.einsum("ok,ok->o", weight if spread is None else weight @ spread, weight)
+        there = power > 1e-12 * power.max(initial=0)
+        if np.count_nonzero(there) < 2 or np.log2(power[there]).std() / 2 < UNLIKE:
+            return (self,)
+        octaves = np.log2(np.where(there, power, np.median(power[there]))) / 2
+        sizes = np.exp2(np.rint(FINE * octaves) / FINE).astype(np.float32)
+        return self, CodedLayer(replace(self.fitting, weight=weight / sizes[:, None], _cache={}), sizes)
 
     @property
     def key(self) -> str:
@@ -72,8 +101,16 @@ class CodedLayer:
             part, spread, power, every = self._sample
             found = nearest(part, step, None if spread is None else np.diag(spread))
             error = _energy(part - found.matrix.astype(np.float32), spread)
-            self._guesses[step] = found.bytes * every, error / power if power > 0 else 0.0
+            self._guesses[step] = found.bytes * every + self._named, error / power if power > 0 else 0.0
         return self._guesses[step]
+
+    @cached_property
+    def _named(self) -> float:
+        """About the bytes of the sizes of rows."""
+        if self.rows is None:
+            return 0.0
+        _, counts = np.unique(self.rows, return_counts=True)
+        return float(cost(np.pad(counts, (0, max(256 - len(counts), 0))))) / 8 + 4 * len(counts)
 
     def error(self, step: float) -> float:
         """Return about the relative error of its output at a step."""
@@ -81,14 +118,17 @@ class CodedLayer:
 
     def size(self, step: float) -> float:
         """Return the bytes at a step: those of the fit, which needs more than a guess, once there is one."""
-        return self._fitted[step].bytes if step in self._fitted else self.guess(step)[0]
+        return self._fitted[step].bytes + self._named if step in self._fitted else self.guess(step)[0]
 
     def options(self, gain: float) -> list[Option]:
-        """Return its steps as options of a budget, itself first; ``gain`` is what its error does to the answers."""
+        """Return its steps as options of a budget; ``gain`` is what its error does to the answers."""
         steps = sorted({self.step(share) for share in STEPS})
         excess = self.size(self.step(TRIAL)) / max(self.guess(self.step(TRIAL))[0], 1.0)
-        coded = [Option(excess * self.guess(step)[0], gain * self.guess(step)[1], step) for step in steps]
-        return [Option(FLOAT * self.fitting.weight.size, 0.0, 0.0), *coded]
+        return [Option(excess * self.guess(step)[0], gain * self.guess(step)[1], (self, step)) for step in steps]
+
+    def as_it_is(self) -> Option:
+        """Return it in float as an option."""
+        return Option(FLOAT * self.fitting.weight.size, 0.0)
 
     def fit(self, step: float) -> Integers:
         """Return its integers at a step."""
@@ -102,23 +142,39 @@ class CodedLayer:
         slot = 0 if node.op == "Gather" else 1
         found, old = self.fit(step), node.inputs[slot]
         name = old.name or key
-        shift = self.fitting.shift(found.matrix)
+        lost = self.fitting.shift(found.matrix)
         wide = found.values.astype(np.float64)
         values = (wide.reshape(old.shape) if slot == 0 else laid_out(node, wide)).astype(found.values.dtype)
         integers = edit.constant(graph, f"{name}_integers", values)
-        scale = edit.constant(graph, f"{name}_step", np.array(step, np.float32))
+        scale = edit.constant(graph, f"{name}_step", self._steps(node, slot, step))
         cast = edit.insert(
             graph, scope, "Cast", [integers], f"{name}_cast", {"to": onnx.TensorProto.FLOAT}, before=node
         )
         node.inputs[slot] = edit.insert(graph, scope, "Mul", [cast, scale], f"{name}_restored", before=node)
-        if shift is None:
-            return
-        if node.op == "MatMul":
-            add_to_output(graph, scope, node, shift.astype(np.float32))
-        else:
-            tensor, bias = bias_tensor(node), bias_value(View(graph), node)
+        if lost is not None and self.rows is not None:
+            lost = lost * self.rows
+        tensor = bias_tensor(node)
+        plain = node.op in ("Conv", "Gemm") and isinstance(tensor, gs.Constant) and len(tensor.shape) == 1
+        if node.op == "MatMul" and lost is not None:
+            add_to_output(graph, scope, node, lost.astype(np.float32), _short)
+        elif lost is not None or plain:
+            bias = bias_value(View(graph), node) + (np.zeros(len(wide)) if lost is None else lost)
             hint = f"{tensor.name if tensor is not None else name + '_bias'}_coded"
-            set_bias(node, edit.constant(graph, hint, np.asarray(bias + shift, np.float32)))
+            set_bias(node, edit.constant(graph, hint, _short(bias)))
+
+    def _steps(self, node: gs.Node, slot: int, step: float) -> NDArray[np.float32]:
+        """Return the step, or those of rows in a shape that broadcasts over the weight as the node reads it."""
+        if self.rows is None:
+            return np.array(step, np.float32)
+        rank = len(node.inputs[slot].shape)
+        first = slot == 0 or node.op == "Conv" or node.attrs.get("transB", 0)
+        return np.asarray(self.rows * step, np.float32).reshape((-1, *(1,) * (rank - 1)) if first else (-1,))
+
+
+def _short(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return floats of 11 significant bits, 66 dB: the last bytes of a bias would take as much as a dozen weights."""
+    mantissas, exponents = np.frexp(values)
+    return np.asarray(np.ldexp(np.rint(mantissas * 2048) / 2048, exponents), np.float32)
 
 
 def _energy(part: NDArray[np.float32], spread: NDArray[np.float32] | None) -> float:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxsqueeze.graph import edit
+from onnxsqueeze.graph.constants import constant_of
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.graph.walk import is_standard, walk
-from onnxsqueeze.ir.dtypes import element_type
 from onnxsqueeze.ir.objects import Graph, subgraphs
 from onnxsqueeze.ir.weights import Derived, Weight
+from onnxsqueeze.techniques.floats.border import given, made
 from onnxsqueeze.techniques.floats.halved import HALVES
 
 __all__ = ["computes_in", "mostly_halves", "obstacle", "widen"]
@@ -29,15 +30,15 @@ _KIND = {"Cast": "to"}
 def computes_in(view: View) -> tuple[gs.Node, np.dtype[Any]] | None:
     """Return the first node that reads a 16-bit weight, and the type; None if there is none."""
     for node in view.nodes:
-        for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant) and np.dtype(tensor.dtype) in HALVES:
-                return node, np.dtype(tensor.dtype)
+        for held in filter(None, map(constant_of, node.inputs)):
+            if np.dtype(held.dtype) in HALVES:
+                return node, np.dtype(held.dtype)
     return None
 
 
 def mostly_halves(view: View) -> bool:
     """Return whether most float weights of a model are in 16 bits."""
-    tensors = {id(t): t for node in view.nodes for t in node.inputs if isinstance(t, gs.Constant)}
+    tensors = {id(t): t for node in view.nodes for t in filter(None, map(constant_of, node.inputs))}
     sizes = [(prod(t.shape), np.dtype(t.dtype)) for t in tensors.values()]
     halves = sum(size for size, dtype in sizes if dtype in HALVES)
     return bool(halves >= sum(size for size, dtype in sizes if dtype == np.float32))
@@ -86,23 +87,12 @@ def widen(graph: Graph) -> None:
     for node, scope, plain in casts:
         if plain:
             edit.replace(graph, scope, node, "Identity", [node.inputs[0]])
-    _keep_interface(graph, halves)
-
-
-def _keep_interface(graph: Graph, halves: set[int]) -> None:
-    first = graph.nodes[0]
     for tensor in graph.inputs:
         if id(tensor) in halves:
-            readers = list(tensor.outputs)
-            to = {"to": int(TensorProto.FLOAT)}
-            wide = edit.insert(graph, graph, "Cast", [tensor], f"{tensor.name}_float32", to, before=first)
-            edit.redirect(tensor, wide, only=readers)
+            given(graph, tensor)
     for tensor in graph.outputs:
         if id(tensor) in halves:
-            maker, raw = tensor.inputs[0], edit.variable(graph, f"{tensor.name}_float32")
-            maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = raw
-            edit.redirect(tensor, raw)
-            edit.insert(graph, graph, "Cast", [raw], [tensor], {"to": element_type(tensor.dtype)}, after=maker)
+            made(graph, tensor)
 
 
 def _tensors(graph: Graph) -> Iterator[gs.Tensor]:

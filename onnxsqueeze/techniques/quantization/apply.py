@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -19,8 +18,8 @@ from onnxsqueeze.statistics.moments import Moments
 from onnxsqueeze.statistics.shrinkage import shrunk
 from onnxsqueeze.techniques.quantization.emit import static as qdq
 from onnxsqueeze.techniques.quantization.emit.dynamic import dynamic as quantize_input
+from onnxsqueeze.techniques.quantization.emit.few import few_bits
 from onnxsqueeze.techniques.quantization.emit.lean import can_be_lean, lean
-from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.emit.stored import stored as store
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
@@ -36,7 +35,7 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     remember,
     values_of,
 )
-from onnxsqueeze.techniques.quantization.fewbits import Grid, fit, rows_of
+from onnxsqueeze.techniques.quantization.fewbits import rows_of
 from onnxsqueeze.techniques.quantization.grids import Affine
 from onnxsqueeze.techniques.quantization.layers import weight_slots
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
@@ -57,7 +56,8 @@ class Quantized:
     kernel sees it and no padding; ``tail`` and ``add`` are the nodes that belong to it. ``inputs`` are those of an
     operator between layers. ``smoothing`` and ``moments`` are those of a layer that quantizes its input, called
     ``source``, at run time. ``wide`` weights are stored in 16 bits, those of integer arithmetic in ``bits``; with under
-    8 a static layer has the ``moments`` of its input rows. Stored weights that are ``lean`` are restored at every run.
+    8 a static layer has the ``moments`` of its input rows, and ``levels`` says how many its indices stand for, 0: they
+    are its integers. Stored weights that are ``lean`` are restored at every run.
     ``kept`` is shared by all plans of a graph. A weight that is ``tied`` is read by other nodes too, which read the
     same integers.
     """
@@ -78,6 +78,7 @@ class Quantized:
     per_tensor: bool = False
     tied: bool = False
     bits: int = 8
+    levels: int = 0
     lean: bool = False
 
     @property
@@ -104,7 +105,9 @@ def quantize(graph: Graph, key: str, work: Quantized) -> None:
     elif work.form == "gate":
         qdq.gate(graph, node, work.inputs[0])
     elif work.form == "dynamic":
-        quantize_input(graph, scope, node, work.smoothing, work.second, work.source, work.kept, work.tied, work.bits)
+        quantize_input(
+            graph, scope, node, work.smoothing, work.second, work.source, work.kept, work.tied, work.bits, work.levels
+        )
     else:
         _stored(graph, scope, node, work)
 
@@ -160,8 +163,11 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
         q, scales = made.q, np.asarray(made.scale.values, np.float32).reshape(plain.shape)
         weight, scale = laid(graph, graph, q, _is_flipped(node), node), made.scale
     elif work.bits < 8:
-        scales, few = _few_bits(node, values, floor, work)
-        weight = decoded(graph, graph, hint, few, Grid(work.bits), onnx.TensorProto.INT8, node)
+        weight, few, scales = few_bits(
+            graph, graph, hint, rows_of(values, node.op, transposed), work.bits, work.levels, _centred(work),
+            floor.reshape(-1, 1), lambda q: q.reshape(values.shape) if axis == 0 else np.ascontiguousarray(q.T), node,
+        )  # fmt: skip
+        scales = scales.reshape(plain.shape)
     else:
         scales = np.maximum(plain, floor)
         weight = q = multiplied(graph, hint, values, scales, node.op, transposed, reader(node.inputs[1]), pairs)
@@ -184,18 +190,11 @@ def _static(graph: Graph, node: gs.Node, work: Quantized) -> None:
         qdq.requantize(graph, tail.outputs[0], work.output)
 
 
-def _few_bits(
-    node: gs.Node, values: FloatArray, floor: FloatArray, work: Quantized
-) -> tuple[FloatArray, NDArray[np.int8]]:
-    """Return scales, at least ``floor``, and integers of few bits; rounding hides errors where inputs do not go."""
-    rows = rows_of(values, node.op, bool(node.attrs.get("transB", 0)))
-    second = work.second
-    if second is not None and work.moments is not None and work.mean is not None:  # the bias takes over the mean error
-        second = shrunk(work.moments.second - np.outer(work.moments.mean, work.moments.mean), work.moments.n)
-    fitted = fit(rows, Grid(work.bits), rows.shape[1], second, signs=False, compact=False, floor=floor.reshape(-1, 1))
-    if node.op == "Conv" or node.attrs.get("transB", 0):
-        return fitted.scales.reshape(-1, *(1,) * (values.ndim - 1)), fitted.q.reshape(values.shape)
-    return fitted.scales.T, np.ascontiguousarray(fitted.q.T)
+def _centred(work: Quantized) -> FloatArray | None:
+    """Return what rounding a static layer looks at: without the mean, whose error the bias takes over."""
+    if work.moments is None or work.moments.gram is None or work.mean is None:
+        return work.second
+    return shrunk(work.moments.second - np.outer(work.moments.mean, work.moments.mean), work.moments.n)
 
 
 def _is_flipped(node: gs.Node) -> bool:

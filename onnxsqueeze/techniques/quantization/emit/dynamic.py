@@ -13,7 +13,7 @@ from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.linear.bias import bias_tensor
 from onnxsqueeze.linear.compensation import LARGEST, feedback
-from onnxsqueeze.techniques.quantization.emit.nbits import decoded
+from onnxsqueeze.techniques.quantization.emit.few import few_bits
 from onnxsqueeze.techniques.quantization.emit.weights import (
     HELD,
     FloatArray,
@@ -27,11 +27,13 @@ from onnxsqueeze.techniques.quantization.emit.weights import (
     remember,
     values_of,
 )
-from onnxsqueeze.techniques.quantization.fewbits import Grid, fit
 from onnxsqueeze.techniques.quantization.outliers import Smoothing
 from onnxsqueeze.techniques.quantization.rounding import compensated
 
 __all__ = ["dynamic"]
+
+FEW = 512
+"""Elements under which a Cast takes about as many bytes as float16 saves."""
 
 
 def dynamic(
@@ -44,12 +46,14 @@ def dynamic(
     kept: Kept | None = None,
     tied: bool = False,
     bits: int = 8,
+    levels: int = 0,
 ) -> None:
     """Let a MatMul or Gemm quantize its input at run time: DynamicQuantizeLinear, MatMulInteger, Cast, Mul.
 
     ``smooth`` says what is done about outliers of the input first, ``second`` is ``E[xxᵀ]`` of the input as it comes,
     which the rounding of the weight looks at, and ``source`` the name of the input. All readers of a ``tied`` weight
-    read the same integers, which are laid out as it was. Other weights are stored in ``bits``.
+    read the same integers, which are laid out as it was. Other weights are stored in ``bits``, as indices of so many
+    ``levels`` if that is not 0.
     """
     kept = kept or Kept()
     smooth = smooth or Smoothing()
@@ -99,9 +103,10 @@ def dynamic(
     weight: gs.Tensor
     if shared is None and bits < 8:
         moments = None if second is None else second * inverse
-        few = fit(values.T, Grid(bits), len(values), moments, signs=False, compact=False)
-        weight_scale = edit.constant(graph, f"{hint}_scale", few.scales.reshape(-1))
-        weight = decoded(graph, scope, hint, np.ascontiguousarray(few.q.T), few.grid, onnx.TensorProto.INT8, node)
+        weight, _, few = few_bits(
+            graph, scope, hint, values.T, bits, levels, moments, 0.0, lambda q: np.ascontiguousarray(q.T), node
+        )
+        weight_scale = edit.constant(graph, f"{hint}_scale", few.reshape(-1))
     elif shared is None:
         weight, weight_scale = made()
     else:
@@ -186,14 +191,21 @@ def _over_peaks(graph: Graph, scope: Graph, x: gs.Tensor, low: float, node: gs.N
 def _float_part(
     graph: Graph, scope: Graph, x: gs.Tensor, rows: FloatArray, channels: NDArray[np.int64], hint: str, node: gs.Node
 ) -> gs.Tensor:
-    """Return the product of some channels of x with their rows of the weight; layers that share x share the Gather."""
+    """Return the product of some channels of x with their rows of the weight; layers that share x share the Gather.
+
+    The rows are float16 in the file where that holds them and they are not few, at -72 dB.
+    """
     found = _reader(scope, x, "Gather", f"{x.name}_outliers")
     if found is None:
         index = edit.constant(graph, f"{x.name}_outlier_channels", channels)
         taken = edit.insert(graph, scope, "Gather", [x, index], f"{x.name}_outliers", {"axis": -1}, before=node)
     else:
         taken = found.outputs[0]
-    weight = edit.constant(graph, f"{hint}_outliers", np.ascontiguousarray(rows, np.float32))
+    weight: gs.Tensor = edit.constant(graph, f"{hint}_outliers", np.ascontiguousarray(rows, np.float32))
+    if rows.size >= FEW and float(np.abs(rows).max()) <= float(np.finfo(np.float16).max):
+        half = edit.constant(graph, f"{hint}_outliers_float16", np.ascontiguousarray(rows, np.float16))
+        to = {"to": onnx.TensorProto.FLOAT}
+        weight = edit.insert(graph, scope, "Cast", [half], f"{hint}_outliers", to, before=node)
     return edit.insert(graph, scope, "MatMul", [taken, weight], f"{hint}_outlier_product", before=node)
 
 

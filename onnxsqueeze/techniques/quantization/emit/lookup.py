@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxsqueeze.graph import edit
 from onnxsqueeze.ir.objects import Graph
@@ -12,7 +13,7 @@ from onnxsqueeze.techniques.quantization.emit.nbits import decoded
 from onnxsqueeze.techniques.quantization.fewbits import Grid
 from onnxsqueeze.techniques.quantization.palette import Palette
 
-__all__ = ["looked_up"]
+__all__ = ["integers_found", "looked_up"]
 
 
 def looked_up(
@@ -28,8 +29,7 @@ def looked_up(
     bits *= found.width
     table = found.levels[None] if found.width == 2 else found.levels[..., None]  # groups, levels, width
     groups, count, _ = table.shape
-    size = 1 << bits
-    signed = np.where(found.indices < size // 2, found.indices, found.indices.astype(np.int16) - size).astype(np.int8)
+    size, signed = 1 << bits, _signed(found.indices, bits)
     table = np.concatenate([table, np.repeat(table[:, -1:], size - count, axis=1)], axis=1)
     alone = groups == 1 and found.width == 1
     laid = signed.reshape(groups, -1) if groups > 1 else signed if not alone else signed.T if flipped else signed
@@ -49,3 +49,25 @@ def looked_up(
         if flipped:
             x = edit.insert(graph, home, "Transpose", [x], f"{hint}_restored", {"perm": [1, 0]}, before=first)
     edit.redirect(tensor, x)
+
+
+def integers_found(
+    graph: Graph,
+    home: Graph,
+    hint: str,
+    indices: NDArray[np.uint8],
+    levels: NDArray[np.int8],
+    bits: int,
+    first: gs.Node,
+) -> gs.Tensor:
+    """Return the int8 levels that indices of ``bits``, laid out as the weight, stand for; made at load time."""
+    x = decoded(graph, home, hint, _signed(indices, bits), Grid(bits), onnx.TensorProto.INT32, first)
+    table = np.concatenate([levels, np.repeat(levels[-1:], (1 << bits) - len(levels))])
+    held = edit.constant(graph, f"{hint}_levels", table)
+    return edit.insert(graph, home, "Gather", [held, x], f"{hint}_found", before=first)
+
+
+def _signed(indices: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
+    """Return indices as integers of ``bits`` in two's complement."""
+    size = 1 << bits
+    return np.where(indices < size // 2, indices, indices.astype(np.int16) - size).astype(np.int8)

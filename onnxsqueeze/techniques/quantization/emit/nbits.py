@@ -108,7 +108,7 @@ def decoded(
     packed = edit.constant(graph, name, pack(q.reshape(-1), grid.bits))
     x: gs.Tensor = _unpacked(graph, home, hint, packed, grid.bits, before)
     x = edit.insert(graph, home, "Cast", [x], f"{hint}_cast", {"to": float_}, before=before)
-    middle = edit.constant(graph, f"{hint}_middle", np.float32(1 << (grid.bits - 1)))
+    middle = _common(graph, f"middle_{grid.bits}", np.float32(1 << (grid.bits - 1)))
     x = edit.insert(graph, home, "Sub", [x, middle], f"{hint}_signed", before=before)
     count = (8 if grid.bits in (2, 4) else 24) // grid.bits
     if q.size % count:
@@ -118,9 +118,17 @@ def decoded(
     return x if to == float_ else edit.insert(graph, home, "Cast", [x], f"{hint}_int8", {"to": to}, before=before)
 
 
+def _common(graph: Graph, name: str, values: NDArray[np.generic] | np.generic) -> gs.Constant:
+    """Return a constant that all weights of so many bits are unpacked with: there is one of it in the graph."""
+    known: dict[str, gs.Constant] = graph.index.made.setdefault(("unpacked with", 0), {})
+    if name not in known:
+        known[name] = edit.constant(graph, f"unpack_{name}", np.asarray(values))
+    return known[name]
+
+
 def _sliced(graph: Graph, home: Graph, hint: str, x: gs.Tensor, size: int, before: gs.Node) -> gs.Tensor:
     """Return the first ``size`` elements of x in one axis."""
-    flat = edit.constant(graph, f"{hint}_flat", np.array([-1], np.int64))
+    flat = _common(graph, "flat", np.array([-1], np.int64))
     x = edit.insert(graph, home, "Reshape", [x, flat], f"{hint}_filled", before=before)
     start, end = (
         edit.constant(graph, f"{hint}_{n}", np.array([v], np.int64)) for n, v in (("start", 0), ("end", size))
@@ -134,16 +142,16 @@ def _unpacked(graph: Graph, home: Graph, hint: str, packed: gs.Tensor, bits: int
     dtype = np.uint8 if width == 8 else np.uint32
     if width == 32:
         wide = edit.insert(graph, home, "Cast", [packed], f"{hint}_wide", {"to": onnx.TensorProto.INT32}, before=before)
-        places = edit.constant(graph, f"{hint}_places", np.array([[1], [256], [65536]], np.int32))
+        places = _common(graph, "places", np.array([[1], [256], [65536]], np.int32))
         wide = edit.insert(graph, home, "Mul", [wide, places], f"{hint}_placed", before=before)
-        axis = edit.constant(graph, f"{hint}_axis", np.array([0], np.int64))
+        axis = _common(graph, "axis", np.array([0], np.int64))
         wide = edit.insert(graph, home, "ReduceSum", [wide, axis], f"{hint}_joined", {"keepdims": 1}, before=before)
         packed = edit.insert(
             graph, home, "Cast", [wide], f"{hint}_codes", {"to": onnx.TensorProto.UINT32}, before=before
         )
     shifts = width - bits - np.arange(count)[:, None] * bits
-    left = edit.constant(graph, f"{hint}_left", shifts.astype(dtype))
-    right = edit.constant(graph, f"{hint}_right", np.full((1, 1), width - bits, dtype))
+    left = _common(graph, f"left_{bits}", shifts.astype(dtype))
+    right = _common(graph, f"right_{bits}", np.full((1, 1), width - bits, dtype))
     x = edit.insert(graph, home, "BitShift", [packed, left], f"{hint}_high", {"direction": "LEFT"}, before=before)
     return edit.insert(graph, home, "BitShift", [x, right], f"{hint}_low", {"direction": "RIGHT"}, before=before)
 

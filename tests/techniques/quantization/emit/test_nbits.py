@@ -157,3 +157,21 @@ def test_int4_is_typed_where_the_opset_has_it() -> None:
         first = next(t for t in graph.nodes[0].inputs if t.name.startswith("w_int4"))
 
         assert (str(first.dtype), peek(first).size) == (dtype, 96 * 40 // (2 if opset == 13 else 1))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 6])
+def test_what_weights_are_unpacked_with_is_there_once(bits: int) -> None:
+    held = {name: RNG.normal(size=(32, 32)).astype(np.float32) for name in "vw"}
+    nodes = [helper.make_node("MatMul", ["x", "v"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    graph = load(model(nodes, [constant(*each) for each in held.items()], {"x": [2, 32]}, {"y": [2, 32]}))
+    fits = {name: fit(value.T, Grid(bits), 32) for name, value in held.items()}
+    for node, found in zip(list(graph.nodes), fits.values(), strict=True):
+        restored(graph, graph, node.inputs[1], found, True)
+    x = RNG.normal(size=(2, 32)).astype(np.float32)
+    names = Counter(str(tensor.name) for tensor in encode(graph).graph.initializer)
+
+    assert sum("unpack_right" in name for name in names) == 1
+    assert sum("unpack_middle" in name for name in names) == 1
+    np.testing.assert_allclose(
+        answer(graph, {"x": x}), x @ fits["v"].weight.T @ fits["w"].weight.T, rtol=1e-4, atol=1e-3
+    )
