@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -94,19 +94,25 @@ def rewrite(
             add_to_output(graph, scope, node, shift.astype(dtype))
 
 
-def add_to_output(graph: Graph, scope: Graph, node: gs.Node, shift: NDArray[np.generic]) -> None:
-    """Add a constant to the output of a MatMul: into the bias Add that follows, or as a new Add."""
+def add_to_output(
+    graph: Graph,
+    scope: Graph,
+    node: gs.Node,
+    shift: NDArray[np.generic],
+    stored: Callable[[NDArray[np.generic]], NDArray[np.generic]] = np.asarray,
+) -> None:
+    """Add a constant to the output of a MatMul: into the Add that follows, or a new one, ``stored`` in its way."""
     output = node.outputs[0]
     reader = output.outputs[0] if len(output.outputs) == 1 and not any(output is t for t in scope.outputs) else None
     if reader is not None and reader.op == "Add":
         slot = 0 if reader.inputs[1] is output else 1
         old = View(graph).value(reader.inputs[slot])
         if old is not None and old.shape in (shift.shape, (1,)) and old.dtype == shift.dtype:
-            reader.inputs[slot] = _once(graph, f"{reader.inputs[slot].name}_shifted", np.add(old, shift))
+            reader.inputs[slot] = _once(graph, f"{reader.inputs[slot].name}_shifted", stored(np.add(old, shift)))
             return
     raw = edit.variable(graph, f"{output.name}_raw")
     node.outputs[0] = raw
-    edit.insert(graph, scope, "Add", [raw, _once(graph, f"{output.name}_shift", shift)], [output], after=node)
+    edit.insert(graph, scope, "Add", [raw, _once(graph, f"{output.name}_shift", stored(shift))], [output], after=node)
 
 
 def _once(graph: Graph, hint: str, values: NDArray[np.generic]) -> gs.Constant:

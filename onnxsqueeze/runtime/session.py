@@ -148,10 +148,11 @@ class Instrument:
 
 def _adds_in_32_bits(graph: Graph) -> bool:
     """Return whether the target of a graph does, and exact sums can show it: ONNX Runtime then adds zero points of no
-    axes to weights that have none, and does not run those with scales per channel.
+    axes to weights of int8 that have none, and does not run those with scales per channel.
     """
     return not graph.target.integers.pairs and not any(
-        node.op == "DequantizeLinear" and len(node.inputs) < 3 for node in graph.nodes
+        node.op == "DequantizeLinear" and len(node.inputs) < 3 and node.inputs[0].dtype == np.int8
+        for node in graph.nodes
     )
 
 

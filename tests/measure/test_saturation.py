@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
@@ -155,6 +156,8 @@ def test_what_int8_writes_cannot_saturate_and_sums_are_exact_here(name: str, opt
 def test_a_plan_for_what_adds_up_in_32_bits_is_measured_so_on_every_processor(exact: bool | None) -> None:
     graph = load(qdq("MatMul", full(64, 8), [2, 64]))
     graph.made_for = find("generic-qdq")
+    bias = [gs.Constant("b", np.ones(8, np.int32)), gs.Constant("bs", np.array(1, np.float32))]
+    graph.layer(op="DequantizeLinear", inputs=bias, outputs=["bias"])
     feed = {"x": np.ones((2, 64), np.float32)}
     usual, plain = (Session(graph, optimize=level, exact_sums=exact).run(feed) for level in ("all", "none"))
 

@@ -98,6 +98,26 @@ def test_rows_of_unlike_sizes_get_steps_of_their_own_where_that_was_measured_to_
     assert float(result.report.sqnr_db or 0) > 19
 
 
+def test_a_bias_behind_a_product_has_few_bits_too() -> None:
+    rng = np.random.default_rng(0)
+    w, b = (rng.normal(size=size).astype(np.float32) for size in ((64, 64), (64,)))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    feeds = [{"x": 1 + rng.normal(size=(64, 64)).astype(np.float32)} for _ in range(16)]
+    result = squeeze(model, "code{max-error=0.1}", feeds)
+    (bias,) = (numpy_helper.to_array(t) for t in result.model.graph.initializer if t.dims == [64])
+
+    assert np.array_equal(bias.view(np.uint32) % 2**13, np.zeros(64))
+    assert not np.array_equal(bias, b)
+    assert float(result.report.sqnr_db or 0) > 19
+
+
 def test_tables_and_groups_are_coded_and_shared_weights_are_not() -> None:
     rng = np.random.default_rng(0)
     weights = {

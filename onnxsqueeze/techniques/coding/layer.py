@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -155,7 +156,7 @@ class CodedLayer:
         tensor = bias_tensor(node)
         plain = node.op in ("Conv", "Gemm") and isinstance(tensor, gs.Constant) and len(tensor.shape) == 1
         if node.op == "MatMul" and lost is not None:
-            add_to_output(graph, scope, node, _short(lost))
+            add_to_output(graph, scope, node, lost.astype(np.float32), _short)
         elif lost is not None or plain:
             bias = bias_value(View(graph), node) + (np.zeros(len(wide)) if lost is None else lost)
             hint = f"{tensor.name if tensor is not None else name + '_bias'}_coded"
@@ -170,7 +171,7 @@ class CodedLayer:
         return np.asarray(self.rows * step, np.float32).reshape((-1, *(1,) * (rank - 1)) if first else (-1,))
 
 
-def _short(values: NDArray[np.floating]) -> NDArray[np.float32]:
+def _short(values: NDArray[Any]) -> NDArray[np.float32]:
     """Return floats of 11 significant bits, 66 dB: the last bytes of a bias would take as much as a dozen weights."""
     mantissas, exponents = np.frexp(values)
     return np.asarray(np.ldexp(np.rint(mantissas * 2048) / 2048, exponents), np.float32)

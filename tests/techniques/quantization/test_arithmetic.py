@@ -366,13 +366,16 @@ def test_average_pooling_works_in_every_form_even_where_it_would_be_quantized(
     assert sqnr > 28
 
 
-@pytest.mark.parametrize("include", [0, 1])
+@pytest.mark.parametrize(("include", "rectified"), [(0, False), (1, False), (1, True)])
 def test_average_pooling_between_integer_layers_is_not_fused_and_shared_by_all_readers(
-    include: int, tmp_path: Path
+    include: int, rectified: bool, tmp_path: Path
 ) -> None:
     """Fused, it would take several times as long as in float."""
     pool = helper.make_node("AveragePool", ["c"], ["m"], kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=include)
     proto = net([pool], 64)
+    if rectified:
+        pool.output[0] = "p"
+        proto = net([pool, helper.make_node("Relu", ["p"], ["m"])], 64)
     proto.graph.node.append(helper.make_node("Conv", ["m", "w2"], ["y2"], pads=[1] * 4))
     proto.graph.output.append(helper.make_tensor_value_info("y2", 1, None))
     result = squeeze(proto, "int8", correlated(4, (32, 16, 16)), validate="none")

@@ -20,7 +20,7 @@ def dequantized(graph: Graph, tensor: gs.Tensor, affine: Affine) -> gs.Tensor:
     producer = tensor.inputs[0] if tensor.inputs else None
     if producer is not None and producer.op == "DequantizeLinear":
         return tensor
-    if producer is not None and (producer.op == "AveragePool" or _is_float_layer(producer)):
+    if producer is not None and _would_be_integer(producer):
         tensor = _apart(graph, tensor)
         producer = tensor.inputs[0]
     for reader in tensor.outputs:
@@ -29,10 +29,14 @@ def dequantized(graph: Graph, tensor: gs.Tensor, affine: Affine) -> gs.Tensor:
     return _pair(graph, tensor, affine, f"{tensor.name}_dequantized", producer)
 
 
-def _is_float_layer(node: gs.Node) -> bool:
-    """Return whether the node is a layer, or what belongs to one, that computes in float behind a Q/DQ pair."""
+def _would_be_integer(node: gs.Node) -> bool:
+    """Return whether ONNX Runtime would compute in integers what is left in float, in front of a QuantizeLinear: an
+    AveragePool, and a layer behind a Q/DQ pair, each with a Relu or Clip behind it or without.
+    """
     if node.op in ("Relu", "Clip") and node.inputs[0].inputs:
         node = node.inputs[0].inputs[0]
+    if node.op == "AveragePool":
+        return True
     if node.op not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 2:
         return False
     source, weight = (t.inputs[0].op if t.inputs else "" for t in node.inputs[:2])
