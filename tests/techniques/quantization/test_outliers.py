@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from linear_models import constant, model
 from numpy.typing import NDArray
 from onnx import helper
 
 from onnxsqueeze.graph import edit
+from onnxsqueeze.ir.encode import encode
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.runtime.session import Session
 from onnxsqueeze.statistics.moments import Moments
@@ -139,3 +143,23 @@ def test_the_scales_cancel_out_in_the_rewritten_layer() -> None:
     assert np.abs(restored * divided[:, None] - w).max() <= 0.5001 * (constants["w_scale"] * divided[:, None]).max()
     y = np.asarray(Session(graph).run({"x": x.astype(np.float32)})["y"])
     assert 10 * np.log10(((x @ w) ** 2).sum() / ((y - x @ w) ** 2).sum()) > 35
+
+
+def test_many_rows_of_channels_in_float_are_float16_in_the_file_and_fold(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(64, 32)).astype(np.float32), rng.normal(size=(2, 50, 64)).astype(np.float32)
+    x[..., :16] *= 50
+    proto = model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], [constant("w", weight)], {"x": [2, 50, 64]}, {"y": [2, 50, 32]}
+    )
+    graph = load(proto)
+    quantize_input(graph, graph, graph.nodes[0], Smoothing(outliers=tuple(range(16))))
+    edit.tidy(graph)
+    y = np.asarray(Session(graph, optimized=tmp_path / "optimized.onnx").run({"x": x})["y"])
+    left = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    held = {t.name: t.data_type for t in encode(graph).graph.initializer}
+
+    assert [kind for name, kind in held.items() if "outliers_float16" in name] == [onnx.TensorProto.FLOAT16]
+    assert "Cast" not in left
+    assert "MatMul" in left
+    assert ((y - x @ weight) ** 2).sum() < 10**-4.5 * ((x @ weight) ** 2).sum()

@@ -32,6 +32,9 @@ from onnxsqueeze.techniques.quantization.rounding import compensated
 
 __all__ = ["dynamic"]
 
+FEW = 512
+"""Elements under which a Cast takes about as many bytes as float16 saves."""
+
 
 def dynamic(
     graph: Graph,
@@ -188,14 +191,21 @@ def _over_peaks(graph: Graph, scope: Graph, x: gs.Tensor, low: float, node: gs.N
 def _float_part(
     graph: Graph, scope: Graph, x: gs.Tensor, rows: FloatArray, channels: NDArray[np.int64], hint: str, node: gs.Node
 ) -> gs.Tensor:
-    """Return the product of some channels of x with their rows of the weight; layers that share x share the Gather."""
+    """Return the product of some channels of x with their rows of the weight; layers that share x share the Gather.
+
+    The rows are float16 in the file where that holds them and they are not few, at -72 dB.
+    """
     found = _reader(scope, x, "Gather", f"{x.name}_outliers")
     if found is None:
         index = edit.constant(graph, f"{x.name}_outlier_channels", channels)
         taken = edit.insert(graph, scope, "Gather", [x, index], f"{x.name}_outliers", {"axis": -1}, before=node)
     else:
         taken = found.outputs[0]
-    weight = edit.constant(graph, f"{hint}_outliers", np.ascontiguousarray(rows, np.float32))
+    weight: gs.Tensor = edit.constant(graph, f"{hint}_outliers", np.ascontiguousarray(rows, np.float32))
+    if rows.size >= FEW and float(np.abs(rows).max()) <= float(np.finfo(np.float16).max):
+        half = edit.constant(graph, f"{hint}_outliers_float16", np.ascontiguousarray(rows, np.float16))
+        to = {"to": onnx.TensorProto.FLOAT}
+        weight = edit.insert(graph, scope, "Cast", [half], f"{hint}_outliers", to, before=node)
     return edit.insert(graph, scope, "MatMul", [taken, weight], f"{hint}_outlier_product", before=node)
 
 
