@@ -10,9 +10,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from onnxsqueeze.errors import ToleranceError
@@ -46,9 +43,8 @@ def by_hand(model: Path) -> dict[str, Figures]:
 
 def searched(model: Path, text: str, effort: str, cache: Path, workers: int) -> tuple[Report, float, bool]:
     start = time.perf_counter()
-    pool = partial(ProcessPoolExecutor, workers, get_context("spawn")) if workers > 1 else None
     try:
-        report = auto(model, text, effort=effort, cache=cache, executor=pool).report
+        report = auto(model, text, effort=effort, cache=cache, executor=workers if workers > 1 else None).report
     except ToleranceError as error:
         return error.report, time.perf_counter() - start, False
     return report, time.perf_counter() - start, True

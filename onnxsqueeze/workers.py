@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from onnxsqueeze.errors import UsageError
+from onnxsqueeze.processes import Processes
 
 __all__ = ["Executors", "Share", "Workers"]
 
-Executors: TypeAlias = "Executor | Callable[[], Executor] | None"
-"""Whatever follows ``concurrent.futures.Executor``, or makes one; None for no other process."""
+Executors: TypeAlias = "Executor | int | None"
+"""Whatever follows ``concurrent.futures.Executor``, or a number of processes here; None for no other process."""
 Share: TypeAlias = "Callable[[bytes], Any] | None"
 """What turns bytes that many calls need into what a worker gets in their place."""
-
-TRIES = 3
-"""How often a call is made whose worker has died."""
 
 
 @dataclass(eq=False)
@@ -32,34 +30,34 @@ class _Given:
     call: Callable[..., Any]
     arguments: tuple[Any, ...]
     future: Future[Any] | None = None
-    tries: int = 0
 
 
 class Workers:
     """Calls under way in an executor, or made here when they are taken, if there is none.
 
-    An executor that is made here has its workers on this machine, and a new one takes over when a worker has died.
-    Its calls are to write what is large into ``folder``: a process that is killed while it sends much back leaves half
-    a message in the pipe of all of them, and whoever reads it waits for ever; a few bytes arrive whole or not at all.
+    A number of processes is taken for that many on this machine, and a new one takes over when one has died. Raises
+    UsageError if ``executor`` is none.
     """
 
     def __init__(self, executor: Executors = None, share: Share = None) -> None:
-        own = executor is None or isinstance(executor, Executor)
-        self._make: Callable[[], Executor] | None = None if own else cast("Callable[[], Executor]", executor)
-        self._executor: Executor | None = cast("Executor | None", executor) if own else None
+        self._processes = executor if isinstance(executor, int) else 0
+        self._executor = None if isinstance(executor, int) else executor
+        if executor is not None and self._processes < 1 and not hasattr(executor, "submit"):
+            raise UsageError(f"executor is a number of processes, from 1, or an Executor, not {executor!r}")
         self._share = share
         self._stack = ExitStack()
         self._given: deque[_Given] = deque()
         self.away = executor is not None
         """Whether calls are made elsewhere."""
         self.folder: Path | None = None
-        """Where workers of this machine write, if they are made here."""
+        """What workers of this machine are lent lies here, if they are started here."""
         self._lent = 0
 
     def __enter__(self) -> Workers:
-        if self._make is not None:
+        if self._processes:
             folder = TemporaryDirectory(prefix="onnxsqueeze-", ignore_cleanup_errors=True)
             self.folder = Path(self._stack.enter_context(folder))
+            self._executor = self._stack.enter_context(Processes(self._processes))
         return self
 
     def __exit__(
@@ -87,9 +85,11 @@ class Workers:
 
     def put(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Give a call, which is under way at once if there is an executor."""
-        given = _Given(call, arguments)
-        self._given.append(given)
-        self._submit(given)
+        try:
+            future = None if self._executor is None else self._executor.submit(call, *arguments)
+        except BrokenExecutor as error:
+            raise _broken(error) from error
+        self._given.append(_Given(call, arguments, future))
 
     @property
     def begun(self) -> bool:
@@ -102,16 +102,13 @@ class Workers:
 
         Raises UsageError if workers die again and again, or with an executor that was not made here.
         """
-        first = self._given[0]
-        while first.future is not None:
-            error = first.future.exception()
-            if isinstance(error, BrokenExecutor):
-                self._again(error)
-                continue
-            self._given.popleft()
+        first = self._given.popleft()
+        if first.future is None:
+            return first.call(*first.arguments)
+        try:
             return first.future.result()
-        self._given.popleft()
-        return first.call(*first.arguments)
+        except BrokenExecutor as error:
+            raise _broken(error) from error
 
     def drop(self, position: int | None = None) -> None:
         """Forget a call that would be taken after so many others, or all; what has begun elsewhere ends there."""
@@ -121,23 +118,6 @@ class Workers:
             if future is not None:
                 future.cancel()
 
-    def _submit(self, given: _Given) -> None:
-        if self._executor is None and self._make is not None:
-            self._executor = self._stack.enter_context(self._make())
-        if self._executor is not None:
-            given.future = self._executor.submit(given.call, *given.arguments)
 
-    def _again(self, error: BrokenExecutor) -> None:
-        """Make the calls again that were lost with a worker."""
-        if self._make is None:
-            raise UsageError(f"a worker has died, and with it the executor ({error}); start again") from error
-        self._executor = None
-        for each in self._given:
-            future = each.future
-            if future is None or (future.done() and not isinstance(future.exception(), BrokenExecutor)):
-                continue
-            each.tries += 1
-            if each.tries >= TRIES:
-                problem = f"workers die again and again on the same work ({error}): give them more memory"
-                raise UsageError(problem) from error
-            self._submit(each)
+def _broken(error: BrokenExecutor) -> UsageError:
+    return UsageError(f"a worker has died, and with it the executor ({error}); start again")

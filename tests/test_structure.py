@@ -53,6 +53,7 @@ TOGETHER = {
     "tests/engine/test_guard.py": ("engine/reference", "report/verdict"),
     "tests/search/test_hunt.py": ("search/next", "search/predict", "search/space"),
     "tests/search/test_away.py": ("cli/workers", "search/start"),
+    "tests/test_workers.py": ("processes",),
     "tests/measure/test_switchboard.py": ("measure/switches",),
     "tests/search/test_auto.py": (
         "cli/family",

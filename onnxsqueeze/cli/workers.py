@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -39,14 +37,6 @@ def shared_out(workers: int | None, dask: str | None) -> Iterator[dict[str, Any]
         with connected(dask) as client:
             yield {"executor": client.get_executor(), "share": partial(client.scatter, broadcast=True)}
     elif workers is not None and workers > 1:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        yield {"executor": partial(ProcessPoolExecutor, workers, get_context("spawn"), _ending_quietly)}
+        yield {"executor": workers}
     else:
         yield {}
-
-
-def _ending_quietly() -> None:
-    """Let an interrupt, which all processes of a terminal get, end a worker without a word: the command has one."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))

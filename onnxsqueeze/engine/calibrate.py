@@ -88,9 +88,10 @@ def calibrate(
 
     Feeds are cut into chunks by their number (64, or 1/512 of the data if that is more); the sums are made along a
     tree over the numbers of chunks, with one thread each: the same bytes on one kind of processor, however many workers
-    there are. ``executor`` is anything that follows ``concurrent.futures.Executor``, or makes one: then a new one takes
-    over when a worker has died. Each worker reads path-like calibration data and the model itself; ``share`` turns the
-    bytes of the model into what a worker gets instead (``lambda data: client.scatter(data, broadcast=True)``).
+    there are. ``executor`` is anything that follows ``concurrent.futures.Executor``, or a number of processes on this
+    machine: a new one takes over when one has died. Each worker reads path-like calibration data and the model itself;
+    ``share`` turns the bytes of the model into what a worker gets instead (``lambda data: client.scatter(data,
+    broadcast=True)``).
 
     ``shard=(3, 16)`` measures the third of sixteen parts, and ``output`` is for ``merge``. Else it ends early, unless
     ``every_feed``, when ranges and second moments have moved by under 0.1 % over eight chunks. What was measured is

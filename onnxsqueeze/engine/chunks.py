@@ -20,8 +20,6 @@ from onnxsqueeze.ir.objects import Graph
 from onnxsqueeze.runtime.threads import one_thread
 from onnxsqueeze.statistics.measured import Statistics
 from onnxsqueeze.statistics.needs import Need
-from onnxsqueeze.statistics.partial import Partial
-from onnxsqueeze.statistics.store import load_partial, save_partial
 from onnxsqueeze.statistics.sweep import Part, collect
 from onnxsqueeze.workers import Workers
 
@@ -90,24 +88,8 @@ def results(
         while left and len(workers) < AHEAD:
             number = left.popleft()
             given = None if feeds is None else [feeds[i] for i in tasks[number].feeds]
-            if workers.folder is None:
-                workers.put(measure, place, tasks[number], given)
-            else:
-                workers.put(_measure_to, workers.folder / f"{number}.npz", place, tasks[number], given)
-        found = workers.take()
-        yield chunk, found if workers.folder is None else _measured_in(workers.folder / f"{chunk}.npz")
-
-
-def _measure_to(file: Path, model: Any, task: Task, feeds: Sequence[Feed] | None) -> None:
-    """Write the statistics of one chunk to a file."""
-    save_partial(file, Partial(task.key, "", 1, {(0, 0): measure(model, task, feeds)}))
-
-
-def _measured_in(file: Path) -> Statistics:
-    """Return the statistics in a file, and remove it."""
-    found = load_partial(file).whole()
-    file.unlink()
-    return found
+            workers.put(measure, place, tasks[number], given)
+        yield chunk, workers.take()
 
 
 class _Chunk(Sequence[Feed]):

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,17 +92,14 @@ def test_a_killed_worker_is_replaced(small: Path, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir(exist_ok=True)
         np.savez(tmp_path / "data" / f"{each:03}.npz", **feed)
     calibrate(small, tmp_path / "data", output=tmp_path / "one.npz", every_feed=True)
-    pools: list[ProcessPoolExecutor] = []
-
-    def pool() -> ProcessPoolExecutor:
-        pools.append(ProcessPoolExecutor(2, multiprocessing.get_context("spawn")))
-        return pools[-1]
+    killed: list[int] = []
 
     def kill(stage: str, done: int, total: int) -> None:
-        if stage == "calibrating" and done == 1 and len(pools) == 1:
-            os.kill(next(iter(pools[0]._processes)), signal.SIGKILL)
+        if stage == "calibrating" and done == 1 and not killed:
+            killed.append(multiprocessing.active_children()[0].pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
 
-    calibrate(small, tmp_path / "data", pool, output=tmp_path / "two.npz", every_feed=True, progress=kill)
+    calibrate(small, tmp_path / "data", 2, output=tmp_path / "two.npz", every_feed=True, progress=kill)
 
     assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
 
