@@ -138,19 +138,20 @@ def worker() -> None:
 class Worker:
     """A process that answers cases, and is made anew when it has died."""
 
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
+    def __init__(self, script: str = __file__) -> None:
+        self.script = script
+        self.process: subprocess.Popen[bytes] | None = None
 
     def answer(self, kind: str, seed: int, pass_: str) -> dict[str, str]:
         if self.process is None:
-            command = [sys.executable, __file__, "--worker"]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
+            command = [sys.executable, self.script, "--worker"]
+            self.process = subprocess.Popen(  # without a buffer, in which a second line would not be seen by select
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
             )
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([kind, seed, pass_]) + "\n")
+        process.stdin.write(json.dumps([kind, seed, pass_]).encode() + b"\n")
         process.stdin.flush()
         last = {"state": "crash", "words": "the process died at once"}
         end = time.monotonic() + SECONDS
@@ -159,7 +160,7 @@ class Worker:
             if not line:
                 self.stop()
                 return {**last, "words": f"{last['words']} ({process.wait()})"}
-            if not line.startswith("{"):  # ONNX's own words
+            if not line.startswith(b"{"):  # ONNX's own words
                 continue
             last = json.loads(line)
             if not last.pop("if dead", False):

@@ -75,9 +75,12 @@ class Unpacked:
 def _memory(size: int) -> memoryview:
     if not size:
         return memoryview(b"")
-    if hasattr(mmap, "MAP_PRIVATE"):  # elsewhere there is no choice
-        return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    return memoryview(mmap.mmap(-1, size))
+    try:
+        if hasattr(mmap, "MAP_PRIVATE"):  # elsewhere there is no choice
+            return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        return memoryview(mmap.mmap(-1, size))
+    except OSError:  # the system's word for it
+        raise MemoryError(size) from None
 
 
 def _into(block: Block, room: list[memoryview]) -> None:

@@ -96,7 +96,12 @@ def unpack(container: str | os.PathLike[str], output: str | os.PathLike[str]) ->
     folder = DataFolder(output.parent)
     for member in held.members[1:]:
         path = folder.resolve("of the container", member.name)
-        if path.exists() or path.resolve() == output.resolve():
+        try:
+            taken = path.exists() or path.resolve() == output.resolve()
+        except OSError as error:
+            reason = f"{error.strerror}: {member.name[:80]!r}"
+            raise ModelError(f"{source}: a file in it has a name that cannot be here: {reason}") from None
+        if taken:
             raise UsageError(f"{path} is there already; unpack into another folder, or move it away")
         paths.append(path)
     with _named(source), Files(str(output)) as files:

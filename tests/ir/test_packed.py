@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +18,7 @@ from small_models import MODELS as SMALL
 import onnxsqueeze
 from onnxsqueeze.cli.main import main
 from onnxsqueeze.container.encoding import Piece
+from onnxsqueeze.container.format import BLOCK, Member, block, header
 from onnxsqueeze.container.packing import Source, packed
 from onnxsqueeze.errors import ModelError, SqueezeError, UsageError
 from onnxsqueeze.ir.packed import pack, unpack
@@ -118,6 +122,34 @@ def test_no_file_is_written_outside_the_folder_or_over_another(name: str, tmp_pa
         unpack(tmp_path / "m.osq", tmp_path / "in/m.onnx")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "m.osq", "there"]
     assert (tmp_path / "in/there").read_bytes() == b"mine"
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    sources = [Source("m.onnx", memoryview(b"model"), [Piece(5)]), Source("x" * 60000, memoryview(b"data"), [Piece(4)])]
+    (tmp_path / "m.osq").write_bytes(b"".join(packed(sources)))
+
+    with pytest.raises(ModelError, match="a name that cannot be here") as caught:
+        unpack(tmp_path / "m.osq", tmp_path / "m.onnx")
+
+    assert len(str(caught.value)) < 400
+    assert list(tmp_path.iterdir()) == [tmp_path / "m.osq"]
+
+
+def test_a_model_for_which_the_system_has_no_memory_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = block(BLOCK, 0, b"", b"")
+    (tmp_path / "m.osq").write_bytes(header([Member("m.onnx", BLOCK * 100)]) + nothing * 100)
+    real = mmap.mmap
+
+    def full(file: int, *given: Any, **named: Any) -> mmap.mmap:
+        if file == -1:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return real(file, *given, **named)
+
+    monkeypatch.setattr("mmap.mmap", full)
+    with pytest.raises(ModelError, match="not enough memory"):
+        onnxsqueeze.load(tmp_path / "m.osq")
 
 
 def test_a_damaged_container_leaves_no_file(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ Gate = Callable[[NDArray[np.floating]], NDArray[np.floating]]
 
 TINY = 2.0**-100
 """The smallest scale written: smaller ones would be subnormal in products."""
+BITS = 12
+"""Significant bits of the ends of a measured range: what another processor adds up otherwise is lost in the rest."""
 CLIPPED = 6.0
 """How much worse clipping is than rounding, by the squared error (``benchmarks/ablation.py``)."""
 LONG = 1024
@@ -115,9 +117,9 @@ def activation(
     ``s = (hi − lo)/255``: prefix sums of the histogram make each of the ``grid²`` candidates O(1). Zeros are exact
     and cost nothing. What is clipped counts ``CLIPPED`` times: it errs to one side, and that does not average out in
     the layers behind as rounding does. f is the identity, or ``x·g(x)`` where the tensor is read as that alone: what
-    a gate g closes need not be represented.
+    a gate g closes need not be represented. lo and hi are looked for between the extremes, rounded to ``BITS`` bits.
     """
-    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    low, high = _rounded(min(histogram.low, 0.0)), _rounded(max(histogram.high, 0.0))
     width = 2 * histogram.limit / BINS
     centres = (np.arange(BINS) + 0.5) * width - histogram.limit
     counts = histogram.counts.astype(np.float64)
@@ -147,6 +149,12 @@ def activation(
     error = below + above + rounding
     best = np.unravel_index(int(np.argmin(CLIPPED * (below + above) + rounding)), error.shape)
     return form.fixed(float(lo[best]), float(hi[best])), float(error[best] / signal)
+
+
+def _rounded(value: float) -> float:
+    """Round to BITS significant bits."""
+    mantissa, exponent = np.frexp(value)
+    return float(np.ldexp(np.round(mantissa * 2.0**BITS) / 2.0**BITS, exponent))
 
 
 def _as_it_is(x: FloatArray) -> FloatArray:
