@@ -1,18 +1,20 @@
 """Gradients of the models that ship, of all their weights, against torch's; and the time of a step of both.
 
-    python benchmarks/gradients.py [MODEL.onnx ...] [--torch PYTHON]
+    python benchmarks/gradients.py [MODEL.onnx ...] [--torch PYTHON] [--train STEPS]
 
 Without ``--torch``, the Python of an environment that has torch, numpy and onnx, such an environment is made in a
 temporary folder. The loss is the squared error to random targets, of models as ``clean,canonical`` leave them; inputs
 are digits, or random tokens. Both gradients in float32 are held against torch's in float64. Where a Relu stands, an
 input that float32 puts on the other side of 0 opens or shuts its gate: ``gates`` counts those of this project and of
-torch. Both use one thread, and their processor time counts.
+torch. Both use one thread, and their processor time counts. ``--train`` times so many steps of Adam besides, on all
+cores and by the clock, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,8 +47,8 @@ def feed_of(model: Any) -> dict[str, Any]:
     return feed
 
 
-def ours(path: Path, work: Path) -> tuple[float, dict[str, Any], float]:
-    """Write the step as numpy files; return the loss, the gradients and the seconds of a step."""
+def ours(path: Path, work: Path, train: int) -> tuple[float, dict[str, Any], float, float]:
+    """Write the step as numpy files; return the loss, the gradients, and the seconds of a step and of training."""
     import onnx
 
     from onnxsqueeze import squeeze
@@ -55,6 +57,8 @@ def ours(path: Path, work: Path) -> tuple[float, dict[str, Any], float]:
     from onnxsqueeze.ir.encode import encode
     from onnxsqueeze.ir.files import load
     from onnxsqueeze.runtime.session import Session
+    from onnxsqueeze.training.data import Samples
+    from onnxsqueeze.training.fit import Schedule, fit
     from onnxsqueeze.training.leaves import leaves
     from onnxsqueeze.training.losses import Loss, target_of
     from onnxsqueeze.training.steps import Steps
@@ -77,7 +81,7 @@ def ours(path: Path, work: Path) -> tuple[float, dict[str, Any], float]:
     known = Session(exposed, optimize="none").run(feed)
     t = np.random.default_rng(0).standard_normal(np.shape(known[loss.output])).astype(np.float32)
     onnx.save(model, work / "model.onnx")
-    told = {"names": names, "fixed": fixed, "gates": gates, "inputs": list(feed), "loss": loss.output}
+    told = {"names": names, "fixed": fixed, "gates": gates, "inputs": list(feed), "loss": loss.output, "train": train}
     (work / "told.json").write_text(json.dumps(told), encoding="utf-8")
     steps = Steps(model, None, list(feed), [loss], found_leaves)
     starts = [leaf.start for leaf in steps.leaves]
@@ -95,7 +99,10 @@ def ours(path: Path, work: Path) -> tuple[float, dict[str, Any], float]:
     outputs = session.run({name: read[name] for name in session.inputs}, gates)
     open_ = [np.asarray(outputs[name]) > 0 for name in gates]
     np.savez(work / "data.npz", *(np.asarray(known[name]) for name in fixed), *feed.values(), t, *open_)
-    return found, dict(zip(names, grads, strict=True)), seconds
+    start = time.perf_counter()
+    if train:
+        fit(steps, Samples([batch], 1), Samples([], 0), Schedule(train, 0.001, BATCH, (0,)), lambda *_: None)
+    return found, dict(zip(names, grads, strict=True)), seconds, time.perf_counter() - start
 
 
 def farthest(pairs: Sequence[tuple[Any, Any]]) -> float:
@@ -156,16 +163,31 @@ def worker(work: Path) -> None:
     target, signs = next(data), list(data)
     given |= {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
 
-    def run(dtype: Any) -> tuple[Any, list[Any], list[Any]]:
-        known = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
-        leaf = [known[name].requires_grad_() for name in told["names"]]
+    def forward(known: dict[str, Any]) -> dict[str, Any]:
         for node in model.graph.node:
             if node.output[0] not in known:
                 a = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
                 known[node.output[0]] = computed(node.op_type, [known.get(name) for name in node.input], a)
+        return known
+
+    def run(dtype: Any) -> tuple[Any, list[Any], list[Any]]:
+        known = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+        leaf = [known[name].requires_grad_() for name in told["names"]]
+        known = forward(known)
         loss = ((known[told["loss"]] - target.to(dtype)) ** 2).mean()
         loss.backward()
         return loss, [value.grad for value in leaf], [known[name].detach() > 0 for name in told["gates"]]
+
+    def trained(steps: int, lr: float = 1e-3) -> float:
+        leaf = [given[name].detach().clone().requires_grad_() for name in told["names"]]
+        rest = {name: value for name, value in given.items() if name not in told["names"]}
+        adam, start = torch.optim.Adam(leaf, lr), time.perf_counter()
+        for _ in range(steps):
+            known = forward({**rest, **dict(zip(told["names"], leaf, strict=True))})
+            adam.zero_grad()
+            ((known[told["loss"]] - target) ** 2).mean().backward()
+            adam.step()
+        return time.perf_counter() - start
 
     def other(one: list[Any], two: list[Any]) -> int:
         return sum(int((a != b).sum()) for a, b in zip(one, two, strict=True))
@@ -178,7 +200,10 @@ def worker(work: Path) -> None:
         run(torch.float32)
     seconds = (time.process_time() - start) / TIMED
     gates = [other(signs, open_), other(also, open_)]
-    found = {"loss": float(loss.detach()), "worst": worst, "seconds": seconds, "gates": gates}
+    torch.set_num_threads(os.cpu_count() or 1)
+    trained(1)  # the first one starts what later ones have
+    train = trained(told["train"])
+    found = {"loss": float(loss.detach()), "worst": worst, "seconds": seconds, "gates": gates, "train": train}
     (work / "found.json").write_text(json.dumps(found), encoding="utf-8")
     np.savez(work / "theirs.npz", *(grad.numpy() for grad in grads))
 
@@ -188,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Gradients against torch's.")
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--torch", metavar="PYTHON", help="a Python with torch, numpy and onnx")
+    parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="time so many steps of both")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker is not None:
@@ -204,7 +230,7 @@ def main() -> None:
         print("{:16} {:>7} {:>12} {:>16} {:>8} {:>6} {:>8} {:>9} {:>9}".format(*head))
         for path in paths:
             work = Path(folder)
-            loss, grads, seconds = ours(path, work)
+            loss, grads, seconds, train = ours(path, work, given.train)
             subprocess.run([python, __file__, "--worker", folder], check=True)
             found = json.loads((work / "found.json").read_text(encoding="utf-8"))
             with np.load(work / "theirs.npz") as theirs:
@@ -213,7 +239,8 @@ def main() -> None:
             off, (mine, its) = abs(loss - found["loss"]) / found["loss"], found["gates"]
             times = f"{1e3 * seconds:6.0f} ms {1e3 * found['seconds']:6.0f} ms"
             errors = f"{off:12.1e} {worst:16.1e} {found['worst']:8.1e} {mine:6} {its:8}"
-            print(f"{path.stem:16} {len(pairs):7} {errors} {times}", flush=True)
+            both = f"  {given.train} steps {train:.1f} s {found['train']:.1f} s" if given.train else ""
+            print(f"{path.stem:16} {len(pairs):7} {errors} {times}{both}", flush=True)
 
 
 if __name__ == "__main__":
