@@ -63,8 +63,8 @@ def latency(
     That time does not run while the machine does something else; with more threads (0: all) the clock on the wall
     counts, and the machine should be idle. There are at most so many rounds. Each times every session on one feed, best
     of three (once, if a run takes over 20 ms). Each feed has at least three rounds, two feeds if a run takes over
-    20 ms, one feed from 500 ms on; one round is all if a run takes over 1 s. ``seconds`` are processor time. What need not be
-    ``sure`` has five rounds at least, and no interval.
+    20 ms, one feed from 500 ms on; one round is all if a run takes over 1 s. ``seconds`` are processor time.
+    What need not be ``sure`` has five rounds at least, and no interval.
     """
     rounds: list[list[float]] = []
     clocks = None if threads == 1 else (time.perf_counter,) * 3
