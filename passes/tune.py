@@ -27,7 +27,8 @@ class Tune(Selected[None]):
     makes and the original's y at its end, Adam makes ``mean ‖y − f(x̂; θ)‖² / Var y`` small. θ are weights, biases,
     scales of norms, factors, and of weights in up to 4 bits the scales and the integers: these are rounded in every
     step, and gradients go straight through. With ``end-to-end`` the whole model follows, by the same loss or for scores
-    by ``T²·KL(softmax(z/T) ‖ softmax(ẑ/T))``.
+    by ``T²·KL(softmax(z/T) ‖ softmax(ẑ/T))``; with ``labels`` its scores lose ``1 − mix`` of that and ``mix`` of the
+    cross-entropy.
 
     A block stays only if on calibration feeds that training has not seen its loss falls, and the error of the answers.
     Gradients are ONNX nodes that ONNX Runtime runs; an operator without a rule leaves its block as it is.
@@ -49,6 +50,10 @@ class Tune(Selected[None]):
     """The time after which training ends with the best so far; 0: none."""
     seed: int = 0
     """Seed of the order of samples, besides that of the run."""
+    labels: str = ""
+    """The name of an array of classes in the calibration data, from which the whole learns besides."""
+    mix: float = 0.5
+    """The weight of the labels in the loss, and 1 − mix that of the original's answers."""
     _: KW_ONLY
     only: tuple[str, ...] = ()
     """Globs on node names or output names: only their weights are trained."""
@@ -66,6 +71,15 @@ class Tune(Selected[None]):
             raise ValueError("minutes is at least 0, which means no limit")
         if self.seed < 0:
             raise ValueError("seed is at least 0")
+        if not 0 <= self.mix <= 1:
+            raise ValueError("mix is from 0 (the original's answers alone) to 1 (the labels alone)")
+        if self.labels and not self.end_to_end:
+            raise ValueError("labels are for the whole model: say end-to-end too")
+
+    @property
+    def reads(self) -> str:
+        """The labels."""
+        return self.labels
 
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the range of an output: whether it is known says whether there are feeds to train on."""
@@ -111,6 +125,8 @@ class Tune(Selected[None]):
             whole=self.end_to_end,
             until=until,
             wanted=self._wants,
+            labels=self.labels,
+            mix=self.mix,
         )
         for each in tune(graph, bench.teacher, bench, plan):
             mine, curve = [site for site in done if site.key in each.keys], each.curve()

@@ -59,6 +59,11 @@ class Pass(ABC, Generic[W]):
         """Whether it leaves a float graph of a quantized one, for passes behind it that need one."""
         return False
 
+    @property
+    def reads(self) -> str:
+        """Name of an array of the calibration data that is no input, which ``Bench.label`` then has; "" for none."""
+        return ""
+
     def needs(self, view: View) -> Iterable[Need]:
         """Yield the statistics that ``plan`` reads; they are absent when there are no feeds."""
         return ()

@@ -75,6 +75,8 @@ class Bench:
         self._seconds = 0.0
         self.keeps: Callable[[Graph], bool] | None = None
         """Whether a graph keeps the limit that the user has set for a score of his own; None if there is none."""
+        self.label: Callable[[int, str], Array] | None = None
+        """Labels of a calibration feed by its number and their name, for a pass that ``reads`` them."""
         self.workers: Workers | None = None
         """Who measures besides this process."""
         self.notes: list[str] = []
@@ -83,8 +85,12 @@ class Bench:
     @cached_property
     def feeds(self) -> list[dict[str, Array]]:
         """The feeds that trials run on."""
+        return [self.calib[i] for i in self._tried]
+
+    @cached_property
+    def _tried(self) -> list[int]:
         count = min(TRIAL_FEEDS, len(self.calib))
-        return [self.calib[i * len(self.calib) // count] for i in range(count)]
+        return [i * len(self.calib) // count for i in range(count)]
 
     @cached_property
     def slow(self) -> bool:
@@ -116,9 +122,14 @@ class Bench:
     @cached_property
     def unseen(self) -> list[dict[str, Array]]:
         """Up to 16 calibration feeds that are kept apart, so that a fit has not seen them; ``feeds`` if none is."""
+        return [self.calib[i] for i in self.kept]
+
+    @cached_property
+    def kept(self) -> list[int]:
+        """The numbers of the calibration feeds in ``unseen``."""
         there = [i for i in range(len(self.calib)) if apart(i)]
         count = min(SLOW_FEEDS if self.slow else UNSEEN_FEEDS, len(there))
-        return [self.calib[there[i * len(there) // count]] for i in range(count)] or self.feeds
+        return [there[i * len(there) // count] for i in range(count)] or self._tried
 
     @cached_property
     def expected(self) -> Answers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from onnxsqueeze.training.capture import KEPT, captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, scale_of, target_of
+from onnxsqueeze.training.losses import Loss, scale_of, target_of, with_labels
 from onnxsqueeze.training.mixing import mixed
 from onnxsqueeze.training.steps import Batch, Steps
 from onnxsqueeze.training.tape import Unsupported
@@ -183,14 +183,7 @@ class _Lesson:
                 continue
             probabilities = all(bool((each >= 0).all() and (each <= 1).all()) for each in values)
             found.append(Loss(mine, "scores", temperature=temperature, probabilities=probabilities))
-        if labels is None:
-            return found
-        scores = next((loss for loss in found if loss.kind == "scores"), None)
-        if scores is None:
-            raise UsageError("labels= needs an output of scores: say which one it is with outputs=, like logits:scores")
-        rest = [replace(loss, weight=1 - mix) if loss is scores else loss for loss in found]
-        whole = replace(scores, kind="labels", weight=mix)
-        return [whole, *(loss for loss in rest if loss.weight > 0)] if mix > 0 else rest
+        return found if labels is None else with_labels(found, mix)
 
     def batches(
         self,
@@ -219,11 +212,7 @@ def _parts(calib: Feeds, labels: str | None) -> tuple[list[dict[str, Array]], li
     def feed(index: int) -> dict[str, Array]:
         if labels is None:
             return dict(calib[index])
-        found = calib.labelled(index)
-        if labels not in found:
-            has = ", ".join(f"'{name}'" for name in found)
-            raise UsageError(f"the calibration data has no labels '{labels}'; it has {has}")
-        return {name: value for name, value in found.items() if name == labels or name in calib[index]}
+        return {**calib[index], labels: calib.label(index, labels)}
 
     kept = [i for i in range(len(calib)) if apart(i)]
     seen = [feed(i) for i in range(len(calib)) if not apart(i)]

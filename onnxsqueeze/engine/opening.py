@@ -83,14 +83,19 @@ def open_run(
     for each in takewhile(lambda each: not each.pass_.restores, recipe.steps):
         refuse_quantized(each.pass_, original)
     inputs = inputs_of(encode(original, skeleton=True))
-    recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None)
+    read = {each.pass_.reads for each in recipe.steps} - {""}
+    recipe, data = _feeds(recipe, calibration, inputs, path, scorer is not None or bool(read))
     calib, held = data.split() if data is not None else ((), ())
+    if isinstance(calib, Feeds):
+        for name in read:
+            calib.label(0, name)  # what is not there is said before anything runs
     original.made_for = made_for(recipe, calib)
     for taps in (check, False):
         rig = mount(original, recipe.outputs, taps)
         drawn = [rig.feeds(part, recipe.seed) for part in (calib, held)]
         run = Run(drawn[0], drawn[1], load_statistics(stats), check, recipe.seed, progress, ruler=rig.ruler)
         run.invented = data is None or data.invented
+        run.label = calib.label if isinstance(calib, Feeds) else None
         whole = path or original if rig.graph is original else rig.graph
         try:
             notes = prepare(run, whole, inputs, data, rig)

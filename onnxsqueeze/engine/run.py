@@ -49,6 +49,8 @@ class Run:
     """The user's own score of answers on the held-out feeds."""
     keeps: Callable[[Graph], bool] | None = None
     """Whether the score of a graph on the calibration feeds stays within the user's limit, if there is one."""
+    label: Callable[[int, str], NDArray[np.generic]] | None = None
+    """Labels of a calibration feed by its number and their name."""
     workers: Workers | None = None
     """Who measures besides this process."""
     teacher: Graph | None = None

@@ -253,6 +253,7 @@ def _bench(pass_: Pass, graph: Graph, run: Run) -> Bench | None:
         return None
     bench = Bench(graph.copy(), run.calib, run.seed, run.progress, run.known, run.measured, run.ruler)
     bench.keeps = run.keeps
+    bench.label = run.label
     bench.workers = run.workers
     bench.teacher = run.teacher
     return bench

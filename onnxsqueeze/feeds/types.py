@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxsqueeze.errors import FeedError
+from onnxsqueeze.errors import FeedError, UsageError
 
 __all__ = [
     "IMAGES",
@@ -86,6 +86,14 @@ class Feeds(Sequence[Feed]):
         names = {each.name for each in self.inputs}
         _, arrays = self.load(self.order[index])
         return {**{key: np.asarray(arrays[key]) for key in arrays if key not in names}, **self[index]}
+
+    def label(self, index: int, name: str) -> Array:
+        """Return one array of a feed that is no input; UsageError if there is none of this name."""
+        found = self.labelled(index)
+        if name not in found:
+            has = ", ".join(f"'{each}'" for each in found)
+            raise UsageError(f"the calibration data has no labels '{name}'; it has {has}")
+        return found[name]
 
     def __iter__(self) -> Iterator[Feed]:
         return (self[index] for index in range(len(self)))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from onnxsqueeze.errors import UsageError
 from onnxsqueeze.measure.variation import Layout, Reference
 
-__all__ = ["LOSS", "Loss", "emit", "scale_of", "target_of"]
+__all__ = ["LOSS", "NO_CLASS", "Loss", "emit", "scale_of", "target_of", "with_labels"]
 
 LOSS = "loss/total"
 Array = NDArray[Any]
+NO_CLASS = -1
+"""The label, like all under 0, of a sample whose class is not known."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Loss:
     * ``scores``: ``T²·KL(softmax(t/T) ‖ softmax(y/T))`` over the last axis, for logits or log probabilities (Hinton et
       al. 2015); ``T²`` keeps gradients as large as they are at T = 1. ``probabilities`` says that the output holds
       probabilities, whose logarithms are taken first.
-    * ``labels``: cross-entropy, ``−log softmax(y)`` at the class t, in integers.
+    * ``labels``: cross-entropy, ``−log softmax(y)`` at the class t, in integers, its mean over the samples whose t is
+      known, which is 0 or more.
     """
 
     output: str
@@ -39,7 +43,8 @@ class Loss:
     def target(self, given: Array) -> Array:
         """Return what the step graph is fed for an output of the teacher: for scores, the softened probabilities."""
         if self.kind == "labels":
-            return np.asarray(given, np.int64)
+            classes = np.asarray(given, np.int64)
+            return np.where(classes < 0, np.iinfo(np.int32).min, classes)  # to OneHot, −1 would be the last class
         if self.kind == "squares":
             return np.asarray(given, np.float32)
         z = np.log(np.maximum(given, 1e-30)) if self.probabilities else given
@@ -74,6 +79,19 @@ def scale_of(targets: Sequence[Array], layout: Layout | None = None) -> float | 
 def target_of(loss: Loss) -> str:
     """Return the name of the input that takes the target of a loss."""
     return f"target/{loss.kind}/{loss.output}"
+
+
+def with_labels(losses: Sequence[Loss], mix: float) -> list[Loss]:
+    """Return the losses with labels: the first output of scores loses ``1 − mix`` of what it did, and ``mix`` of these.
+
+    Raises UsageError if there are no scores.
+    """
+    scores = next((loss for loss in losses if loss.kind == "scores"), None)
+    if scores is None:
+        raise UsageError("labels= needs an output of scores: say which one it is with outputs=, like logits:scores")
+    rest = [replace(loss, weight=1 - mix) if loss is scores else loss for loss in losses]
+    whole = replace(scores, kind="labels", weight=mix)
+    return [loss for loss in (whole, *rest) if loss.weight > 0]
 
 
 def emit(losses: Sequence[Loss]) -> tuple[list[NodeProto], list[TensorProto]]:
@@ -125,6 +143,13 @@ def _nodes(loss: Loss, part: str, number: Any) -> Iterator[NodeProto]:
         yield helper.make_node("Log", [f"{part}/given"], [f"{part}/given_logs"])
         yield helper.make_node("Sub", [f"{part}/logs", f"{part}/given_logs"], [logs])
     yield helper.make_node("Mul", [p, logs], [f"{part}/each"])
+    if loss.kind == "labels":
+        yield helper.make_node("ReduceSum", [f"{part}/each"], [f"{part}/cross"], keepdims=0)
+        yield helper.make_node("ReduceSum", [p], [f"{part}/known"], keepdims=0)
+        yield helper.make_node("Max", [f"{part}/known", number(f"{part}/one", 1.0)], [f"{part}/count"])
+        yield helper.make_node("Div", [f"{part}/cross", f"{part}/count"], [f"{part}/mean"])
+        yield helper.make_node("Mul", [f"{part}/mean", number(f"{part}/factor", -loss.weight)], [part])
+        return
     yield helper.make_node("Constant", [], [f"{part}/last"], value_ints=[-1])
     yield helper.make_node("ReduceSum", [f"{part}/each", f"{part}/last"], [f"{part}/cross"], keepdims=0)
     yield helper.make_node("ReduceMean", [f"{part}/cross"], [f"{part}/mean"], keepdims=0)

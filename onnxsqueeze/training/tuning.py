@@ -29,9 +29,9 @@ from onnxsqueeze.training.capture import KEPT, captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, scale_of, target_of
+from onnxsqueeze.training.losses import NO_CLASS, Loss, scale_of, target_of, with_labels
 from onnxsqueeze.training.mixing import mixed
-from onnxsqueeze.training.steps import Steps
+from onnxsqueeze.training.steps import Batch, Steps
 from onnxsqueeze.training.tape import Unsupported
 
 __all__ = ["BATCH", "MIXED", "OPSET", "RATE", "TEMPERATURE", "Plan", "Tuned", "trained", "tune"]
@@ -61,6 +61,9 @@ class Plan:
     blocks: bool = True
     until: float = inf
     wanted: Callable[[gs.Node], bool] = field(default=lambda node: True)
+    labels: str = ""
+    """The classes in the calibration data that the whole learns from besides, with the weight ``mix``."""
+    mix: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,17 @@ def tune(graph: Graph, teacher: Graph, bench: Bench, plan: Plan) -> Iterator[Tun
 
     A block is fed what the graph before it makes, once that is trained, and held against what the teacher has at its
     end. It is kept if its loss on feeds that training does not see falls. All of them are kept if the error of the
-    answers on these feeds falls, and so is what is trained end to end.
+    answers on these feeds falls, and so is what is trained end to end; with labels its loss, which has both, decides.
     """
     judge = Bench(teacher, bench.calib, bench.seed, bench.progress, ruler=bench.ruler)
     judge.keeps = bench.keeps
-    seen = [feed for i, feed in enumerate(bench.calib) if not apart(i)] or list(bench.calib)
+    numbers = [i for i in range(len(bench.calib)) if not apart(i)] or list(range(len(bench.calib)))
+    seen = [bench.calib[i] for i in numbers]
     more = mixed(seen, MIXED, np.random.default_rng([plan.seed, len(seen)]))
     work = _Work(graph, teacher, judge, seen, more, list(judge.unseen), plan)
+    if plan.labels:
+        with_labels([Loss(n, "scores") for n, kind in bench.ruler.kinds.items() if kind.name == "scores"], plan.mix)
+        work.classes = _classes(bench, plan.labels, numbers, more, judge.kept)
     view = View(graph)
     found = leaves(view, plan.wanted)
     parts = blocks(view, found, work.alike(crossings(view, found))) if plan.blocks else []
@@ -132,6 +139,7 @@ class _Work:
         self.parts = [range(start, stop) for start, stop in itertools.pairwise(ends)]
         self.inside: Inside = {}
         self.answers: Inside = {}
+        self.classes: Sequence[Array] = ()
         self.teacher, self.folder = encode(teacher), teacher.folder
         self.error = judge.unseen_error(graph)
         self.stopped = False
@@ -174,7 +182,8 @@ class _Work:
             return
         old, self.error = self.error, self.judge.unseen_error(self.graph)
         words = f"{decibels(old):.1f} to {decibels(self.error):.1f} dB on unseen calibration feeds"
-        if self.error < old:
+        labelled = whole and len(self.classes) > 0  # then answers are to move away from the original's
+        if self.error < (inf if labelled else old):
             yield Tuned("answers", left=words)
             return
         self.error = old
@@ -196,21 +205,17 @@ class _Work:
         chosen = [*real, *more, *unseen]
         self.answers = self._onward(self.teacher, self.folder, self.answers, chosen, block.outputs)
         self.inside = self._onward(model, self.graph.folder, self.inside, chosen, block.inputs)
-        targets, inputs = (
-            [[found[i] for i in part] for part in ([*real, *more], unseen)] for found in (self.answers, self.inside)
-        )
-        self._refuse(block, targets[0] + targets[1])
-        losses = [self._loss(output, targets[0], whole) for output in block.outputs]
+        targets = [self.answers[i] for i in chosen]
+        self._refuse(block, targets)
+        losses = [self._loss(output, targets[: len(real) + len(more)], whole) for output in block.outputs]
+        if whole and self.classes:
+            losses = with_labels(losses, self.plan.mix)
         steps = Steps(model, self.graph.folder, block.inputs, losses, block.leaves)
         starts = [leaf.start for leaf in block.leaves]
-        names = {loss.output: (target_of(loss), loss.target) for loss in losses}
-        batches = [
-            [{**x, **{n: make(t[output]) for output, (n, make) in names.items()}} for x, t in zip(a, b, strict=True)]
-            for a, b in zip(inputs, targets, strict=True)
-        ]
-        for output, found in zip(block.outputs, steps.outputs(starts, batches[0][0]), strict=True):
-            if found.shape != targets[0][0][output].shape:
-                raise Unsupported(f"'{output}' has another shape than in the original")
+        batches = [[self._batch(i, losses) for i in part] for part in ([*real, *more], unseen)]
+        for loss, found in zip(losses, steps.outputs(starts, batches[0][0]), strict=True):
+            if found.shape != targets[0][loss.output].shape:
+                raise Unsupported(f"'{loss.output}' has another shape than in the original")
 
         def progress(loss: float, done: int, total: int) -> None:
             self.judge.progress(f"tune: {name}", done, total)
@@ -218,6 +223,16 @@ class _Work:
         plan = self.plan
         schedule = Schedule(plan.steps, plan.rate, plan.batch, (plan.seed, number), until)
         return fit(steps, *pooled(steps, batches[0], batches[1], len(real)), schedule, progress)
+
+    def _batch(self, number: int, losses: Sequence[Loss]) -> Batch:
+        """Return what a block is fed of a feed, and the targets of its losses."""
+        targets = {
+            target_of(loss): loss.target(
+                self.classes[number] if loss.kind == "labels" else self.answers[number][loss.output]
+            )
+            for loss in losses
+        }
+        return {**self.inside[number], **targets}
 
     def _onward(
         self, model: onnx.ModelProto, folder: Path | None, known: Inside, feeds: Sequence[int], names: Sequence[str]
@@ -241,3 +256,12 @@ class _Work:
             probabilities = all(bool((each >= 0).all() and (each <= 1).all()) for each in values)
             return Loss(output, "scores", temperature=self.plan.temperature, probabilities=probabilities)
         return Loss(output, "squares", scale_of(values, None if kind is None else kind.layout))
+
+
+def _classes(bench: Bench, name: str, seen: Sequence[int], more: Feeds, unseen: Sequence[int]) -> list[Array]:
+    """Return the labels of all feeds; those that are mixed of others have no class."""
+    assert bench.label is not None
+    own, judged = ([bench.label(i, name) for i in numbers] for numbers in (seen, unseen))
+    inside = own[0].shape[1:]
+    none = [np.full((len(next(iter(each.values()))), *inside), NO_CLASS) for each in more]
+    return [*own, *none, *judged]

@@ -9,12 +9,15 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from onnxsqueeze import Tune, squeeze
+from onnxsqueeze import Tune, UsageError, squeeze
 from onnxsqueeze.engine.result import Result
 from onnxsqueeze.ir.files import load
 from onnxsqueeze.ir.weights import peek
 from onnxsqueeze.report.run import StepReport
+from onnxsqueeze.runtime.session import Session
 
+NOISE = 1.0
+"""Of a weight, in its standard deviations: then the original errs."""
 MODELS = Path(__file__).parents[2] / "models"
 
 
@@ -55,6 +58,53 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
     assert one == two
     assert one != other
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    with np.load(MODELS / "digits.npz") as data:
+        np.savez(path, input=digits()[:640], classes=data["y"][:640])
+    return path
+
+
+def test_labels_set_right_what_the_original_does_wrong(labelled: Path) -> None:
+    model = onnx.load(MODELS / "mlp.onnx")
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        w = onnx.numpy_helper.to_array(tensor)
+        if w.ndim == 2 and w.dtype == np.float32:
+            noisy = w + NOISE * w.std() * rng.standard_normal(w.shape)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(noisy.astype(np.float32), tensor.name))
+    pipe = "bits{{weights=2}},tune{{steps=150 end-to-end{}}}"
+    without, with_ = (
+        squeeze(model, pipe.format(more), labelled if more else digits()[:640], outputs="logits:scores")
+        for more in ("", " labels=classes")
+    )
+
+    assert share_right(with_.model) >= share_right(without.model) + 0.1
+    assert any("answers: " in note for note in tuned(with_).notes)
+
+
+def share_right(model: onnx.ModelProto) -> float:
+    """The share of digits that training has not seen."""
+    with np.load(MODELS / "digits.npz") as data:
+        y = data["y"][640:]
+    return float((np.asarray(Session(model).run({"input": digits()[640:]})["logits"]).argmax(-1) == y).mean())
+
+
+@pytest.mark.parametrize(
+    ("pipe", "outputs", "words"),
+    [
+        ("bits{weights=2},tune{end-to-end labels=y}", "logits:scores", "no labels 'y'; it has 'classes'"),
+        ("bits{weights=2},tune{end-to-end labels=classes}", None, "outputs="),
+        ("bits{weights=2},tune{labels=classes}", None, "end-to-end"),
+        ("bits{weights=2},tune{end-to-end mix=2}", None, "mix is from 0"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(pipe: str, outputs: str | None, words: str, labelled: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        squeeze(MODELS / "mlp.onnx", pipe, labelled, outputs=outputs)
 
 
 def test_a_model_that_answers_as_the_original_is_left_alone() -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import parser
 
+from onnxsqueeze.errors import UsageError
 from onnxsqueeze.graph.view import View
 from onnxsqueeze.ir.decode import decode
 from onnxsqueeze.measure.variation import Layout
@@ -21,7 +22,7 @@ from onnxsqueeze.training.capture import captured, fewer
 from onnxsqueeze.training.data import pooled
 from onnxsqueeze.training.fit import Fitted, Schedule, fit
 from onnxsqueeze.training.leaves import leaves
-from onnxsqueeze.training.losses import Loss, scale_of, target_of
+from onnxsqueeze.training.losses import Loss, scale_of, target_of, with_labels
 from onnxsqueeze.training.mixing import mixed
 from onnxsqueeze.training.slices import cut
 from onnxsqueeze.training.steps import Batch, Steps
@@ -89,8 +90,38 @@ def test_losses_are_what_they_say() -> None:
     apart = log_softmax(t / 3) - log_softmax(y / 3)
     assert found(SCORES, t) == pytest.approx(9 * np.mean((p * apart).sum(-1)), rel=1e-4)
     assert found(labels, classes) == pytest.approx(-0.5 * log_softmax(y)[np.arange(len(y)), classes].mean(), rel=1e-5)
+    some = np.where(np.arange(len(y)) < 3, classes, -1)
+    known = -0.5 * log_softmax(y)[np.arange(3), classes[:3]].mean()
+    assert found(labels, some) == pytest.approx(known, rel=1e-5), "the mean of those whose class is known"
+    assert found(labels, np.full(len(y), -100)) == 0
     soft = probabilities.target(np.exp(log_softmax(t)))
     assert np.allclose(soft, np.exp(log_softmax(t / 2)), atol=1e-6), "of probabilities the same as of their logits"
+
+
+def test_the_gradient_of_labels_is_that_of_their_loss() -> None:
+    labels = Loss("y", "labels", weight=0.5)
+    steps = steps_of(ROWS, labels)
+    batch = data(labels)[0]
+    rng = np.random.default_rng(0)
+    batch = {"x": batch["x"], target_of(labels): labels.target(rng.integers(-1, 3, len(batch["x"])))}
+    starts = [leaf.start for leaf in steps.leaves]
+    _, grads = steps.gradients(starts, batch)
+    ways = [rng.standard_normal(start.shape).astype(np.float32) for start in starts]
+    ends = [steps.loss([v + h * w for v, w in zip(starts, ways, strict=True)], batch) for h in (-1e-3, 1e-3)]
+
+    along = sum(float((grad * way).sum()) for grad, way in zip(grads, ways, strict=True))
+    assert along == pytest.approx((ends[1] - ends[0]) / 2e-3, rel=0.01, abs=1e-4)
+
+
+def test_labels_take_their_share_of_the_first_scores() -> None:
+    losses = [SQUARES, SCORES]
+
+    assert [(each.kind, each.weight) for each in with_labels(losses, 0.25)] == [
+        ("labels", 0.25), ("squares", 1.0), ("scores", 0.75)
+    ]  # fmt: skip
+    assert [each.kind for each in with_labels(losses, 1.0)] == ["labels", "squares"]
+    with pytest.raises(UsageError, match="outputs="):
+        with_labels([SQUARES], 0.5)
 
 
 def test_kinds_of_channels_count_alike_in_a_squared_error() -> None:
