@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -20,6 +20,7 @@ from onnxsqueeze.techniques.quantization.emit.nbits import restored
 from onnxsqueeze.techniques.quantization.emit.rows import multiplied, rows_of
 from onnxsqueeze.techniques.quantization.emit.weights import correct_bias, values_of
 from onnxsqueeze.techniques.quantization.lowbits import BITS, Weight, chosen_bits, heads, plain_bits, weights
+from onnxsqueeze.techniques.quantization.outliers import smoothing
 
 __all__ = ["Bits"]
 
@@ -163,6 +164,7 @@ class Bits(Selected[FewBits]):
         for skip in skips:
             if skip.key not in integer:
                 yield skip
+        integer |= _treated(integer, known)
         stored: list[Site[FewBits]] = []
         for node in view.nodes:
             key = key_of(node)
@@ -211,6 +213,26 @@ def _put(graph: Graph, key: str, group: Sequence[Weight], bits: int) -> None:
     """Give a copy of a node its weights as they are with so many bits."""
     for weight in group:
         weight.put(graph, key, bits)
+
+
+def _treated(
+    integer: Mapping[str, Quantized], known: Mapping[str, tuple[tuple[Weight, ...], int]]
+) -> dict[str, Quantized]:
+    """Return the layers that quantize their input at run time with outliers treated as their bits ask for."""
+    readers: dict[int, list[str]] = {}
+    for key, work in integer.items():
+        if work.form == "dynamic" and work.moments is not None and work.smoothing is not None and not work.tied:
+            readers.setdefault(id(work.smoothing), []).append(key)
+    found: dict[str, Quantized] = {}
+    for keys in readers.values():  # of one input, which is quantized once for all of them
+        bits = min((known[key][1] for key in keys if key in known), default=8)
+        moments = integer[keys[0]].moments
+        if bits == 8 or moments is None:
+            continue
+        matrices = [w.rows(values_of(w.node.inputs[w.slot])).T for key in keys if key in known for w in known[key][0]]
+        treatment = smoothing(moments, matrices, bits=bits)
+        found |= {key: replace(integer[key], smoothing=treatment) for key in keys}
+    return found
 
 
 def _integer_site(key: str, node: gs.Node, work: Quantized, mine: tuple[Weight, ...], bits: int) -> Site[FewBits]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxsqueeze.container.tables import Symbols
 
@@ -15,7 +17,7 @@ PLAIN, NIBBLES, SPLIT, ROTATED, VALUES = range(5)
 the last plane of a float32 or bfloat16 is its exponent; the index of every element among its values."""
 FEW = 256
 PROBE = 4096
-CHUNK = 1 << 14
+CHUNK = 1 << 15
 """Elements that are joined at a time, so that they stay in the cache."""
 
 
@@ -53,18 +55,27 @@ def join(planes: Sequence[Symbols], kind: int, width: int, values: Symbols | Non
         table = values.view(f"<u{width}")
         np.frombuffer(out, f"<u{width}")[:] = table.take(planes[0], mode="clip")
     else:
-        elements = np.frombuffer(out, f"<u{width}")
-        for start in range(0, len(elements), CHUNK):
-            part = slice(start, start + CHUNK)
-            found = planes[-1][part].astype(f"<u{width}")
-            for plane in planes[-2::-1]:
-                found <<= np.array(8, found.dtype)
-                found |= plane[part]
-            if kind == ROTATED:
-                sign = found << np.array(8 * width - 1, found.dtype)
-                found >>= np.array(1, found.dtype)
-                found |= sign
-            elements[part] = found
+        _joined(planes, kind == ROTATED, np.frombuffer(out, f"<u{width}"))
+
+
+def _joined(planes: Sequence[Symbols], rotated: bool, elements: NDArray[np.unsignedinteger[Any]]) -> None:
+    """Write the elements that have these bytes; arrays are made once, and nothing is cast while it is computed."""
+    kind, most = elements.dtype, min(CHUNK, len(elements))
+    byte, bit, top = kind.type(8), kind.type(1), kind.type(8 * kind.itemsize - 1)
+    one, two = np.empty(most, kind), np.empty(most, kind)
+    for start in range(0, len(elements), CHUNK):
+        target = elements[start : start + CHUNK]
+        found, other = one[: len(target)], two[: len(target)]
+        found[:] = planes[-1][start : start + CHUNK]
+        for plane in planes[-2::-1]:
+            np.left_shift(found, byte, out=found)
+            other[:] = plane[start : start + CHUNK]
+            np.bitwise_or(found, other, out=found)
+        if rotated:
+            np.left_shift(found, top, out=other)
+            np.right_shift(found, bit, out=found)
+            np.bitwise_or(found, other, out=found)
+        target[:] = found
 
 
 def few(data: memoryview, width: int) -> Symbols | None:

@@ -6,11 +6,15 @@ import mmap
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from onnxsqueeze.container.decoding import decode
 from onnxsqueeze.container.format import Block, Member, scan
 
 __all__ = ["Unpacked"]
+
+LARGE = 1 << 22
+"""Bytes of a file from which pages of 2 MiB are asked for."""
 
 
 class Unpacked:
@@ -76,11 +80,15 @@ def _memory(size: int) -> memoryview:
     if not size:
         return memoryview(b"")
     try:
-        if hasattr(mmap, "MAP_PRIVATE"):  # elsewhere there is no choice
-            return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        return memoryview(mmap.mmap(-1, size))
+        if not hasattr(mmap, "MAP_PRIVATE"):  # there is no choice
+            return memoryview(mmap.mmap(-1, size))
+        found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:  # the system's word for it
         raise MemoryError(size) from None
+    if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without them; else a page is made 512 times as seldom
+            found.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(found)
 
 
 def _into(block: Block, room: list[memoryview]) -> None:

@@ -43,7 +43,7 @@ def latencies(
     threads, batch = recipe.threads, recipe.batch
     pair = [Session(each, threads=1, exact_sums=False) for each in models]
     used = list(feeds[:8])
-    times = latency(pair, used, FIRST)
+    times = latency(pair, used, FIRST, sure=False)
     found = [Timed(1, samples_in(used[0]), times.milliseconds[0], times.milliseconds[-1], times.ratio)]
     if len(models) == 1 or max(times.milliseconds) > SLOW:
         return tuple(found)
@@ -68,5 +68,5 @@ def latencies(
 
 
 def _timed(pair: Sequence[Session], feed: Feed, threads: int) -> Timed:
-    times = latency(pair, [feed], SECONDS, threads=threads, most=ROUNDS)
+    times = latency(pair, [feed], SECONDS, threads=threads, most=ROUNDS, sure=False)
     return Timed(threads, samples_in(feed), times.milliseconds[0], times.milliseconds[-1], times.ratio)

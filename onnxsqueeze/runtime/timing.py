@@ -25,6 +25,8 @@ CONFIDENCE = 0.999
 """How sure the interval of a ratio of times is."""
 LEAST = 11
 """Rounds that are timed at least, unless a run takes over half a second: from 11 on there is an interval."""
+FEW = 5
+"""Rounds that show a ratio."""
 _clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter
 """Seconds of this thread, where the system counts them finely enough."""
 
@@ -54,6 +56,7 @@ def latency(
     seconds: float = 1.0,
     threads: int = 1,
     most: int = 500,
+    sure: bool = True,
 ) -> Latency:
     """Time sessions of as many ``threads`` in turn on the same feeds, by the processor time of this thread.
 
@@ -61,13 +64,14 @@ def latency(
     counts, and the machine should be idle. There are at most so many rounds. Each times every session on one feed, best
     of three (once, if a run takes over 20 ms). Each feed has at least three rounds, two feeds if a run takes over
     20 ms, one feed from 500 ms on; one round is all if a run takes over 1 s. ``seconds`` are processor time.
+    What need not be ``sure`` has five rounds at least, and no interval.
     """
     rounds: list[list[float]] = []
     clocks = None if threads == 1 else (time.perf_counter,) * 3
     first = max(milliseconds(session, feeds[0], clocks) for session in sessions)
     repeat = 3 if first < 20 else 1
     used = feeds if first < 20 else feeds[:2] if first < 500 else feeds[:1]
-    least = max(3 * len(used), LEAST) if first < 500 else 3 if first < 1000 else 1
+    least = max(3 * len(used), LEAST if sure else FEW) if first < 500 else 3 if first < 1000 else 1
     spent = 0.0
     while (spent < 1000 * seconds and len(rounds) < most) or len(rounds) < least:
         feed = used[len(rounds) % len(used)]

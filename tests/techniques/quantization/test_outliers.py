@@ -31,12 +31,12 @@ def channel_moments(x: Floats) -> Moments:
     return found
 
 
-def quantized_error(x: Floats, w: Floats, scale: Floats | None) -> float:
-    """The mean relative squared error per row of x·W with 8-bit x (per tensor) and 8-bit W (per column)."""
+def quantized_error(x: Floats, w: Floats, scale: Floats | None, top: int = 127) -> float:
+    """The mean relative squared error per row of x·W with 8-bit x (per tensor) and W up to ``top`` (per column)."""
     s = np.ones(x.shape[1]) if scale is None else scale.astype(np.float64)
     xs, ws = x / s, w * s[:, None]
     step = (max(xs.max(), 0) - min(xs.min(), 0)) / 255
-    columns = np.abs(ws).max(0) / 127
+    columns = np.abs(ws).max(0) / top
     y = (np.rint(xs / step) * step) @ (np.rint(ws / columns) * columns)
     return float(np.mean(((y - x @ w) ** 2).sum(1) / (x**2).sum(1)) / np.mean(((x @ w) ** 2).sum(1) / (x**2).sum(1)))
 
@@ -86,6 +86,16 @@ def test_smoothing_never_predicts_more_error_than_none(seed: int, monkeypatch: p
 
     assert none.scale is None
     assert best <= none.error
+
+
+@pytest.mark.usefixtures("scales_only")
+@pytest.mark.parametrize("factor", [20, 60])
+def test_weights_of_few_bits_take_over_less_of_the_outliers(factor: float) -> None:
+    x, w = outliers(factor=factor)
+    moments = channel_moments(x)
+    whole, few = smoothing(moments, [w]).scale, smoothing(moments, [w], bits=4).scale
+
+    assert quantized_error(x, w, few, 7) < quantized_error(x, w, whole, 7)
 
 
 def test_even_channels_are_left_alone_since_a_further_node_would_not_pay() -> None:
