@@ -1,4 +1,4 @@
-"""``tune``: weights, biases, norms and roundings are trained towards the original's answers, and labels where there are any."""
+"""``tune``: weights, biases, norms and roundings are trained towards the original's answers, and by labels too."""
 
 from __future__ import annotations
 
