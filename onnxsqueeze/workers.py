@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from onnxsqueeze.errors import UsageError
-from onnxsqueeze.processes import Processes
 
 __all__ = ["Executors", "Share", "Workers"]
 
@@ -36,7 +35,7 @@ class Workers:
     """Calls under way in an executor, or made here when they are taken, if there is none.
 
     A number of processes is taken for that many on this machine, and a new one takes over when one has died. Raises
-    UsageError if ``executor`` is none.
+    UsageError if ``executor`` is neither.
     """
 
     def __init__(self, executor: Executors = None, share: Share = None) -> None:
@@ -57,6 +56,8 @@ class Workers:
         if self._processes:
             folder = TemporaryDirectory(prefix="onnxsqueeze-", ignore_cleanup_errors=True)
             self.folder = Path(self._stack.enter_context(folder))
+            from onnxsqueeze.processes import Processes  # which takes its time, and few runs need it
+
             self._executor = self._stack.enter_context(Processes(self._processes))
         return self
 

@@ -122,10 +122,10 @@ class Bench:
     @cached_property
     def unseen(self) -> list[dict[str, Array]]:
         """Up to 16 calibration feeds that are kept apart, so that a fit has not seen them; ``feeds`` if none is."""
-        return [self.calib[i] for i in self.kept]
+        return [self.calib[i] for i in self.unseen_numbers]
 
     @cached_property
-    def kept(self) -> list[int]:
+    def unseen_numbers(self) -> list[int]:
         """The numbers of the calibration feeds in ``unseen``."""
         there = [i for i in range(len(self.calib)) if apart(i)]
         count = min(SLOW_FEEDS if self.slow else UNSEEN_FEEDS, len(there))

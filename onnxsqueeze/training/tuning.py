@@ -110,7 +110,7 @@ def tune(graph: Graph, teacher: Graph, bench: Bench, plan: Plan) -> Iterator[Tun
     work = _Work(graph, teacher, judge, seen, more, list(judge.unseen), plan)
     if plan.labels:
         with_labels([Loss(n, "scores") for n, kind in bench.ruler.kinds.items() if kind.name == "scores"], plan.mix)
-        work.classes = _classes(bench, plan.labels, numbers, more, judge.kept)
+        work.classes = _classes(bench, plan.labels, numbers, more, judge.unseen_numbers)
     view = View(graph)
     found = leaves(view, plan.wanted)
     parts = blocks(view, found, work.alike(crossings(view, found))) if plan.blocks else []
@@ -182,7 +182,7 @@ class _Work:
             return
         old, self.error = self.error, self.judge.unseen_error(self.graph)
         words = f"{decibels(old):.1f} to {decibels(self.error):.1f} dB on unseen calibration feeds"
-        labelled = whole and len(self.classes) > 0  # then answers are to move away from the original's
+        labelled = whole and bool(self.classes)  # then answers are to move away from the original's
         if self.error < (inf if labelled else old):
             yield Tuned("answers", left=words)
             return

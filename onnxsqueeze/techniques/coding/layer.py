@@ -16,6 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxsqueeze.arrays import significant
 from onnxsqueeze.budget.spend import Option
 from onnxsqueeze.container.tables import cost
 from onnxsqueeze.graph import edit
@@ -173,8 +174,7 @@ class CodedLayer:
 
 def _short(values: NDArray[Any]) -> NDArray[np.float32]:
     """Return floats of 11 significant bits, 66 dB: the last bytes of a bias would take as much as a dozen weights."""
-    mantissas, exponents = np.frexp(values)
-    return np.asarray(np.ldexp(np.rint(mantissas * 2048) / 2048, exponents), np.float32)
+    return np.asarray(significant(values, 11), np.float32)
 
 
 def _energy(part: NDArray[np.float32], spread: NDArray[np.float32] | None) -> float:

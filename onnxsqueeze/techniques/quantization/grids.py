@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsqueeze.arrays import significant
 from onnxsqueeze.statistics.histogram import BINS, Histogram
 from onnxsqueeze.targets.target import Target
 
@@ -119,7 +120,7 @@ def activation(
     the layers behind as rounding does. f is the identity, or ``x·g(x)`` where the tensor is read as that alone: what
     a gate g closes need not be represented. lo and hi are looked for between the extremes, rounded to ``BITS`` bits.
     """
-    low, high = _rounded(min(histogram.low, 0.0)), _rounded(max(histogram.high, 0.0))
+    low, high = (float(significant(end, BITS)) for end in (min(histogram.low, 0.0), max(histogram.high, 0.0)))
     width = 2 * histogram.limit / BINS
     centres = (np.arange(BINS) + 0.5) * width - histogram.limit
     counts = histogram.counts.astype(np.float64)
@@ -149,12 +150,6 @@ def activation(
     error = below + above + rounding
     best = np.unravel_index(int(np.argmin(CLIPPED * (below + above) + rounding)), error.shape)
     return form.fixed(float(lo[best]), float(hi[best])), float(error[best] / signal)
-
-
-def _rounded(value: float) -> float:
-    """Round to BITS significant bits."""
-    mantissa, exponent = np.frexp(value)
-    return float(np.ldexp(np.round(mantissa * 2.0**BITS) / 2.0**BITS, exponent))
 
 
 def _as_it_is(x: FloatArray) -> FloatArray:
