@@ -21,7 +21,7 @@ import numpy as np
 from onnxsqueeze.engine import calibrate as module
 from onnxsqueeze.engine import chunks
 from onnxsqueeze.engine.calibrate import calibrate
-from onnxsqueeze.engine.chunks import measure
+from onnxsqueeze.engine.chunks import AHEAD, measure
 from onnxsqueeze.statistics.partial import Partial
 
 MODEL = Path(__file__).parents[1] / "models" / "mlp.onnx"
@@ -52,7 +52,7 @@ def simulated(count: int, chunks: int, chunk: float, receive: float, task: float
     Whoever hands out the work takes ``task`` s to hand out a chunk and ``receive`` s to take back what came out and to
     add it up, one after the other; 32 chunks are under way at most.
     """
-    free, now, done = [0.0] * min(count, chunks.AHEAD), 0.0, list[float]()
+    free, now, done = [0.0] * min(count, AHEAD), 0.0, list[float]()
     for _ in range(chunks):
         start = max(heapq.heappop(free), now)
         now = max(now, 0.0) + task
@@ -86,6 +86,11 @@ def main() -> None:
             print(f"two workers of a local cluster: {time.perf_counter() - start:.1f} s, {two.chunks} chunks")
             each = ", ".join(f"{size:.0f}" for size in held.values())
             print(f"anonymous memory of the workers, MB: {each}; here {anonymous():.0f}")
+        start = time.perf_counter()
+        calibrate(MODEL, source, 2, output=Path(folder, "here.npz"), every_feed=True)
+        same = Path(folder, "here.npz").read_bytes() == Path(folder, "two.npz").read_bytes()
+        words = f"the same bytes: {same}; {anonymous():.0f} MB anonymous here"
+        print(f"two processes here: {time.perf_counter() - start:.1f} s, {words}")
         took: list[float] = []
         sizes: list[int] = []
         receiving: list[float] = []
